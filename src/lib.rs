@@ -1,0 +1,5 @@
+//! Every streaming response gets an owner.
+
+mod error;
+
+pub use error::{BodyError, BoxError, Cause};
