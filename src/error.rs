@@ -5,6 +5,9 @@ use std::{error::Error as StdError, fmt, sync::Arc};
 /// Any error, owned: what fallible closures and inner bodies hand us.
 pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 
+/// What closers and tasks return: `?` turns any error into the boxed one.
+pub type TaskResult = Result<(), BoxError>;
+
 /// A failure, shared between the body that yields it, the closers that see it and the report.
 pub type Cause = Arc<dyn StdError + Send + Sync + 'static>;
 

@@ -1,0 +1,64 @@
+//! Extractors and `IntoResponse` for axum.
+
+use axum::{
+    body::Body,
+    extract::{FromRequestParts, OptionalFromRequestParts},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http::{StatusCode, request::Parts};
+
+use crate::{
+    Cleanup, Disconnect, MissingLayer,
+    cleanup::CleanupBody,
+    scope::{ScopeBody, View},
+};
+
+impl IntoResponse for MissingLayer {
+    fn into_response(self) -> Response {
+        (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+    }
+}
+
+/// Each view is extracted the same way; a missing layer answers 500 and names it.
+macro_rules! extract {
+    ($($view:ty),*) => {$(
+        impl<S: Sync> FromRequestParts<S> for $view {
+            type Rejection = MissingLayer;
+
+            async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingLayer> {
+                Self::from_extensions(&parts.extensions)
+            }
+        }
+
+        impl<S: Sync> OptionalFromRequestParts<S> for $view {
+            type Rejection = std::convert::Infallible;
+
+            async fn from_request_parts(
+                parts: &mut Parts,
+                _: &S,
+            ) -> Result<Option<Self>, Self::Rejection> {
+                Ok(Self::from_extensions(&parts.extensions).ok())
+            }
+        }
+    )*};
+}
+
+extract!(Cleanup, Disconnect);
+
+/// Our bodies are responses as they are, with status 200.
+macro_rules! respond {
+    ($($body:ty $(where $b:ident)?),*) => {$(
+        impl$(<$b>)? IntoResponse for $body
+        $(where
+            $b: http_body::Body<Data = Bytes> + Send + 'static,
+            $b::Error: Into<crate::BoxError>,)?
+        {
+            fn into_response(self) -> Response {
+                Response::new(Body::new(self))
+            }
+        }
+    )*};
+}
+
+respond!(CleanupBody<B> where B, ScopeBody<B> where B);

@@ -1,0 +1,182 @@
+//! Async cleanup that runs exactly once when a response ends, however it ends.
+//!
+//! ```
+//! use axum::{Router, body::Body, routing::get};
+//! use bodyguard::{Cleanup, CleanupLayer};
+//!
+//! async fn export(cleanup: Cleanup) -> Body {
+//!     cleanup.defer(|ending| async move {
+//!         if ending.succeeded() { /* commit().await?; */ } else { /* rollback().await?; */ }
+//!         Ok(())
+//!     });
+//!     Body::from("rows")
+//! }
+//!
+//! let app: Router = Router::new()
+//!     .route("/export", get(export))
+//!     .layer(CleanupLayer::new());
+//! ```
+//!
+//! Closers run last registered first, after the inner body has been dropped and tasks have been
+//! joined, and *before* the client sees the end: a failing closer makes the response fail. Each has
+//! a limit (30 s); its panic is contained, and the others still run.
+
+mod body;
+
+use std::{fmt, future::Future, sync::Arc, time::Duration};
+
+use http::Request;
+
+pub use body::CleanupBody;
+
+use crate::{
+    Cause, Ending, TaskResult,
+    scope::{Closer, Hold, MissingLayer, Scope, ScopeLayer, Sealed, View},
+};
+
+/// The layer that gives handlers [`Cleanup`].
+pub type CleanupLayer = ScopeLayer<Cleanup>;
+
+/// Registers closers with the response of this request. Cheap to clone.
+///
+/// **On drop**: nothing happens; what was registered stays registered.
+#[derive(Clone)]
+pub struct Cleanup {
+    scope: Arc<Scope>,
+}
+
+impl Cleanup {
+    /// The cleanup of this request, for services without extractors.
+    ///
+    /// # Errors
+    /// [`MissingLayer`] without a [`CleanupLayer`] or [`Stack`](crate::Stack) around.
+    pub fn of<B>(request: &Request<B>) -> Result<Self, MissingLayer> {
+        Self::from_extensions(request.extensions())
+    }
+
+    /// Registers an async closer. After the end it runs at once, with the final ending.
+    ///
+    /// An error it returns fails the response, if the client has not seen the end yet, and is in
+    /// the end report in any case.
+    #[track_caller]
+    pub fn defer<F, Fut>(&self, closer: F) -> Key
+    where
+        F: FnOnce(Ending) -> Fut + Send + 'static,
+        Fut: Future<Output = TaskResult> + Send + 'static,
+    {
+        self.register(Closer::new(closer))
+    }
+
+    /// [`Cleanup::defer`] with a limit of its own instead of the layer's.
+    #[track_caller]
+    pub fn defer_within<F, Fut>(&self, limit: Duration, closer: F) -> Key
+    where
+        F: FnOnce(Ending) -> Fut + Send + 'static,
+        Fut: Future<Output = TaskResult> + Send + 'static,
+    {
+        self.register(Closer::new(closer).limited(limit))
+    }
+
+    /// Registers a synchronous closer; it runs even if the runtime is gone. It should not block.
+    #[track_caller]
+    pub fn defer_sync(&self, closer: impl FnOnce(Ending) + Send + 'static) -> Key {
+        self.register(Closer::sync(closer))
+    }
+
+    /// Registers a closer that runs behind the end: the client does not wait for it.
+    ///
+    /// It runs after all others, and its failure is in the end report only. The drain waits for it.
+    #[track_caller]
+    pub fn defer_after_end<F, Fut>(&self, closer: F) -> Key
+    where
+        F: FnOnce(Ending) -> Fut + Send + 'static,
+        Fut: Future<Output = TaskResult> + Send + 'static,
+    {
+        let key = self.scope.defer_after_end(Closer::new(closer));
+        self.key(key)
+    }
+
+    /// Registers a value that knows how to close itself.
+    #[track_caller]
+    pub fn defer_close<C: Close>(&self, value: C) -> Key {
+        self.register(Closer::new(move |ending| value.close(ending)))
+    }
+
+    /// Keeps the scope open past its body. See [`Hold`].
+    pub fn hold(&self) -> Hold {
+        Hold::on(&self.scope)
+    }
+
+    fn register(&self, closer: Closer) -> Key {
+        let key = self.scope.defer(closer);
+        self.key(key)
+    }
+
+    fn key(&self, key: u64) -> Key {
+        Key {
+            scope: self.scope.clone(),
+            key,
+        }
+    }
+}
+
+/// A value that closes itself asynchronously and may do so according to how the response ended.
+pub trait Close: Send + 'static {
+    /// Closes the value.
+    fn close(self, ending: Ending) -> impl Future<Output = TaskResult> + Send;
+}
+
+/// A registered closer: dismiss it, or run it early. Dropping the key leaves it registered.
+pub struct Key {
+    scope: Arc<Scope>,
+    key: u64,
+}
+
+impl Key {
+    /// Takes the closer back; false if it has run or is running. It is dropped unrun.
+    pub fn dismiss(self) -> bool {
+        self.scope.take_closer(self.key).is_some()
+    }
+
+    /// Runs the closer now and waits for it; `Ok(false)` if it has run or is running.
+    ///
+    /// While the response is live the closer is given `Cancelled`, since nothing has been delivered:
+    /// commit-or-rollback code rolls back.
+    ///
+    /// # Errors
+    /// What the closer returned, or its panic or overrun limit as a
+    /// [`Failure`](crate::scope::Failure). It counts in the end report too.
+    ///
+    /// **On drop**: the closer is aborted where it stands.
+    pub async fn close_now(self) -> Result<bool, Cause> {
+        match self.scope.take_closer(self.key) {
+            Some(closer) => self.scope.close_now(closer).await.map(|()| true),
+            None => Ok(false),
+        }
+    }
+}
+
+impl Sealed for Cleanup {
+    const BITS: u8 = 1;
+    const VIEW: &'static str = "Cleanup";
+    const LAYER: &'static str = "CleanupLayer";
+
+    #[allow(private_interfaces, reason = "the trait is sealed")]
+    fn through(scope: Arc<Scope>) -> Self {
+        Self { scope }
+    }
+}
+
+impl fmt::Debug for Cleanup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cleanup")
+            .field("scope", &self.scope)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Key").field("key", &self.key).finish()
+    }
+}

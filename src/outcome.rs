@@ -1,0 +1,211 @@
+//! How a body ended, as values.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use http::{Method, StatusCode, Uri};
+
+use crate::error::Cause;
+
+/// How a response ended: the first cause wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The whole body was handed to the server, or none was due. Not "received by the client", and
+    /// not "the request succeeded": see [`Ending::succeeded`].
+    Complete,
+    /// The body ended with fewer bytes than its length promised.
+    Truncated,
+    /// The service, the body, a task or a closer returned an error, or the body gave more than it
+    /// promised.
+    Failed,
+    /// The handler, the body, a task or a closer panicked.
+    Panicked,
+    /// The server stopped asking for frames for longer than the stall time-out.
+    Stalled,
+    /// The server was shutting down and ended the body.
+    Shutdown,
+    /// The application cancelled the scope, or dropped its hold.
+    Cancelled,
+    /// Dropped before its end, and the connection is known to be gone.
+    Disconnected,
+    /// Dropped before its end for a reason unknown to us: mostly the client left, or an outer layer
+    /// (a time-out, a hedge) gave up.
+    Dropped,
+}
+
+impl Outcome {
+    /// The only natural end: everything else stops tasks and fires the tokens.
+    pub fn is_complete(self) -> bool {
+        self == Outcome::Complete
+    }
+
+    /// The name as written in the variant, for logs and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Complete => "Complete",
+            Outcome::Truncated => "Truncated",
+            Outcome::Failed => "Failed",
+            Outcome::Panicked => "Panicked",
+            Outcome::Stalled => "Stalled",
+            Outcome::Shutdown => "Shutdown",
+            Outcome::Cancelled => "Cancelled",
+            Outcome::Disconnected => "Disconnected",
+            Outcome::Dropped => "Dropped",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a closer is told: how the response ended. Cheap to clone.
+#[derive(Clone)]
+pub struct Ending {
+    inner: Arc<EndingParts>,
+}
+
+/// The parts an [`Ending`] is made of; the scope fills them in.
+#[derive(Clone)]
+pub(crate) struct EndingParts {
+    pub(crate) outcome: Outcome,
+    pub(crate) method: Method,
+    pub(crate) status: Option<StatusCode>,
+    pub(crate) client_gone: bool,
+    pub(crate) cause: Option<Cause>,
+    pub(crate) succeeded: bool,
+}
+
+impl Ending {
+    pub(crate) fn new(parts: EndingParts) -> Self {
+        Self {
+            inner: Arc::new(parts),
+        }
+    }
+
+    /// How the body ended.
+    pub fn outcome(&self) -> Outcome {
+        self.inner.outcome
+    }
+
+    /// The request's method.
+    pub fn method(&self) -> &Method {
+        &self.inner.method
+    }
+
+    /// The response's status; `None` if the handler never gave a response.
+    pub fn status(&self) -> Option<StatusCode> {
+        self.inner.status
+    }
+
+    /// Whether the client had gone when the end started or while the end was held back.
+    pub fn client_gone(&self) -> bool {
+        self.inner.client_gone
+    }
+
+    /// The first failure, if the outcome has one.
+    pub fn cause(&self) -> Option<&Cause> {
+        self.inner.cause.as_ref()
+    }
+
+    /// What commit-or-rollback code branches on: complete, and a status below 400.
+    ///
+    /// False once any task or closer has failed, and when the handler under the owner was dropped
+    /// or panicked although someone else answered for it. A layer can set another rule for status
+    /// and outcome with [`ScopeLayer::succeeded_when`](crate::scope::ScopeLayer::succeeded_when).
+    pub fn succeeded(&self) -> bool {
+        self.inner.succeeded
+    }
+}
+
+impl fmt::Debug for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ending")
+            .field("outcome", &self.inner.outcome)
+            .field("method", &self.inner.method)
+            .field("status", &self.inner.status)
+            .field("client_gone", &self.inner.client_gone)
+            .field("cause", &self.inner.cause)
+            .field("succeeded", &self.inner.succeeded)
+            .finish()
+    }
+}
+
+/// The account of one response: what hooks, `tracing`, `metrics` and `close` are given.
+///
+/// Durations are `None` where nobody asked for a clock: a layer reads it only with an `on_end`
+/// hook, an explicit supervisor, or the `tracing` or `metrics` feature.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct EndReport {
+    /// The scope's number under its supervisor.
+    pub id: u64,
+    /// The request's method.
+    pub method: Method,
+    /// The request's target.
+    pub uri: Uri,
+    /// How it ended; `client_gone`, status and cause are in here.
+    pub ending: Ending,
+    /// Body bytes handed to the server (before any compression further out).
+    pub bytes: u64,
+    /// Data frames handed to the server.
+    pub frames: u64,
+    /// From the call to the first data frame.
+    pub first_frame: Option<Duration>,
+    /// From the call to the start of the end.
+    pub duration: Option<Duration>,
+    /// From the start of the end to this report.
+    pub teardown: Option<Duration>,
+    /// Closers and tasks of this scope and its children, counted.
+    pub counts: Counts,
+    /// Every failure of the service, the body, tasks and closers, in the order they were seen.
+    pub errors: Vec<Cause>,
+    /// What overran its limit and could not be stopped, by name and place.
+    pub stuck: Vec<String>,
+}
+
+impl EndReport {
+    /// How it ended.
+    pub fn outcome(&self) -> Outcome {
+        self.ending.outcome()
+    }
+
+    /// The status sent, if a response was.
+    pub fn status(&self) -> Option<StatusCode> {
+        self.ending.status()
+    }
+}
+
+/// What ran in a scope, by how it came out. Sums over children too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Closers that ran to their end, failed ones included.
+    pub closers_run: u64,
+    /// Closers that returned an error, panicked or overran their limit.
+    pub closers_failed: u64,
+    /// Closers that could not run: the runtime was gone.
+    pub closers_unrun: u64,
+    /// Tasks that finished by themselves, failed ones included.
+    pub tasks_joined: u64,
+    /// Tasks that returned an error.
+    pub tasks_failed: u64,
+    /// Tasks that were cancelled by their scope.
+    pub tasks_cancelled: u64,
+    /// Tasks that panicked.
+    pub tasks_panicked: u64,
+}
+
+impl Counts {
+    pub(crate) fn add(&mut self, other: &Counts) {
+        self.closers_run += other.closers_run;
+        self.closers_failed += other.closers_failed;
+        self.closers_unrun += other.closers_unrun;
+        self.tasks_joined += other.tasks_joined;
+        self.tasks_failed += other.tasks_failed;
+        self.tasks_cancelled += other.tasks_cancelled;
+        self.tasks_panicked += other.tasks_panicked;
+    }
+}

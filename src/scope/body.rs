@@ -1,0 +1,565 @@
+//! The body of an owner: passes frames through, sees the end, and holds it back for the teardown.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use http_body::{Body, Frame, SizeHint};
+use pin_project::pin_project;
+
+use super::{
+    detector::{Detector, Seen, stops_at_length},
+    failure::{Failure, FailureKind},
+    limit::Limit,
+    machine::{Scope, ShutBy, Verdict},
+    owner::{Finisher, Owner},
+};
+use crate::{
+    error::{BodyError, BoxError, Cause},
+    outcome::Outcome,
+};
+
+/// A response body with an owner: what its request started ends when it does.
+///
+/// Frames of the inner body pass through as they are. If anything is registered in the scope, the
+/// end (or the last frame of a known length) is held back until the teardown is finished, and
+/// becomes an error if that fails.
+///
+/// **On drop**: the end starts, the inner body is dropped, and the teardown moves to a task on the
+/// runtime that was current at the call.
+#[pin_project]
+pub struct ScopeBody<B> {
+    // Field order is drop order: signals, inner body, teardown.
+    owner: Owner,
+    #[pin]
+    inner: Option<Inner<B>>,
+    stage: Stage,
+    finisher: Finisher,
+}
+
+/// The inner body; boxed if it was polled before the head was sent.
+#[pin_project(project = InnerProjection)]
+enum Inner<B> {
+    Inline(#[pin] B),
+    Boxed(Pin<Box<B>>),
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The inner body is asked; a frame polled ahead goes first.
+    Streaming { ahead: Option<Bytes> },
+    /// The length is reached and the inner body may still have trailers: this frame waits.
+    AtLength(Bytes),
+    /// The inner body is gone; the teardown runs, then this is shown.
+    Ending(Held),
+    /// The error waits a little, so that the frames before it are delivered.
+    Failing(Box<Failing>),
+    /// Nothing follows. HEAD keeps the size hint of what GET would have sent.
+    Done { hint: Option<SizeHint> },
+}
+
+/// What is shown once the teardown is finished.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    data: Option<Bytes>,
+    trailers: Option<http::HeaderMap>,
+    /// Shown although the outcome is not `Complete`: a last frame at shutdown.
+    clean: bool,
+}
+
+impl Held {
+    fn is_empty(&self) -> bool {
+        self.data.is_none() && self.trailers.is_none()
+    }
+}
+
+#[derive(Debug)]
+struct Failing {
+    gap: Limit,
+    error: BodyError,
+}
+
+impl<B> ScopeBody<B> {
+    /// A body under an owner whose head has passed.
+    pub(super) fn streaming(owner: Owner, inner: B, finisher: Finisher) -> Self {
+        Self::new(owner, Some(Inner::Inline(inner)), finisher)
+    }
+
+    /// The same with a body that was polled ahead of the head, and gave this.
+    pub(super) fn polled_ahead(
+        owner: Owner,
+        inner: Pin<Box<B>>,
+        ahead: Option<Bytes>,
+        at_length: Option<Bytes>,
+        finisher: Finisher,
+    ) -> Self {
+        let mut body = Self::new(owner, Some(Inner::Boxed(inner)), finisher);
+        body.stage = match at_length {
+            Some(data) => Stage::AtLength(data),
+            None => Stage::Streaming { ahead },
+        };
+        body
+    }
+
+    /// A body that was over before its head was sent; `held` is all of it.
+    pub(super) fn over(held: Held, hint: Option<SizeHint>) -> Self {
+        let mut body = Self::new(Owner::free(), None, Finisher::new(None));
+        body.stage = if held.is_empty() {
+            Stage::Done { hint }
+        } else {
+            Stage::Ending(Held {
+                clean: true,
+                ..held
+            })
+        };
+        body
+    }
+
+    fn new(owner: Owner, inner: Option<Inner<B>>, finisher: Finisher) -> Self {
+        Self {
+            owner,
+            inner,
+            stage: Stage::Streaming { ahead: None },
+            finisher,
+        }
+    }
+}
+
+impl<B> ScopeBody<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    /// A body that owns a scope of its own: for use without a layer.
+    pub(crate) fn standalone(scope: Arc<Scope>, inner: B) -> Self {
+        let mut owner = Owner::root(scope.clone());
+        owner.streams(Detector::promising(inner.size_hint().exact()));
+        Self::streaming(owner, inner, Finisher::new(Some(scope)))
+    }
+}
+
+impl<B> Body for ScopeBody<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut this = self.project();
+        loop {
+            match this.stage {
+                Stage::Streaming { ahead } => {
+                    if let Some(data) = ahead.take() {
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                    if this.owner.scope().is_none() {
+                        return pass_through(this.inner, this.stage, cx);
+                    }
+                    let next = ready!(poll_inner(this.owner, this.inner.as_mut(), cx));
+                    match this.owner.judge(next, || end_hint(this.inner.as_ref())) {
+                        Judged::Pass(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                        Judged::AtLength(data) => *this.stage = Stage::AtLength(data),
+                        Judged::End(end) => {
+                            *this.stage =
+                                settle(end, this.owner, this.inner.as_mut(), this.finisher);
+                        }
+                    }
+                }
+                Stage::AtLength(data) => {
+                    // HTTP/2 may still send trailers; more data would be more than promised.
+                    let next = ready!(poll_inner(this.owner, this.inner.as_mut(), cx));
+                    let data = std::mem::take(data);
+                    let end = this.owner.judge_at_length(data, next);
+                    *this.stage = settle(end, this.owner, this.inner.as_mut(), this.finisher);
+                }
+                Stage::Ending(held) => {
+                    let verdict = ready!(this.finisher.poll(cx));
+                    if let Some(failing) = verdict.and_then(|verdict| verdict.failing(held.clean)) {
+                        *this.stage = Stage::Failing(Box::new(failing));
+                    } else if let Some(data) = held.data.take() {
+                        if held.trailers.is_none() {
+                            *this.stage = Stage::Done { hint: None };
+                        }
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    } else {
+                        let trailers = held.trailers.take();
+                        *this.stage = Stage::Done { hint: None };
+                        return Poll::Ready(trailers.map(|map| Ok(Frame::trailers(map))));
+                    }
+                }
+                Stage::Failing(failing) => {
+                    if !failing.gap.is_broken() {
+                        ready!(failing.gap.poll(cx));
+                    }
+                    let error = failing.error.clone();
+                    *this.stage = Stage::Done { hint: None };
+                    return Poll::Ready(Some(Err(error)));
+                }
+                Stage::Done { .. } => return Poll::Ready(None),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.stage {
+            Stage::Done { .. } => true,
+            // A joined layer passes the inner body's word on; an owner shows its ends as they come.
+            Stage::Streaming { ahead: None } => {
+                self.owner.scope().is_none() && self.inner.as_ref().is_none_or(Inner::end_hint)
+            }
+            _ => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.stage {
+            Stage::Streaming { ahead } => {
+                let waiting = ahead.as_ref().map_or(0, |data| data.len() as u64);
+                let hint = self.inner.as_ref().map(Inner::size_hint);
+                plus(hint.unwrap_or_default(), waiting)
+            }
+            Stage::AtLength(data) => SizeHint::with_exact(data.len() as u64),
+            Stage::Ending(held) if held.clean => {
+                SizeHint::with_exact(held.data.as_ref().map_or(0, |data| data.len() as u64))
+            }
+            Stage::Ending(_) | Stage::Failing(_) => SizeHint::default(),
+            Stage::Done { hint } => hint.clone().unwrap_or_else(|| SizeHint::with_exact(0)),
+        }
+    }
+}
+
+/// What the inner body gave.
+pub(super) enum Next {
+    Data(Bytes),
+    Trailers(http::HeaderMap),
+    Error(BoxError),
+    End,
+    /// Someone else started the end.
+    Interrupted,
+}
+
+/// What is to be done with it.
+pub(super) enum Judged {
+    /// Data for the client; more is to come.
+    Pass(Bytes),
+    /// The last data; trailers may follow.
+    AtLength(Bytes),
+    End(End),
+}
+
+/// How the body ended, and what is to be shown if the teardown agrees.
+#[derive(Debug)]
+pub(super) struct End {
+    pub(super) outcome: Outcome,
+    pub(super) cause: Option<Cause>,
+    pub(super) held: Held,
+}
+
+impl End {
+    /// A promised body of which nothing came.
+    pub(super) fn nothing_of(promised: u64) -> Self {
+        let kind = FailureKind::Truncated {
+            produced: 0,
+            promised,
+        };
+        Self::failed(Outcome::Truncated, Failure::new(kind).into())
+    }
+
+    pub(super) fn complete(data: Option<Bytes>, trailers: Option<http::HeaderMap>) -> Self {
+        Self {
+            outcome: Outcome::Complete,
+            cause: None,
+            held: Held {
+                data,
+                trailers,
+                clean: false,
+            },
+        }
+    }
+
+    fn failed(outcome: Outcome, cause: Cause) -> Self {
+        Self {
+            outcome,
+            cause: Some(cause),
+            held: Held::default(),
+        }
+    }
+}
+
+/// The body of a joined layer: the owner further out judges what passes.
+fn pass_through<B>(
+    mut inner: Pin<&mut Option<Inner<B>>>,
+    stage: &mut Stage,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, BodyError>>>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    let frame = match inner.as_mut().as_pin_mut() {
+        Some(inner) => ready!(inner.poll_frame(cx)),
+        None => None,
+    };
+    Poll::Ready(match frame {
+        Some(Ok(frame)) => Some(Ok(
+            frame.map_data(|mut data| data.copy_to_bytes(data.remaining()))
+        )),
+        Some(Err(error)) => Some(Err(BodyError::new(error))),
+        None => {
+            inner.set(None);
+            *stage = Stage::Done { hint: None };
+            None
+        }
+    })
+}
+
+/// Tells the end, lets the inner body go, and says what comes next. The one way out of streaming.
+fn settle<B>(
+    end: End,
+    owner: &mut Owner,
+    mut inner: Pin<&mut Option<Inner<B>>>,
+    finisher: &mut Finisher,
+) -> Stage {
+    let mut held = end.held;
+    match owner.clean_shutdown() {
+        // The body came to its own end in the same moment: that is what is shown.
+        Some(_) if end.outcome.is_complete() => held.clean = true,
+        Some(last_frame) => {
+            held.data = last_frame;
+            held.clean = true;
+        }
+        None => {}
+    }
+    let torn_down = owner.end(end.outcome, end.cause);
+    inner.set(None);
+    if !torn_down {
+        finisher.leave_to_holds();
+    }
+    Stage::Ending(held)
+}
+
+fn poll_inner<B>(
+    owner: &mut Owner,
+    inner: Pin<&mut Option<Inner<B>>>,
+    cx: &mut Context<'_>,
+) -> Poll<Next>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    if owner.is_interrupted() {
+        return Poll::Ready(Next::Interrupted);
+    }
+    let Some(inner) = inner.as_pin_mut() else {
+        return Poll::Ready(Next::End);
+    };
+    match owner.marked(|| inner.poll_frame(cx)) {
+        Poll::Ready(frame) => Poll::Ready(Next::from(frame)),
+        // Registered before the second look, so that an interruption in between is not missed.
+        Poll::Pending if owner.watch(cx.waker()) => Poll::Ready(Next::Interrupted),
+        Poll::Pending => Poll::Pending,
+    }
+}
+
+impl<D: Buf, E: Into<BoxError>> From<Option<Result<Frame<D>, E>>> for Next {
+    fn from(frame: Option<Result<Frame<D>, E>>) -> Self {
+        match frame {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(mut data) => Next::Data(data.copy_to_bytes(data.remaining())),
+                Err(frame) => match frame.into_trailers() {
+                    Ok(trailers) => Next::Trailers(trailers),
+                    Err(_) => Next::Data(Bytes::new()),
+                },
+            },
+            Some(Err(error)) => Next::Error(error.into()),
+            None => Next::End,
+        }
+    }
+}
+
+impl Owner {
+    /// What one step of the inner body means for the client.
+    pub(super) fn judge(&mut self, next: Next, end_hint: impl FnOnce() -> bool) -> Judged {
+        match next {
+            Next::Data(data) => {
+                let seen = self.detector.data(data.len() as u64, end_hint());
+                self.account();
+                match seen {
+                    Seen::More => Judged::Pass(data),
+                    Seen::LengthReached if !self.stops_at_length() => Judged::AtLength(data),
+                    Seen::LengthReached | Seen::Ended(Outcome::Complete) => {
+                        Judged::End(End::complete(Some(data), None))
+                    }
+                    Seen::Ended(outcome) => Judged::End(self.broken(outcome)),
+                }
+            }
+            Next::Trailers(trailers) => Judged::End(self.end_of_stream(None, Some(trailers))),
+            Next::End => Judged::End(self.end_of_stream(None, None)),
+            Next::Error(error) => Judged::End(Self::inner_error(error)),
+            Next::Interrupted => Judged::End(Self::interrupted()),
+        }
+    }
+
+    /// The same once the length is reached and `data` waits for what follows it.
+    pub(super) fn judge_at_length(&mut self, data: Bytes, next: Next) -> End {
+        match next {
+            Next::Data(more) if more.is_empty() => self.end_of_stream(Some(data), None),
+            Next::Data(more) => {
+                self.detector.data(more.len() as u64, false);
+                self.broken(Outcome::Failed)
+            }
+            Next::Trailers(trailers) => self.end_of_stream(Some(data), Some(trailers)),
+            Next::End => self.end_of_stream(Some(data), None),
+            Next::Error(error) => Self::inner_error(error),
+            Next::Interrupted => Self::interrupted(),
+        }
+    }
+
+    /// Writes down what has passed, where dashboards and the report read it.
+    fn account(&self) {
+        let Some(scope) = self.scope() else {
+            return;
+        };
+        scope
+            .bytes
+            .store(self.detector.produced(), Ordering::Relaxed);
+        scope
+            .frames
+            .store(self.detector.frames(), Ordering::Relaxed);
+        if let (1, Some(opened)) = (self.detector.frames(), scope.opened) {
+            scope.lock().first_frame = Some(opened.elapsed());
+        }
+    }
+
+    fn stops_at_length(&self) -> bool {
+        self.scope()
+            .is_none_or(|scope| stops_at_length(scope.version))
+    }
+
+    fn end_of_stream(&self, data: Option<Bytes>, trailers: Option<http::HeaderMap>) -> End {
+        match self.detector.end_of_stream() {
+            Seen::Ended(Outcome::Complete) => End::complete(data, trailers),
+            _ => self.broken(Outcome::Truncated),
+        }
+    }
+
+    /// The body broke the promise of its length.
+    fn broken(&self, outcome: Outcome) -> End {
+        let produced = self.detector.produced();
+        let promised = self.detector.promised().unwrap_or(produced);
+        let kind = match outcome {
+            Outcome::Truncated => FailureKind::Truncated { produced, promised },
+            _ => FailureKind::Overlong { produced, promised },
+        };
+        End::failed(outcome, Failure::new(kind).into())
+    }
+
+    fn inner_error(error: BoxError) -> End {
+        End::failed(Outcome::Failed, BodyError::new(error).cause().clone())
+    }
+
+    /// The end was started elsewhere; the outcome given here is not looked at.
+    fn interrupted() -> End {
+        let outcome = Outcome::Cancelled;
+        End::failed(outcome, Failure::new(FailureKind::Ended { outcome }).into())
+    }
+
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.scope().is_some_and(|scope| scope.is_interrupted())
+    }
+
+    /// Remembers the poller; true if an interruption has come meanwhile.
+    pub(super) fn watch(&self, waker: &std::task::Waker) -> bool {
+        self.scope().is_some_and(|scope| {
+            scope.watch(waker);
+            scope.is_interrupted()
+        })
+    }
+
+    /// If the scope is being ended cleanly for a shutdown: the frame to end with.
+    ///
+    /// A promised length cannot be cut cleanly; its body ends in an error instead.
+    fn clean_shutdown(&self) -> Option<Option<Bytes>> {
+        let scope = self.scope().filter(|scope| scope.is_interrupted())?;
+        let state = scope.lock();
+        match &state.shut_by {
+            ShutBy::EndNow(frame) if self.detector.promised().is_none() => Some(frame.clone()),
+            _ => None,
+        }
+    }
+}
+
+impl Verdict {
+    /// The error the body ends with, unless the end is to look whole.
+    fn failing(self, clean: bool) -> Option<Failing> {
+        let whole = self.outcome.is_complete() || (clean && self.outcome == Outcome::Shutdown);
+        let outcome = self.outcome;
+        (!whole).then(|| Failing {
+            gap: Limit::new(self.gap),
+            error: BodyError::from(
+                self.cause
+                    .unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into()),
+            ),
+        })
+    }
+}
+
+impl<B: Body> Inner<B> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        match self.project() {
+            InnerProjection::Inline(body) => body.poll_frame(cx),
+            InnerProjection::Boxed(body) => body.as_mut().poll_frame(cx),
+        }
+    }
+
+    fn end_hint(&self) -> bool {
+        match self {
+            Inner::Inline(body) => body.is_end_stream(),
+            Inner::Boxed(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Inner::Inline(body) => body.size_hint(),
+            Inner::Boxed(body) => body.size_hint(),
+        }
+    }
+}
+
+fn end_hint<B: Body>(inner: Pin<&Option<Inner<B>>>) -> bool {
+    inner.get_ref().as_ref().is_none_or(Inner::end_hint)
+}
+
+fn plus(hint: SizeHint, waiting: u64) -> SizeHint {
+    if waiting == 0 {
+        return hint;
+    }
+    let mut sum = SizeHint::new();
+    if let Some(upper) = hint.upper() {
+        sum.set_upper(upper.saturating_add(waiting));
+    }
+    sum.set_lower(hint.lower().saturating_add(waiting));
+    sum
+}
+
+impl<B> fmt::Debug for ScopeBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ScopeBody")
+            .field("owner", &self.owner)
+            .field("stage", &self.stage)
+            .finish_non_exhaustive()
+    }
+}

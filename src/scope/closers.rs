@@ -1,0 +1,171 @@
+//! Registered pieces of cleanup, and running one under its limit with its panic contained.
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    panic::Location,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use super::{
+    failure::{Failure, FailureKind, Payload, contained, named},
+    limit::Limit,
+};
+use crate::{
+    TaskResult,
+    error::Cause,
+    outcome::{Ending, Outcome},
+};
+
+pub(super) type ClosingFuture = Pin<Box<dyn Future<Output = TaskResult> + Send>>;
+type AsyncCloser = Box<dyn FnOnce(Ending) -> ClosingFuture + Send>;
+type SyncCloser = Box<dyn FnOnce(Ending) + Send>;
+
+/// One registered piece of cleanup.
+pub(crate) struct Closer {
+    pub(super) key: u64,
+    pub(super) limit: Option<Duration>,
+    pub(super) at: &'static Location<'static>,
+    work: Work,
+}
+
+enum Work {
+    Async(AsyncCloser),
+    Sync(SyncCloser),
+}
+
+/// Why a closer failed, and the outcome that makes of a provisional `Complete`.
+pub(super) struct CloserFailed {
+    pub(super) outcome: Outcome,
+    pub(super) cause: Cause,
+}
+
+impl Closer {
+    #[track_caller]
+    pub(crate) fn new<F, Fut>(closer: F) -> Self
+    where
+        F: FnOnce(Ending) -> Fut + Send + 'static,
+        Fut: Future<Output = TaskResult> + Send + 'static,
+    {
+        Self::of(Work::Async(Box::new(move |ending| {
+            Box::pin(closer(ending))
+        })))
+    }
+
+    #[track_caller]
+    pub(crate) fn sync(closer: impl FnOnce(Ending) + Send + 'static) -> Self {
+        Self::of(Work::Sync(Box::new(closer)))
+    }
+
+    #[track_caller]
+    fn of(work: Work) -> Self {
+        Self {
+            key: 0,
+            limit: None,
+            at: Location::caller(),
+            work,
+        }
+    }
+
+    pub(crate) fn limited(mut self, limit: Duration) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
+    pub(super) fn is_sync(&self) -> bool {
+        matches!(self.work, Work::Sync(_))
+    }
+
+    pub(super) fn name(&self) -> String {
+        named("closer", self.at)
+    }
+
+    /// Runs a synchronous closer where it stands. An async one is dropped unrun: ask first.
+    pub(super) fn run_sync(self, ending: Ending) -> Result<(), CloserFailed> {
+        let name = self.name();
+        match self.work {
+            Work::Sync(closer) => {
+                contained(|| closer(ending)).map_err(|payload| panicked(name, payload))
+            }
+            Work::Async(_) => Ok(()),
+        }
+    }
+
+    /// Runs the closer to its end, its panic contained, under `limit` unless it has its own.
+    pub(super) async fn run(self, ending: Ending, limit: Duration) -> Result<(), CloserFailed> {
+        if self.is_sync() {
+            return self.run_sync(ending);
+        }
+        let name = self.name();
+        let mut limit = Limit::new(self.limit.unwrap_or(limit));
+        let Work::Async(closer) = self.work else {
+            return Ok(());
+        };
+        let mut future = match contained(|| closer(ending)) {
+            Ok(future) => Guarded(Some(future)),
+            Err(payload) => return Err(panicked(name, payload)),
+        };
+        let result = poll_fn(|cx| match future.poll(cx) {
+            Poll::Ready(result) => Poll::Ready(Some(result)),
+            Poll::Pending => limit.poll(cx).map(|()| None),
+        })
+        .await;
+        match result {
+            Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err(error))) => Err(CloserFailed {
+                outcome: Outcome::Failed,
+                cause: Cause::from(error),
+            }),
+            Some(Err(payload)) => Err(panicked(name, payload)),
+            None => Err(CloserFailed {
+                outcome: Outcome::Failed,
+                cause: Failure::new(FailureKind::OverranLimit {
+                    what: name,
+                    limit: limit.duration(),
+                })
+                .into(),
+            }),
+        }
+    }
+}
+
+impl fmt::Debug for Closer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Closer")
+            .field("at", &self.at)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A closing future whose panics, in poll and in drop, stay inside.
+struct Guarded(Option<ClosingFuture>);
+
+impl Guarded {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<TaskResult, Payload>> {
+        let Some(future) = &mut self.0 else {
+            return Poll::Pending;
+        };
+        match contained(|| future.as_mut().poll(cx)) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(result)) => Poll::Ready(Ok(result)),
+            Err(payload) => Poll::Ready(Err(payload)),
+        }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let future = self.0.take();
+        let _ = contained(|| drop(future));
+    }
+}
+
+fn panicked(name: String, payload: Payload) -> CloserFailed {
+    CloserFailed {
+        outcome: Outcome::Panicked,
+        cause: Failure::panicked(name, &*payload).into(),
+    }
+}

@@ -1,0 +1,179 @@
+//! The scope in a request's extensions: how inner layers join it and handlers find it.
+
+use std::{
+    error::Error,
+    fmt,
+    sync::{Arc, atomic::Ordering},
+};
+
+use http::{Extensions, Request};
+
+use super::{
+    machine::{Opening, Scope},
+    options::Options,
+};
+use crate::supervisor::Supervisor;
+
+/// A handle that handlers extract: a door into the scope of their request.
+///
+/// Sealed: the views are those of this crate.
+pub trait View: sealed::Sealed + Sized {
+    /// The view of this request's scope.
+    ///
+    /// # Errors
+    /// [`MissingLayer`] if the layer of this view is not around the handler.
+    fn from_extensions(extensions: &Extensions) -> Result<Self, MissingLayer>;
+}
+
+pub(crate) mod sealed {
+    use std::sync::Arc;
+
+    use super::Scope;
+
+    /// What a view says to the machine: which it is, and how it is made.
+    pub trait Sealed {
+        /// One bit for each view.
+        const BITS: u8;
+        /// The view's name, for errors.
+        const VIEW: &'static str;
+        /// The layer's name, for errors.
+        const LAYER: &'static str;
+        #[doc(hidden)]
+        #[allow(
+            private_interfaces,
+            reason = "sealed: nobody outside implements or calls it"
+        )]
+        fn through(scope: Arc<Scope>) -> Self;
+    }
+}
+
+impl<V: sealed::Sealed> View for V {
+    fn from_extensions(extensions: &Extensions) -> Result<Self, MissingLayer> {
+        match extensions.get::<Entry>() {
+            Some(entry) if entry.views & V::BITS != 0 => Ok(V::through(entry.scope.clone())),
+            _ => Err(MissingLayer {
+                view: V::VIEW,
+                layer: V::LAYER,
+            }),
+        }
+    }
+}
+
+/// A handler asked for a view whose layer is not around it.
+///
+/// With the `axum` feature it answers 500, and its text names the layer to add.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MissingLayer {
+    view: &'static str,
+    layer: &'static str,
+}
+
+impl fmt::Display for MissingLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { view, layer } = self;
+        write!(
+            f,
+            "no `{layer}` around this handler, which uses `{view}`: add \
+             `.layer(bodyguard::{layer}::new())` or `.layer(bodyguard::Stack::new())`"
+        )
+    }
+}
+
+impl Error for MissingLayer {}
+
+/// The one extension of a request that has a scope.
+#[derive(Debug)]
+pub(super) struct Entry {
+    scope: Arc<Scope>,
+    views: u8,
+}
+
+impl Clone for Entry {
+    /// Marks the scope: a request that was cloned may be sent more than once, and which copy is
+    /// sent first is unknown, so every later inner call gets a child (retry, hedge, mirror).
+    fn clone(&self) -> Self {
+        self.scope.cloned.store(true, Ordering::Release);
+        Self {
+            scope: self.scope.clone(),
+            views: self.views,
+        }
+    }
+}
+
+/// What a layer brings to each call.
+pub(super) struct Arriving<'a> {
+    pub(super) views: u8,
+    pub(super) options: &'a Arc<Options>,
+    pub(super) supervisor: &'a Supervisor,
+    pub(super) clock: bool,
+}
+
+/// How a layer stands to the scope of a request.
+pub(super) enum Entered {
+    /// It opened the scope, and owns it.
+    Opened(Arc<Scope>),
+    /// The scope belongs to an outer layer.
+    Joined(Arc<Scope>),
+}
+
+/// Joins the request's scope, or opens one: a root, or a child for a cloned request.
+pub(super) fn enter<B>(request: &mut Request<B>, arriving: &Arriving<'_>) -> Entered {
+    let live = request
+        .extensions_mut()
+        .get_mut::<Entry>()
+        .filter(|entry| entry.scope.is_live());
+    let Some(entry) = live else {
+        let opening = arriving.opening(request, arriving.options.clone(), arriving.supervisor);
+        let scope = Scope::open(opening, None);
+        request.extensions_mut().insert(Entry {
+            scope: scope.clone(),
+            views: arriving.views,
+        });
+        return Entered::Opened(scope);
+    };
+    if !entry.scope.cloned.load(Ordering::Acquire) {
+        entry.views |= arriving.views;
+        entry.scope.join_options(arriving.options);
+        return Entered::Joined(entry.scope.clone());
+    }
+    let (parent, views) = (entry.scope.clone(), entry.views | arriving.views);
+    let options = Arc::new(parent.lock().options.merged(arriving.options));
+    let opening = arriving.opening(request, options, &parent.supervisor);
+    let scope = Scope::open(opening, Some(&parent));
+    request.extensions_mut().insert(Entry {
+        scope: scope.clone(),
+        views,
+    });
+    Entered::Opened(scope)
+}
+
+impl Arriving<'_> {
+    fn opening<B>(
+        &self,
+        request: &Request<B>,
+        options: Arc<Options>,
+        supervisor: &Supervisor,
+    ) -> Opening {
+        Opening {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            version: request.version(),
+            options,
+            supervisor: supervisor.clone(),
+            clock: self.clock,
+        }
+    }
+}
+
+impl Scope {
+    /// Takes over what an inner layer sets.
+    fn join_options(&self, inner: &Arc<Options>) {
+        if inner.is_empty() {
+            return;
+        }
+        let mut state = self.lock();
+        state.options = Arc::new(state.options.merged(inner));
+        let policy = state.options.failure_policy.unwrap_or_default();
+        state.tasks.set_policy(policy);
+    }
+}

@@ -1,0 +1,140 @@
+//! Failures that arise in a scope itself, as errors that say what and where.
+
+use std::{
+    any::Any,
+    error::Error,
+    fmt,
+    panic::{AssertUnwindSafe, Location, catch_unwind},
+    time::Duration,
+};
+
+use crate::error::{BoxError, Cause};
+
+/// A failure that is not an error of the application's: a panic, a limit, a broken promise.
+///
+/// It is the cause behind a [`BodyError`](crate::BodyError) or in an
+/// [`EndReport`](crate::EndReport); errors that tasks and closers return stand there as themselves.
+#[derive(Debug)]
+pub struct Failure {
+    kind: FailureKind,
+}
+
+/// The kinds of [`Failure`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FailureKind {
+    /// Code panicked: what it was, and the panic's message.
+    Panicked {
+        /// A task, a closer, the body, the handler; with its place where there is one.
+        what: String,
+        /// The panic's message, if it was text.
+        message: String,
+    },
+    /// A task or closer overran its limit and was aborted.
+    OverranLimit {
+        /// The task or closer, with the place where it was registered.
+        what: String,
+        /// The limit.
+        limit: Duration,
+    },
+    /// The body ended short of its promised length.
+    Truncated {
+        /// Bytes given.
+        produced: u64,
+        /// Bytes promised.
+        promised: u64,
+    },
+    /// The body gave more than its promised length.
+    Overlong {
+        /// Bytes given so far.
+        produced: u64,
+        /// Bytes promised.
+        promised: u64,
+    },
+    /// The service returned an error instead of a response.
+    Service,
+    /// A task was stopped by something other than its scope before it finished.
+    TaskLost {
+        /// The task, with the place where it was spawned.
+        what: String,
+    },
+    /// The scope was ended from outside: shutdown or cancellation.
+    Ended {
+        /// How it ended.
+        outcome: crate::Outcome,
+    },
+}
+
+impl Failure {
+    pub(crate) fn new(kind: FailureKind) -> Self {
+        Self { kind }
+    }
+
+    pub(crate) fn panicked(what: impl Into<String>, payload: &(dyn Any + Send)) -> Self {
+        Self::new(FailureKind::Panicked {
+            what: what.into(),
+            message: panic_message(payload),
+        })
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> &FailureKind {
+        &self.kind
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            FailureKind::Panicked { what, message } => write!(f, "{what} panicked: {message}"),
+            FailureKind::OverranLimit { what, limit } => {
+                write!(f, "{what} overran its limit of {limit:?} and was aborted")
+            }
+            FailureKind::Truncated { produced, promised } => {
+                write!(
+                    f,
+                    "body ended after {produced} of {promised} promised bytes"
+                )
+            }
+            FailureKind::Overlong { produced, promised } => {
+                write!(
+                    f,
+                    "body gave {produced} bytes where {promised} were promised"
+                )
+            }
+            FailureKind::Service => f.write_str("service returned an error"),
+            FailureKind::TaskLost { what } => write!(f, "{what} was stopped before it finished"),
+            FailureKind::Ended { outcome } => write!(f, "response was ended early: {outcome}"),
+        }
+    }
+}
+
+impl Error for Failure {}
+
+impl From<Failure> for Cause {
+    fn from(failure: Failure) -> Self {
+        Cause::from(BoxError::from(failure))
+    }
+}
+
+/// What a panic carries.
+pub(super) type Payload = Box<dyn Any + Send>;
+
+/// Runs application code whose panic must not reach past us. What it was working on is dropped
+/// with it, so nobody sees it half done.
+pub(super) fn contained<T>(code: impl FnOnce() -> T) -> Result<T, Payload> {
+    catch_unwind(AssertUnwindSafe(code))
+}
+
+/// Names a task or closer by its kind and place.
+pub(super) fn named(what: &str, at: &Location<'_>) -> String {
+    format!("{what} at {}:{}", at.file(), at.line())
+}
+
+fn panic_message(payload: &(dyn Any + Send)) -> String {
+    payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned())
+}

@@ -1,0 +1,259 @@
+//! The owner until there is a head: polls the handler, and ends what needs no body to be polled.
+
+use std::{
+    fmt,
+    future::Future,
+    mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http::{Method, Response, response::Parts};
+use http_body::{Body, SizeHint};
+use pin_project::pin_project;
+
+use super::{
+    body::{End, Held, Judged, Next, ScopeBody},
+    detector::{Detector, Head},
+    failure::{Failure, FailureKind},
+    machine::{Verdict, failure_status},
+    owner::{Finisher, Owner},
+};
+use crate::{
+    error::{BoxError, Cause},
+    outcome::Outcome,
+};
+
+/// The response future of a scope layer.
+///
+/// **On drop**: the end starts (`Dropped`, or `Panicked`), the handler is dropped, and the teardown
+/// moves to a task on the runtime that was current at the call.
+#[pin_project]
+#[must_use = "futures do nothing unless polled"]
+pub struct ScopeFuture<F, E> {
+    // Field order is drop order: signals, handler, teardown.
+    owner: Owner,
+    #[pin]
+    inner: Option<F>,
+    /// What is given once the teardown, which here comes before the head, is finished.
+    last: Option<Box<Last<E>>>,
+    finisher: Finisher,
+}
+
+enum Last<E> {
+    Respond(Over),
+    Error(E),
+    Interrupted,
+}
+
+/// A response whose body is over before its head is sent.
+struct Over {
+    parts: Parts,
+    held: Held,
+    hint: Option<SizeHint>,
+}
+
+impl<F, E> ScopeFuture<F, E> {
+    pub(super) fn new(owner: Owner, inner: F, finisher: Finisher) -> Self {
+        Self {
+            owner,
+            inner: Some(inner),
+            last: None,
+            finisher,
+        }
+    }
+}
+
+impl<F, B, E> Future for ScopeFuture<F, E>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<Response<ScopeBody<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let last = match this.last.take() {
+            Some(last) => *last,
+            None => {
+                let result = ready!(poll_handler(this.owner, this.inner.as_mut(), cx));
+                this.inner.set(None);
+                match result {
+                    None => {
+                        end_before_head(this.owner, this.finisher, Outcome::Cancelled, None);
+                        Last::Interrupted
+                    }
+                    Some(Err(error)) => {
+                        let cause = Failure::new(FailureKind::Service).into();
+                        end_before_head(this.owner, this.finisher, Outcome::Failed, Some(cause));
+                        Last::Error(error)
+                    }
+                    Some(Ok(response)) => match at_head(response, this.owner, this.finisher, cx) {
+                        Ok(response) => return Poll::Ready(Ok(response)),
+                        Err(over) => Last::Respond(over),
+                    },
+                }
+            }
+        };
+        match this.finisher.poll(cx) {
+            Poll::Ready(verdict) => Poll::Ready(conclude(last, verdict)),
+            Poll::Pending => {
+                *this.last = Some(Box::new(last));
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// Polls the handler under the mark; `None` if someone else started the end.
+fn poll_handler<F: Future>(
+    owner: &mut Owner,
+    inner: Pin<&mut Option<F>>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<F::Output>> {
+    let Some(handler) = inner.as_pin_mut() else {
+        // Polled again after it was ready, against the contract of futures.
+        return Poll::Pending;
+    };
+    if owner.is_interrupted() {
+        return Poll::Ready(None);
+    }
+    match owner.marked(|| handler.poll(cx)) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending if owner.watch(cx.waker()) => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    }
+}
+
+/// Reads the head. `Err` if the body is over already, so that the teardown comes first.
+fn at_head<B>(
+    response: Response<B>,
+    owner: &mut Owner,
+    finisher: &mut Finisher,
+    cx: &mut Context<'_>,
+) -> Result<Response<ScopeBody<B>>, Over>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    let (mut parts, body) = response.into_parts();
+    let Some(scope) = owner.scope() else {
+        owner.release();
+        let body = ScopeBody::streaming(Owner::free(), body, Finisher::new(None));
+        return Ok(Response::from_parts(parts, body));
+    };
+    let used = scope.at_head(&mut parts);
+    let (hint, end_hint) = (body.size_hint(), body.is_end_stream());
+    let head = Detector::at_head(&scope.method, parts.status, &parts.headers, &hint, end_hint);
+    let detector = match head {
+        Head::Streams(detector) => detector,
+        Head::Ended(outcome) => {
+            let hint = (scope.method == Method::HEAD).then_some(hint);
+            drop(body);
+            let end = match outcome {
+                Outcome::Complete => End::complete(None, None),
+                _ => End::nothing_of(Detector::promised_by(&parts.headers)),
+            };
+            return Err(end_with(end, parts, hint, owner, finisher));
+        }
+    };
+    owner.streams(detector);
+    if !used || detector.promised().is_none() {
+        let body = ScopeBody::streaming(mem::take(owner), body, mem::take(finisher));
+        return Ok(Response::from_parts(parts, body));
+    }
+    // Something may fail in the teardown, and the whole body may be at hand: see if it is.
+    let mut body = Box::pin(body);
+    let mut waiting = None;
+    loop {
+        let polled = owner.marked(|| body.as_mut().poll_frame(cx));
+        let end = match (polled.map(Next::from), waiting.take()) {
+            (Poll::Pending, at_length) => {
+                let (owner, finisher) = (mem::take(owner), mem::take(finisher));
+                let body = ScopeBody::polled_ahead(owner, body, None, at_length, finisher);
+                return Ok(Response::from_parts(parts, body));
+            }
+            (Poll::Ready(next), Some(data)) => owner.judge_at_length(data, next),
+            (Poll::Ready(next), None) => match owner.judge(next, || body.is_end_stream()) {
+                Judged::Pass(data) => {
+                    let (owner, finisher) = (mem::take(owner), mem::take(finisher));
+                    let body = ScopeBody::polled_ahead(owner, body, Some(data), None, finisher);
+                    return Ok(Response::from_parts(parts, body));
+                }
+                Judged::AtLength(data) => {
+                    waiting = Some(data);
+                    continue;
+                }
+                Judged::End(end) => end,
+            },
+        };
+        drop(body);
+        return Err(end_with(end, parts, None, owner, finisher));
+    }
+}
+
+fn end_with(
+    end: End,
+    parts: Parts,
+    hint: Option<SizeHint>,
+    owner: &mut Owner,
+    finisher: &mut Finisher,
+) -> Over {
+    end_before_head(owner, finisher, end.outcome, end.cause);
+    Over {
+        parts,
+        held: end.held,
+        hint,
+    }
+}
+
+/// The end has come and there is no head yet: what fails from here on becomes the head's status.
+fn end_before_head(
+    owner: &mut Owner,
+    finisher: &mut Finisher,
+    outcome: Outcome,
+    cause: Option<Cause>,
+) {
+    if let Some(scope) = owner.scope() {
+        scope.lock().before_head = true;
+    }
+    if !owner.end(outcome, cause) {
+        finisher.leave_to_holds();
+    }
+}
+
+/// The teardown is finished: the response as it was, or an error in its place.
+fn conclude<B, E>(last: Last<E>, verdict: Option<Verdict>) -> Result<Response<ScopeBody<B>>, E> {
+    let failed = verdict
+        .map(|verdict| verdict.outcome)
+        .filter(|outcome| !outcome.is_complete());
+    match last {
+        Last::Error(error) => Err(error),
+        Last::Respond(over) => Ok(match failed {
+            None => Response::from_parts(over.parts, ScopeBody::over(over.held, over.hint)),
+            Some(outcome) => failed_response(outcome, over.parts.extensions),
+        }),
+        Last::Interrupted => Ok(failed_response(
+            failed.unwrap_or(Outcome::Cancelled),
+            http::Extensions::new(),
+        )),
+    }
+}
+
+/// What the client gets instead of a response that failed before its head: a bare status.
+fn failed_response<B>(outcome: Outcome, extensions: http::Extensions) -> Response<ScopeBody<B>> {
+    let mut response = Response::new(ScopeBody::over(Held::default(), None));
+    *response.status_mut() = failure_status(outcome);
+    *response.extensions_mut() = extensions;
+    response
+}
+
+impl<F, E> fmt::Debug for ScopeFuture<F, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ScopeFuture")
+            .field("owner", &self.owner)
+            .field("finishing", &self.last.is_some())
+            .finish_non_exhaustive()
+    }
+}

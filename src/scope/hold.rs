@@ -1,0 +1,55 @@
+//! Keeping a scope open past its body: for upgrades, and for work the response does not wait for.
+
+use std::{fmt, sync::Arc};
+
+use super::machine::Scope;
+use crate::outcome::Outcome;
+
+/// Keeps a scope open past the end of its body, without delaying that end (G11).
+///
+/// A WebSocket task holds the scope of its upgrade request, so that closers run when the socket
+/// is done and not before the 101. The teardown starts when the last hold goes; a body that ended
+/// badly keeps its outcome, otherwise the hold's word counts.
+///
+/// **On drop** without [`Hold::finish`]: the scope is `Cancelled`.
+#[must_use = "a dropped hold cancels the scope"]
+pub struct Hold {
+    scope: Option<Arc<Scope>>,
+}
+
+impl Hold {
+    /// A hold on a live scope; on an ended one it holds nothing.
+    pub(crate) fn on(scope: &Arc<Scope>) -> Self {
+        Self {
+            scope: scope.hold().then(|| scope.clone()),
+        }
+    }
+
+    /// Lets go and says how the held work came out.
+    pub fn finish(mut self, outcome: Outcome) {
+        self.release(outcome);
+    }
+
+    /// Whether the scope's end has not started: false after a shutdown or a cancel.
+    pub fn is_live(&self) -> bool {
+        self.scope.as_ref().is_some_and(|scope| scope.is_live())
+    }
+
+    fn release(&mut self, outcome: Outcome) {
+        if let Some(scope) = self.scope.take() {
+            scope.release_hold(outcome);
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.release(Outcome::Cancelled);
+    }
+}
+
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hold").field("scope", &self.scope).finish()
+    }
+}

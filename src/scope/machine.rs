@@ -1,0 +1,546 @@
+//! The state of one scope, and the steps of its life: live, ending, done.
+//!
+//! Invariants:
+//! 1. `phase` only goes forward, under the lock. Whoever moves it to `Ending` decided the outcome.
+//! 2. The owner (future, then body) runs the teardown, also when someone else started the end; once
+//!    the owner has gone (`owner_gone`, possible only with holds out) whoever starts the end
+//!    spawns it.
+//! 3. "No closer left" and "done" are one critical section (`next_step`), so that no closer is
+//!    registered too late to run.
+//! 4. No lock is held while code of the application runs: tokens are cancelled, tasks aborted,
+//!    wakers woken and values dropped outside.
+
+use std::{
+    fmt,
+    panic::Location,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::Waker,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{Method, StatusCode, Uri, Version};
+use tokio::runtime::Handle;
+
+use super::{
+    closers::Closer,
+    failure::{Failure, FailureKind, contained},
+    options::Options,
+    signals::Signals,
+    tasks::Tasks,
+    teardown,
+};
+use crate::{
+    error::Cause,
+    outcome::{Counts, EndReport, Ending, EndingParts, Outcome},
+    supervisor::{Registration, Released, Supervisor},
+};
+
+/// Everything one request owns. Views are doors into it; the owner's end is its end.
+pub(crate) struct Scope {
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+    pub(super) version: Version,
+    pub(super) opened: Option<Instant>,
+    pub(super) runtime: Option<Handle>,
+    pub(crate) supervisor: Supervisor,
+    pub(super) registration: Registration,
+    pub(super) parent: Weak<Scope>,
+    /// The extensions entry was cloned: later inner calls get children.
+    pub(super) cloned: AtomicBool,
+    /// The end was started by someone other than the owner, who should look.
+    pub(super) interrupted: AtomicBool,
+    pub(super) bytes: AtomicU64,
+    pub(super) frames: AtomicU64,
+    /// Who polls the owner, to be woken by an interruption.
+    waker: Mutex<Option<Waker>>,
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Live,
+    Ending,
+    Done,
+}
+
+/// Who asked for a shutdown of the scope, for the drain's account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ShutBy {
+    Nobody,
+    /// `EndNow`: the body ends cleanly, with this last frame.
+    EndNow(Option<Bytes>),
+    Abort,
+}
+
+pub(super) struct State {
+    pub(super) phase: Phase,
+    pub(super) options: Arc<Options>,
+    pub(super) outcome: Outcome,
+    pub(super) cause: Option<Cause>,
+    pub(super) status: Option<StatusCode>,
+    pub(super) natural: bool,
+    pub(super) client_gone: bool,
+    pub(super) handler_lost: bool,
+    /// The client has been shown the outcome: it changes no more.
+    pub(super) settled: bool,
+    /// The teardown runs before the head is sent, so that a failure becomes a 500.
+    pub(super) before_head: bool,
+    /// The inner future and body have come to their end, or are about to drop.
+    pub(super) owner_ended: bool,
+    /// The owner has gone and left the scope to its holds.
+    pub(super) owner_gone: bool,
+    /// How the body ended while holds were out.
+    pub(super) body_end: Option<(Outcome, Option<Cause>)>,
+    pub(super) holds: usize,
+    pub(super) shut_by: ShutBy,
+    /// What `EndNow` would end this body with, known from its head.
+    pub(super) last_frame: Option<Bytes>,
+    pub(super) closers: Vec<Closer>,
+    pub(super) after_end: Vec<Closer>,
+    /// The closer that runs now, by its place.
+    pub(super) closing: Option<&'static Location<'static>>,
+    pub(super) next_key: u64,
+    pub(super) tasks: Tasks,
+    pub(super) children: Vec<Arc<Scope>>,
+    pub(super) counts: Counts,
+    pub(super) errors: Vec<Cause>,
+    pub(super) stuck: Vec<String>,
+    pub(super) signals: Signals,
+    pub(super) first_frame: Option<Duration>,
+    ended_at: Option<Instant>,
+    keep_report: bool,
+    report: Option<Arc<EndReport>>,
+    /// Something was registered once: the response is worth a handle for `close`.
+    pub(super) used: bool,
+    /// Done, but a task does not stop: released when it does.
+    pub(super) lingering: bool,
+}
+
+/// What a scope is opened with.
+pub(super) struct Opening {
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+    pub(super) version: Version,
+    pub(super) options: Arc<Options>,
+    pub(super) supervisor: Supervisor,
+    pub(super) clock: bool,
+}
+
+impl Scope {
+    /// Opens a scope under its supervisor, and under `parent` for a cloned request.
+    pub(super) fn open(opening: Opening, parent: Option<&Arc<Scope>>) -> Arc<Self> {
+        let supervisor = opening.supervisor.clone();
+        let scope = supervisor.register(|registration| {
+            Arc::new(Scope {
+                method: opening.method,
+                uri: opening.uri,
+                version: opening.version,
+                opened: opening.clock.then(Instant::now),
+                runtime: Handle::try_current().ok(),
+                supervisor: opening.supervisor,
+                registration,
+                parent: parent.map(Arc::downgrade).unwrap_or_default(),
+                cloned: AtomicBool::new(false),
+                interrupted: AtomicBool::new(false),
+                bytes: AtomicU64::new(0),
+                frames: AtomicU64::new(0),
+                waker: Mutex::new(None),
+                state: Mutex::new(State::new(opening.options)),
+            })
+        });
+        if let Some(parent) = parent {
+            parent.lock().children.push(scope.clone());
+        }
+        scope
+    }
+
+    /// A scope for one body without a layer, under a supervisor of its own.
+    pub(crate) fn standalone() -> Arc<Self> {
+        let opening = Opening {
+            method: Method::GET,
+            uri: Uri::default(),
+            version: Version::HTTP_11,
+            options: Arc::default(),
+            supervisor: Supervisor::solitary(),
+            clock: false,
+        };
+        Self::open(opening, None)
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.registration.id
+    }
+
+    /// Starts the end, once. False if it had started before: the first cause wins.
+    pub(super) fn start_end(&self, outcome: Outcome, cause: Option<Cause>) -> bool {
+        let (signals, children) = {
+            let mut state = self.lock();
+            if state.phase != Phase::Live {
+                return false;
+            }
+            state.begin(outcome, cause.clone(), self.opened.is_some());
+            let children = if state.natural {
+                Vec::new()
+            } else {
+                state.children.clone()
+            };
+            let natural = state.natural;
+            (state.signals.end_started(natural), children)
+        };
+        signals.fire();
+        for child in children {
+            child.interrupt(outcome, cause.clone());
+        }
+        true
+    }
+
+    /// Ends the scope from outside its owner: cancellation, shutdown, a parent's end.
+    pub(crate) fn interrupt(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) -> bool {
+        let cause = cause.unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into());
+        if !self.start_end(outcome, Some(cause)) {
+            return false;
+        }
+        self.interrupted.store(true, Ordering::Release);
+        if self.lock().owner_gone {
+            teardown::detach(self.clone());
+        } else {
+            self.wake_owner();
+        }
+        true
+    }
+
+    /// The owner's body (or its handler future) has come to an end.
+    ///
+    /// True if the end has started, now or before, and the owner has to tear down; false if holds
+    /// keep the scope open, and the owner just leaves.
+    pub(super) fn owner_ended(&self, outcome: Outcome, cause: Option<Cause>) -> bool {
+        let signals = {
+            let mut state = self.lock();
+            state.owner_ended = true;
+            if state.holds == 0 || state.phase != Phase::Live {
+                None
+            } else {
+                let natural = outcome.is_complete();
+                state.body_end = Some((outcome, cause.clone()));
+                Some(state.signals.body_ended(natural))
+            }
+        };
+        match signals {
+            Some(signals) => {
+                signals.fire();
+                false
+            }
+            None => {
+                self.start_end(outcome, cause);
+                true
+            }
+        }
+    }
+
+    /// The owner is about to go while holds are out. True if the end has started meanwhile.
+    pub(super) fn leave_to_holds(&self) -> bool {
+        let mut state = self.lock();
+        state.owner_gone = true;
+        state.phase != Phase::Live
+    }
+
+    /// The next step of the teardown after tasks and children: one critical section.
+    pub(super) fn next_step(&self) -> Step {
+        let mut state = self.lock();
+        state.closing = None;
+        if let Some(closer) = state.closers.pop() {
+            state.closing = Some(closer.at);
+            return Step::Run(closer, state.ending(self));
+        }
+        if !state.after_end.is_empty() && !state.settled {
+            state.settled = true;
+            return Step::Settled(state.verdict());
+        }
+        if let Some(closer) = state.after_end.pop() {
+            state.closing = Some(closer.at);
+            return Step::Run(closer, state.ending(self));
+        }
+        Step::Done(self.finish(&mut state))
+    }
+
+    /// Finishes at once if nothing is left to wait for.
+    pub(super) fn try_finish(&self) -> Option<Finished> {
+        let mut state = self.lock();
+        let idle = state.closers.is_empty()
+            && state.after_end.is_empty()
+            && state.tasks.is_idle()
+            && state.children.is_empty();
+        (idle && state.phase == Phase::Ending).then(|| self.finish(&mut state))
+    }
+
+    /// Moves to `Done` and draws up the account; the caller announces it outside the lock.
+    fn finish(&self, state: &mut State) -> Finished {
+        state.phase = Phase::Done;
+        state.settled = true;
+        if state.before_head && !state.outcome.is_complete() {
+            state.status = Some(failure_status(state.outcome));
+        }
+        state.lingering = !state.tasks.close();
+        let wanted = state.keep_report || !state.options.on_end.is_empty() || super::observe::ON;
+        let report = wanted.then(|| Arc::new(state.report(self)));
+        if state.keep_report {
+            state.report = report.clone();
+        }
+        Finished {
+            verdict: state.verdict(),
+            report,
+            options: state.options.clone(),
+            done: state.signals.done(),
+            released: (!state.lingering).then(|| (state.released(), state.counts.closers_unrun)),
+            counts: state.counts,
+        }
+    }
+
+    /// A failure of a task or closer: it joins the account, and turns a provisional `Complete`.
+    pub(super) fn note_failure(&self, outcome: Outcome, cause: Cause) {
+        self.lock().note_failure(outcome, cause);
+    }
+
+    pub(super) fn ending(&self) -> Ending {
+        self.lock().ending(self)
+    }
+
+    /// Remembers who polls the owner. The caller looks at `interrupted` again afterwards.
+    pub(super) fn watch(&self, waker: &Waker) {
+        let mut slot = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *slot {
+            Some(old) => old.clone_from(waker),
+            None => *slot = Some(waker.clone()),
+        }
+    }
+
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Acquire)
+    }
+
+    fn wake_owner(&self) {
+        let waker = self
+            .waker
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Takes the report once the scope is done; asking beforehand makes it be kept.
+    pub(super) fn keep_report(&self) {
+        self.lock().keep_report = true;
+    }
+
+    pub(super) fn report(&self) -> Option<Arc<EndReport>> {
+        self.lock().report.clone()
+    }
+}
+
+/// What the owner shows its client.
+#[derive(Clone, Debug)]
+pub(super) struct Verdict {
+    pub(super) outcome: Outcome,
+    pub(super) cause: Option<Cause>,
+    /// How long an error waits behind the last frame.
+    pub(super) gap: Duration,
+}
+
+/// What the teardown does next.
+pub(super) enum Step {
+    /// Run this closer.
+    Run(Closer, Ending),
+    /// The client may see the end now; what is left runs behind it.
+    Settled(Verdict),
+    /// Nothing is left.
+    Done(Finished),
+}
+
+/// The account of a scope that is done, still to be announced.
+pub(super) struct Finished {
+    verdict: Verdict,
+    report: Option<Arc<EndReport>>,
+    options: Arc<Options>,
+    done: super::signals::Fire,
+    released: Option<(Released, u64)>,
+    counts: Counts,
+}
+
+impl Finished {
+    /// Steps 5 and 6 of the teardown: the report to the hooks, then the release.
+    pub(super) fn announce(self, scope: &Scope) -> Verdict {
+        if let Some(report) = &self.report {
+            for hook in &self.options.on_end {
+                // A hook's panic is its own: the others still get the report.
+                let _ = contained(|| hook(report));
+            }
+            super::observe::ended(report);
+        }
+        if let Some(parent) = scope.parent.upgrade() {
+            parent.child_done(scope, &self.counts);
+        }
+        if let Some((how, unrun)) = self.released {
+            scope.supervisor.release(&scope.registration, how, unrun);
+        }
+        self.done.fire();
+        self.verdict
+    }
+}
+
+impl State {
+    fn new(options: Arc<Options>) -> Self {
+        Self {
+            phase: Phase::Live,
+            tasks: Tasks::new(options.failure_policy.unwrap_or_default()),
+            options,
+            outcome: Outcome::Complete,
+            cause: None,
+            status: None,
+            natural: true,
+            client_gone: false,
+            handler_lost: false,
+            settled: false,
+            before_head: false,
+            owner_ended: false,
+            owner_gone: false,
+            body_end: None,
+            holds: 0,
+            shut_by: ShutBy::Nobody,
+            closers: Vec::new(),
+            after_end: Vec::new(),
+            closing: None,
+            last_frame: None,
+            next_key: 0,
+            children: Vec::new(),
+            counts: Counts::default(),
+            errors: Vec::new(),
+            stuck: Vec::new(),
+            signals: Signals::default(),
+            first_frame: None,
+            ended_at: None,
+            keep_report: false,
+            report: None,
+            used: false,
+            lingering: false,
+        }
+    }
+
+    fn begin(&mut self, outcome: Outcome, cause: Option<Cause>, clock: bool) {
+        self.phase = Phase::Ending;
+        self.natural = outcome.is_complete();
+        self.ended_at = clock.then(Instant::now);
+        if self.natural {
+            // A task that failed while the body went on has decided already.
+            if let Some((outcome, cause)) = self.tasks.take_failure() {
+                self.outcome = outcome;
+                self.cause = Some(cause);
+            }
+        } else {
+            self.outcome = outcome;
+            if let Some(cause) = &cause {
+                self.add_error(cause.clone());
+            }
+            self.cause = cause;
+            self.tasks.refuse_new();
+        }
+    }
+
+    /// Errors are kept once each, in the order they were seen.
+    fn add_error(&mut self, cause: Cause) {
+        if !self.errors.iter().any(|seen| Arc::ptr_eq(seen, &cause)) {
+            self.errors.push(cause);
+        }
+    }
+
+    pub(super) fn note_failure(&mut self, outcome: Outcome, cause: Cause) {
+        self.add_error(cause.clone());
+        if self.phase == Phase::Ending && !self.settled && self.outcome.is_complete() {
+            self.outcome = outcome;
+            self.cause = Some(cause);
+        }
+    }
+
+    pub(super) fn ending(&self, scope: &Scope) -> Ending {
+        self.ending_as(scope, self.outcome)
+    }
+
+    pub(super) fn ending_as(&self, scope: &Scope, outcome: Outcome) -> Ending {
+        let failed = self.counts.closers_failed > 0 || self.tasks.has_failed();
+        let by_rule = match &self.options.succeeded_when {
+            Some(rule) => rule(outcome, self.status),
+            None => outcome.is_complete() && self.status.is_none_or(|status| status.as_u16() < 400),
+        };
+        Ending::new(EndingParts {
+            outcome,
+            method: scope.method.clone(),
+            status: self.status,
+            client_gone: self.client_gone,
+            cause: self.cause.clone(),
+            succeeded: by_rule && !failed && !self.handler_lost,
+        })
+    }
+
+    fn verdict(&self) -> Verdict {
+        Verdict {
+            outcome: self.outcome,
+            cause: self.cause.clone(),
+            gap: self.options.error_gap(),
+        }
+    }
+
+    fn report(&self, scope: &Scope) -> EndReport {
+        let since = |start: Option<Instant>, end: Option<Instant>| {
+            Some(end?.saturating_duration_since(start?))
+        };
+        EndReport {
+            id: scope.id(),
+            method: scope.method.clone(),
+            uri: scope.uri.clone(),
+            ending: self.ending(scope),
+            bytes: scope.bytes.load(Ordering::Relaxed),
+            frames: scope.frames.load(Ordering::Relaxed),
+            first_frame: self.first_frame,
+            duration: since(scope.opened, self.ended_at),
+            teardown: self.ended_at.map(|start| start.elapsed()),
+            counts: self.counts,
+            errors: self.errors.clone(),
+            stuck: self.stuck.clone(),
+        }
+    }
+
+    pub(super) fn released(&self) -> Released {
+        match self.shut_by {
+            ShutBy::Nobody => Released::ByItself,
+            ShutBy::EndNow(_) => Released::Ended,
+            ShutBy::Abort => Released::Aborted,
+        }
+    }
+}
+
+/// The status of a response that failed before its head was sent.
+pub(super) fn failure_status(outcome: Outcome) -> StatusCode {
+    match outcome {
+        Outcome::Shutdown => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+impl fmt::Debug for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scope")
+            .field("id", &self.id())
+            .field("method", &self.method)
+            .field("uri", &self.uri)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,44 @@
+//! The one machine under all views: what a request started ends when its body does.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `detector` | how a body ended, as a pure state machine |
+//! | `machine` | the state of a scope and the steps of its life |
+//! | `entry` | the scope in the request's extensions: joining, children, views |
+//! | `layer`, `future`, `body` | the layer and its owner, written once for all views |
+//! | `owner` | the owner's two guards: one starts the end, one tears down |
+//! | `teardown`, `tasks`, `closers` | what happens at the end, in the order of G3 |
+//! | `register` | the doors: closers, holds, shutdown |
+//! | `close` | awaited close for consumers inside the process |
+
+mod body;
+mod close;
+mod closers;
+mod detector;
+mod entry;
+mod failure;
+mod future;
+mod hold;
+mod layer;
+mod limit;
+mod machine;
+mod observe;
+mod options;
+mod owner;
+mod register;
+mod signals;
+mod tasks;
+mod teardown;
+
+pub use body::ScopeBody;
+pub use close::{CloseError, Closing, close, closing};
+pub(crate) use closers::Closer;
+pub(crate) use entry::sealed::Sealed;
+pub use entry::{MissingLayer, View};
+pub use failure::{Failure, FailureKind};
+pub use future::ScopeFuture;
+pub use hold::Hold;
+pub use layer::{ScopeLayer, ScopeService};
+pub(crate) use machine::Scope;
+pub use options::{FailurePolicy, Shutdown};
+pub(crate) use tasks::TaskKind;

@@ -1,0 +1,83 @@
+//! What goes out through `tracing` and `metrics`, where those features are on.
+
+use super::machine::Scope;
+use crate::outcome::EndReport;
+
+/// Whether anybody listens, so that clocks are worth reading.
+pub(super) const ON: bool = cfg!(any(feature = "tracing", feature = "metrics"));
+
+/// The end report: `tracing` event `response ended` (target `bodyguard`), and the metrics
+/// `bodyguard_responses_total`, `bodyguard_response_bytes_total`,
+/// `bodyguard_response_duration_seconds`, `bodyguard_teardown_seconds`,
+/// `bodyguard_closers_failed_total`, `bodyguard_tasks_cancelled_total`.
+pub(super) fn ended(report: &EndReport) {
+    #[cfg(feature = "tracing")]
+    trace(report);
+    #[cfg(feature = "metrics")]
+    measure(report);
+    let _ = report;
+}
+
+/// Closers that could not run because the runtime was gone: always an error.
+pub(super) fn unrun(scope: &Scope) {
+    #[cfg(feature = "tracing")]
+    tracing::error!(
+        target: "bodyguard",
+        scope = scope.id(),
+        method = %scope.method,
+        path = scope.uri.path(),
+        "closers could not run: the runtime is gone"
+    );
+    let _ = scope;
+}
+
+#[cfg(feature = "tracing")]
+fn trace(report: &EndReport) {
+    let counts = &report.counts;
+    let failed = !report.errors.is_empty();
+    macro_rules! event {
+        ($level:expr) => {
+            tracing::event!(
+                target: "bodyguard",
+                $level,
+                scope = report.id,
+                method = %report.method,
+                path = report.uri.path(),
+                outcome = report.outcome().as_str(),
+                status = report.status().map(|status| status.as_u16()),
+                bytes = report.bytes,
+                frames = report.frames,
+                duration_ms = report.duration.map(|d| d.as_millis() as u64),
+                teardown_ms = report.teardown.map(|d| d.as_millis() as u64),
+                closers_run = counts.closers_run,
+                closers_failed = counts.closers_failed,
+                tasks_cancelled = counts.tasks_cancelled,
+                tasks_panicked = counts.tasks_panicked,
+                error = report.errors.first().map(tracing::field::display),
+                "response ended"
+            )
+        };
+    }
+    if failed {
+        event!(tracing::Level::WARN);
+    } else {
+        event!(tracing::Level::DEBUG);
+    }
+}
+
+#[cfg(feature = "metrics")]
+fn measure(report: &EndReport) {
+    let outcome = report.outcome().as_str();
+    metrics::counter!("bodyguard_responses_total", "outcome" => outcome).increment(1);
+    metrics::counter!("bodyguard_response_bytes_total").increment(report.bytes);
+    if let Some(duration) = report.duration {
+        metrics::histogram!("bodyguard_response_duration_seconds", "outcome" => outcome)
+            .record(duration.as_secs_f64());
+    }
+    if let Some(teardown) = report.teardown {
+        metrics::histogram!("bodyguard_teardown_seconds").record(teardown.as_secs_f64());
+    }
+    metrics::counter!("bodyguard_closers_failed_total").increment(report.counts.closers_failed);
+    metrics::counter!("bodyguard_closers_unrun_total").increment(report.counts.closers_unrun);
+    metrics::counter!("bodyguard_tasks_cancelled_total").increment(report.counts.tasks_cancelled);
+}

@@ -1,0 +1,176 @@
+//! What a layer can set. Each option is set or not, so that inner layers override outer ones singly.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::StatusCode;
+
+use crate::outcome::{EndReport, Outcome};
+
+/// A hook for end reports.
+pub(super) type Hook = Arc<dyn Fn(&EndReport) + Send + Sync>;
+/// A rule for `Ending::succeeded`.
+pub(super) type Rule = Arc<dyn Fn(Outcome, Option<StatusCode>) -> bool + Send + Sync>;
+
+/// What happens to the other tasks of a scope when one fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FailurePolicy {
+    /// The others are cancelled, and the body fails once what was sent before is delivered.
+    #[default]
+    CancelSiblings,
+    /// The others go on; the body fails at its end.
+    KeepOthers,
+}
+
+/// What a scope does when its supervisor starts to drain.
+#[derive(Clone, Debug)]
+pub struct Shutdown {
+    pub(super) kind: ShutdownKind,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum ShutdownKind {
+    Finish { within: Option<Duration> },
+    EndNow { last_frames: Vec<(String, Bytes)> },
+    Abort,
+}
+
+impl Shutdown {
+    /// Lets streams end by themselves until the drain runs out of time (the default).
+    pub fn finish() -> Self {
+        Self::of(ShutdownKind::Finish { within: None })
+    }
+
+    /// Lets streams end by themselves for this long, then aborts them.
+    pub fn finish_within(within: Duration) -> Self {
+        Self::of(ShutdownKind::Finish {
+            within: Some(within),
+        })
+    }
+
+    /// Ends bodies at once and cleanly: tasks are cancelled, closers run, the stream ends.
+    ///
+    /// A body with a promised length fails instead, since it cannot be cut cleanly. A body that the
+    /// server is not polling, because its client does not read, is reached only when the
+    /// connection is closed.
+    pub fn end_now() -> Self {
+        Self::of(ShutdownKind::EndNow {
+            last_frames: Vec::new(),
+        })
+    }
+
+    /// Ends bodies at once with an error.
+    pub fn abort() -> Self {
+        Self::of(ShutdownKind::Abort)
+    }
+
+    /// With [`Shutdown::end_now`]: the last frame of bodies whose Content-Type starts so.
+    pub fn last_frame(mut self, content_type: &str, frame: impl Into<Bytes>) -> Self {
+        if let ShutdownKind::EndNow { last_frames } = &mut self.kind {
+            last_frames.push((content_type.to_ascii_lowercase(), frame.into()));
+        }
+        self
+    }
+
+    fn of(kind: ShutdownKind) -> Self {
+        Self { kind }
+    }
+
+    /// The last frame for a body of this Content-Type, if one was named for it.
+    pub(super) fn frame_for(&self, content_type: &str) -> Option<Bytes> {
+        let ShutdownKind::EndNow { last_frames } = &self.kind else {
+            return None;
+        };
+        let content_type = content_type.to_ascii_lowercase();
+        last_frames
+            .iter()
+            .find(|(prefix, _)| content_type.starts_with(prefix))
+            .map(|(_, frame)| frame.clone())
+    }
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self::finish()
+    }
+}
+
+/// The options of one layer, or of one scope after its layers were merged.
+#[derive(Clone, Default)]
+pub(crate) struct Options {
+    pub(super) closer_limit: Option<Duration>,
+    pub(super) join_limit: Option<Duration>,
+    pub(super) cancel_grace: Option<Duration>,
+    pub(super) error_gap: Option<Duration>,
+    pub(super) failure_policy: Option<FailurePolicy>,
+    pub(super) shutdown: Option<Arc<Shutdown>>,
+    pub(super) succeeded_when: Option<Rule>,
+    pub(super) on_end: Vec<Hook>,
+}
+
+impl Options {
+    pub(super) const CLOSER_LIMIT: Duration = Duration::from_secs(30);
+    pub(super) const JOIN_LIMIT: Duration = Duration::from_secs(30);
+    pub(super) const CANCEL_GRACE: Duration = Duration::from_secs(1);
+    pub(super) const ERROR_GAP: Duration = Duration::from_millis(10);
+
+    pub(super) fn closer_limit(&self) -> Duration {
+        self.closer_limit.unwrap_or(Self::CLOSER_LIMIT)
+    }
+
+    pub(super) fn join_limit(&self) -> Duration {
+        self.join_limit.unwrap_or(Self::JOIN_LIMIT)
+    }
+
+    pub(super) fn cancel_grace(&self) -> Duration {
+        self.cancel_grace.unwrap_or(Self::CANCEL_GRACE)
+    }
+
+    pub(super) fn error_gap(&self) -> Duration {
+        self.error_gap.unwrap_or(Self::ERROR_GAP)
+    }
+
+    /// Whether nothing is set, so that a joining layer has nothing to merge.
+    pub(super) fn is_empty(&self) -> bool {
+        self.closer_limit.is_none()
+            && self.join_limit.is_none()
+            && self.cancel_grace.is_none()
+            && self.error_gap.is_none()
+            && self.failure_policy.is_none()
+            && self.shutdown.is_none()
+            && self.succeeded_when.is_none()
+            && self.on_end.is_empty()
+    }
+
+    /// These options with those of a layer further in: the innermost wins, hooks add up.
+    pub(super) fn merged(&self, inner: &Options) -> Options {
+        Options {
+            closer_limit: inner.closer_limit.or(self.closer_limit),
+            join_limit: inner.join_limit.or(self.join_limit),
+            cancel_grace: inner.cancel_grace.or(self.cancel_grace),
+            error_gap: inner.error_gap.or(self.error_gap),
+            failure_policy: inner.failure_policy.or(self.failure_policy),
+            shutdown: inner.shutdown.clone().or_else(|| self.shutdown.clone()),
+            succeeded_when: inner
+                .succeeded_when
+                .clone()
+                .or_else(|| self.succeeded_when.clone()),
+            on_end: self.on_end.iter().chain(&inner.on_end).cloned().collect(),
+        }
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("closer_limit", &self.closer_limit())
+            .field("join_limit", &self.join_limit())
+            .field("cancel_grace", &self.cancel_grace())
+            .field("error_gap", &self.error_gap())
+            .field("failure_policy", &self.failure_policy)
+            .field("shutdown", &self.shutdown)
+            .field("on_end", &self.on_end.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,223 @@
+//! The two guards of an owner: one whose drop starts the end, one whose drop tears down.
+//!
+//! An owner (future or body) holds, in this order, an [`Owner`], the inner future or body, and a
+//! [`Finisher`]. Field order is drop order: signals fire, then the inner value goes, then closers
+//! run.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use super::{
+    detector::Detector,
+    failure::{Failure, FailureKind},
+    machine::{Scope, Verdict},
+    teardown::{self, Teardown},
+};
+use crate::outcome::Outcome;
+
+/// Starts the end of its scope when dropped before it was told how the end came.
+#[derive(Debug)]
+pub(super) struct Owner {
+    role: Role,
+    pub(super) detector: Detector,
+    /// Set before each call into inner code and cleared after: still set means it panicked.
+    mark: bool,
+    /// A response head has passed: whoever drops us now drops a body.
+    body: bool,
+}
+
+#[derive(Debug)]
+enum Role {
+    /// The scope is ours.
+    Root(Arc<Scope>),
+    /// The scope belongs to an outer layer; we only notice a lost handler.
+    Joined(Arc<Scope>),
+    /// Nothing to tell any more.
+    Free,
+}
+
+impl Owner {
+    pub(super) fn root(scope: Arc<Scope>) -> Self {
+        Self::new(Role::Root(scope))
+    }
+
+    pub(super) fn joined(scope: Arc<Scope>) -> Self {
+        Self::new(Role::Joined(scope))
+    }
+
+    /// An owner of nothing: the end is told, or was never ours.
+    pub(super) fn free() -> Self {
+        Self::new(Role::Free)
+    }
+
+    fn new(role: Role) -> Self {
+        Self {
+            role,
+            detector: Detector::default(),
+            mark: false,
+            body: false,
+        }
+    }
+
+    /// The scope, if it is ours and its end is not told yet.
+    pub(super) fn scope(&self) -> Option<&Arc<Scope>> {
+        match &self.role {
+            Role::Root(scope) => Some(scope),
+            Role::Joined(_) | Role::Free => None,
+        }
+    }
+
+    /// Runs inner code under the mark.
+    pub(super) fn marked<T>(&mut self, inner: impl FnOnce() -> T) -> T {
+        self.mark = true;
+        let result = inner();
+        self.mark = false;
+        result
+    }
+
+    /// The head has passed and the body streams, watched by `detector`.
+    pub(super) fn streams(&mut self, detector: Detector) {
+        self.detector = detector;
+        self.body = true;
+    }
+
+    /// Tells how the end came. False if holds keep the scope open.
+    pub(super) fn end(&mut self, outcome: Outcome, failure: Option<crate::Cause>) -> bool {
+        match std::mem::replace(&mut self.role, Role::Free) {
+            Role::Root(scope) => scope.owner_ended(outcome, failure),
+            Role::Joined(_) | Role::Free => true,
+        }
+    }
+
+    /// A joined layer's handler has answered: nothing was lost.
+    pub(super) fn release(&mut self) {
+        self.role = Role::Free;
+    }
+}
+
+impl Default for Owner {
+    fn default() -> Self {
+        Self::free()
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        match std::mem::replace(&mut self.role, Role::Free) {
+            Role::Root(scope) => {
+                let (outcome, cause) = self.dropped();
+                if self.body && !self.mark && !outcome.is_complete() {
+                    scope.lock().client_gone = true;
+                }
+                scope.owner_ended(outcome, cause);
+            }
+            Role::Joined(scope) => scope.lock().handler_lost = true,
+            Role::Free => {}
+        }
+    }
+}
+
+impl Owner {
+    /// What a drop before the end means.
+    fn dropped(&self) -> (Outcome, Option<crate::Cause>) {
+        if self.mark {
+            let what = if self.body {
+                "response body"
+            } else {
+                "handler"
+            };
+            let failure = Failure::new(FailureKind::Panicked {
+                what: what.to_owned(),
+                message: "see the panic's own report".to_owned(),
+            });
+            (Outcome::Panicked, Some(failure.into()))
+        } else if self.body && self.detector.promised() == Some(self.detector.produced()) {
+            (Outcome::Complete, None)
+        } else {
+            (Outcome::Dropped, None)
+        }
+    }
+}
+
+/// Tears a scope down: polled by the owner, or moved to a task when the owner is dropped.
+pub(super) struct Finisher {
+    scope: Option<Arc<Scope>>,
+    running: Option<Teardown>,
+}
+
+impl Finisher {
+    pub(super) fn new(scope: Option<Arc<Scope>>) -> Self {
+        Self {
+            scope,
+            running: None,
+        }
+    }
+
+    /// Runs the teardown to its end; nothing is boxed if nothing is left to do.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Verdict>> {
+        let Some(scope) = &self.scope else {
+            return Poll::Ready(None);
+        };
+        if self.running.is_none() {
+            if let Some(finished) = scope.try_finish() {
+                let verdict = finished.announce(scope);
+                self.scope = None;
+                return Poll::Ready(Some(verdict));
+            }
+        }
+        let running = self
+            .running
+            .get_or_insert_with(|| teardown::teardown(scope.clone()));
+        let polled = teardown::poll(scope.runtime.as_ref(), running, cx);
+        polled.map(|verdict| {
+            self.running = None;
+            self.scope = None;
+            Some(verdict)
+        })
+    }
+
+    /// The owner goes and the holds stay.
+    pub(super) fn leave_to_holds(&mut self) {
+        if let Some(scope) = self.scope.take() {
+            if scope.leave_to_holds() {
+                teardown::detach(scope);
+            }
+        }
+    }
+}
+
+impl Default for Finisher {
+    fn default() -> Self {
+        Self::new(None)
+    }
+}
+
+impl Drop for Finisher {
+    fn drop(&mut self) {
+        let Some(scope) = self.scope.take() else {
+            return;
+        };
+        match self.running.take() {
+            Some(teardown) => {
+                scope.lock().client_gone = true;
+                teardown::spawn(scope.runtime.clone(), teardown);
+            }
+            None => {
+                if scope.leave_to_holds() {
+                    teardown::detach(scope);
+                }
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Finisher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Finisher")
+            .field("scope", &self.scope)
+            .field("running", &self.running.is_some())
+            .finish()
+    }
+}

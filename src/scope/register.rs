@@ -1,0 +1,262 @@
+//! The doors of a scope: what views do with it while it lives, and after.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use http::response::Parts;
+
+use super::{
+    close::ResponseScope,
+    closers::Closer,
+    machine::{Phase, Scope, ShutBy},
+    options::ShutdownKind,
+};
+use crate::{
+    outcome::Outcome,
+    supervisor::{LiveScope, Member},
+};
+
+/// Owners, finishers and the registry each hold the scope; more holders are views.
+const OWN_HANDLES: usize = 3;
+
+impl Scope {
+    /// Registers a closer; after the end it runs at once, with the final ending (G9).
+    pub(crate) fn defer(self: &Arc<Self>, mut closer: Closer) -> u64 {
+        let key = {
+            let mut state = self.lock();
+            state.used = true;
+            state.next_key += 1;
+            closer.key = state.next_key;
+            if state.phase != Phase::Done {
+                let key = closer.key;
+                state.closers.push(closer);
+                return key;
+            }
+            closer.key
+        };
+        self.run_late(closer);
+        key
+    }
+
+    /// Registers a closer that the client does not wait for.
+    pub(crate) fn defer_after_end(self: &Arc<Self>, mut closer: Closer) -> u64 {
+        let mut state = self.lock();
+        if state.phase == Phase::Done {
+            drop(state);
+            return self.defer(closer);
+        }
+        state.used = true;
+        state.next_key += 1;
+        closer.key = state.next_key;
+        let key = closer.key;
+        state.after_end.push(closer);
+        key
+    }
+
+    /// Takes a closer back before it runs.
+    pub(crate) fn take_closer(&self, key: u64) -> Option<Closer> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        [&mut state.closers, &mut state.after_end]
+            .into_iter()
+            .find_map(|list| {
+                let at = list.iter().position(|closer| closer.key == key)?;
+                Some(list.remove(at))
+            })
+    }
+
+    /// Runs one closer now, on behalf of its key. Its failure counts like any other.
+    pub(crate) async fn close_now(&self, closer: Closer) -> Result<(), crate::Cause> {
+        let (ending, limit) = {
+            let state = self.lock();
+            let ending = match state.phase {
+                // Nothing is delivered yet: the safe reading is that the application gave up.
+                Phase::Live => state.ending_as(self, Outcome::Cancelled),
+                Phase::Ending | Phase::Done => state.ending(self),
+            };
+            (ending, state.options.closer_limit())
+        };
+        let result = closer.run(ending, limit).await;
+        let outcome = result.as_ref().map(|_| ()).map_err(|f| f.cause.clone());
+        self.closer_ran(result);
+        outcome
+    }
+
+    fn run_late(self: &Arc<Self>, closer: Closer) {
+        let ending = self.ending();
+        if closer.is_sync() {
+            let result = closer.run_sync(ending);
+            self.closer_ran(result);
+            return;
+        }
+        let limit = self.lock().options.closer_limit();
+        let late = Late {
+            scope: self.clone(),
+            _background: self.supervisor.background(),
+            ran: false,
+        };
+        let run = async move {
+            let mut late = late;
+            let result = closer.run(ending, limit).await;
+            late.ran = true;
+            late.scope.closer_ran(result);
+        };
+        let runtime = self.runtime.clone();
+        if let Some(runtime) = runtime.or_else(|| tokio::runtime::Handle::try_current().ok()) {
+            runtime.spawn(run);
+        }
+    }
+
+    /// The head has come: notes the status, and what a shutdown would end the body with.
+    ///
+    /// True if something is registered. Leaves a handle for `close` if something is, or may be.
+    pub(super) fn at_head(self: &Arc<Self>, parts: &mut Parts) -> bool {
+        let (used, end_now) = {
+            let mut state = self.lock();
+            state.status = Some(parts.status);
+            let end_now = match &state.options.shutdown {
+                Some(policy) if matches!(policy.kind, ShutdownKind::EndNow { .. }) => {
+                    let content_type = parts.headers.get(http::header::CONTENT_TYPE);
+                    let content_type = content_type.and_then(|value| value.to_str().ok());
+                    state.last_frame = policy.frame_for(content_type.unwrap_or_default());
+                    true
+                }
+                _ => false,
+            };
+            (state.used, end_now)
+        };
+        if used || Arc::strong_count(self) > OWN_HANDLES {
+            parts.extensions.insert(ResponseScope::new(self.clone()));
+        }
+        if end_now && self.supervisor.is_draining() {
+            self.clone().shut_down();
+        }
+        used
+    }
+
+    /// Keeps the scope open past its body; false if it has ended.
+    pub(crate) fn hold(&self) -> bool {
+        let mut state = self.lock();
+        let live = state.phase == Phase::Live;
+        if live {
+            state.used = true;
+            state.holds += 1;
+        }
+        live
+    }
+
+    /// A hold goes, with what it makes of the outcome.
+    pub(crate) fn release_hold(self: &Arc<Self>, outcome: Outcome) {
+        let body_end = {
+            let mut state = self.lock();
+            state.holds -= 1;
+            if state.phase != Phase::Live || (outcome.is_complete() && state.holds > 0) {
+                return;
+            }
+            state.body_end.clone()
+        };
+        match body_end {
+            // The body ended badly before: the first cause wins.
+            Some((first, cause)) if !first.is_complete() => self.end_held(first, cause),
+            _ if !outcome.is_complete() => {
+                self.interrupt(outcome, None);
+            }
+            Some((first, cause)) => self.end_held(first, cause),
+            None => {}
+        }
+    }
+
+    fn end_held(self: &Arc<Self>, outcome: Outcome, cause: Option<crate::Cause>) {
+        if self.start_end(outcome, cause) && self.lock().owner_gone {
+            super::teardown::detach(self.clone());
+        }
+    }
+}
+
+/// A closer registered after the end, under way; its drop unfinished means the runtime is gone.
+struct Late {
+    scope: Arc<Scope>,
+    _background: crate::supervisor::Background,
+    ran: bool,
+}
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        if !self.ran {
+            self.scope.closer_unrun();
+            super::observe::unrun(&self.scope);
+        }
+    }
+}
+
+impl Member for Scope {
+    fn snapshot(&self) -> LiveScope {
+        let state = self.lock();
+        LiveScope {
+            id: self.id(),
+            method: self.method.clone(),
+            uri: self.uri.clone(),
+            age: self.opened.map(|opened| opened.elapsed()),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            frames: self.frames.load(Ordering::Relaxed),
+            tasks: state.tasks.live(),
+            closers: state.closers.len() + state.after_end.len(),
+            phase: match state.phase {
+                Phase::Live => "live",
+                Phase::Ending => "ending",
+                Phase::Done => "stuck",
+            },
+        }
+    }
+
+    fn shut_down(self: Arc<Self>) -> Option<Duration> {
+        let shut_by = {
+            let state = self.lock();
+            let policy = state.options.shutdown.as_deref();
+            match policy.map(|policy| &policy.kind) {
+                None => return None,
+                Some(ShutdownKind::Finish { within }) => return *within,
+                // Without a head there is no body to end: `at_head` comes back to it.
+                Some(ShutdownKind::EndNow { .. }) if state.status.is_none() => return None,
+                Some(ShutdownKind::EndNow { .. }) => ShutBy::EndNow(state.last_frame.clone()),
+                Some(ShutdownKind::Abort) => ShutBy::Abort,
+            }
+        };
+        self.shut(shut_by);
+        None
+    }
+
+    fn abort(self: Arc<Self>) {
+        self.shut(ShutBy::Abort);
+    }
+
+    fn still_running(&self) -> Vec<String> {
+        let state = self.lock();
+        let mut what: Vec<_> = state.tasks.names().collect();
+        if let Some(at) = state.closing {
+            what.push(super::failure::named("closer", at));
+        }
+        if what.is_empty() {
+            what.push("response not released by its server".to_owned());
+        }
+        let head = format!("{} {}: ", self.method, self.uri.path());
+        what.into_iter()
+            .map(|what| format!("{head}{what}"))
+            .collect()
+    }
+}
+
+impl Scope {
+    fn shut(self: &Arc<Self>, by: ShutBy) {
+        {
+            let mut state = self.lock();
+            if state.phase != Phase::Live {
+                return;
+            }
+            state.shut_by = by;
+        }
+        self.interrupt(Outcome::Shutdown, None);
+    }
+}

@@ -1,0 +1,531 @@
+//! The tasks of a scope: none outlives its join, and no failure is lost.
+
+use std::{
+    future::{Future, poll_fn},
+    panic::Location,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use pin_project::pin_project;
+use slab::Slab;
+use tokio::{runtime::Handle, task::AbortHandle};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    failure::{Failure, FailureKind, Payload, contained, named},
+    limit::Limit,
+    machine::{Phase, Scope},
+    options::FailurePolicy,
+};
+use crate::{
+    TaskResult,
+    error::{BoxError, Cause},
+    outcome::Outcome,
+};
+
+/// How a task is treated at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TaskKind {
+    /// Awaited on a natural end; aborted at its next await on any other.
+    Plain,
+    /// As `Plain`, but told first, and given the grace.
+    Graceful,
+    /// Aborted on a natural end too.
+    Background,
+    /// On a blocking thread: told, and waited for; it cannot be aborted once it runs.
+    Blocking,
+}
+
+/// Called when a failure cancels the siblings: the channel closes, so that the body ends.
+pub(crate) type FailureHook = Box<dyn Fn() + Send>;
+
+pub(super) struct Tasks {
+    slots: Slab<Slot>,
+    spawned: u64,
+    policy: FailurePolicy,
+    /// New tasks are taken.
+    open: bool,
+    /// All were told to end, and so is whoever comes late.
+    cancelling: bool,
+    failed: bool,
+    failure: Option<(Outcome, Cause)>,
+    cancel: Option<CancellationToken>,
+    joiner: Option<Waker>,
+    on_failure: Vec<FailureHook>,
+}
+
+struct Slot {
+    number: u64,
+    kind: TaskKind,
+    at: &'static Location<'static>,
+    abort: Option<AbortHandle>,
+    /// The scope has told it to end, so that its end is no failure.
+    told: bool,
+}
+
+impl Slot {
+    fn name(&self) -> String {
+        named("task", self.at)
+    }
+}
+
+impl Tasks {
+    pub(super) fn new(policy: FailurePolicy) -> Self {
+        Self {
+            slots: Slab::new(),
+            spawned: 0,
+            policy,
+            open: true,
+            cancelling: false,
+            failed: false,
+            failure: None,
+            cancel: None,
+            joiner: None,
+            on_failure: Vec::new(),
+        }
+    }
+
+    pub(super) fn set_policy(&mut self, policy: FailurePolicy) {
+        self.policy = policy;
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    pub(super) fn live(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = String> + '_ {
+        self.slots.iter().map(|(_, slot)| slot.name())
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    pub(super) fn refuse_new(&mut self) {
+        self.open = false;
+    }
+
+    pub(super) fn take_failure(&mut self) -> Option<(Outcome, Cause)> {
+        self.failure.take()
+    }
+
+    /// Takes no more tasks if none is left: one step, so that none slips in between.
+    fn close_if_idle(&mut self) -> bool {
+        self.open &= !self.is_idle();
+        self.is_idle()
+    }
+
+    /// Takes no more tasks; true if none is left.
+    pub(super) fn close(&mut self) -> bool {
+        self.open = false;
+        self.slots.is_empty()
+    }
+
+    fn token(&mut self) -> &CancellationToken {
+        let cancelling = self.cancelling;
+        self.cancel.get_or_insert_with(|| {
+            let token = CancellationToken::new();
+            if cancelling {
+                token.cancel();
+            }
+            token
+        })
+    }
+
+    /// What has to be aborted and told, outside the lock, to cancel the tasks of these kinds.
+    fn cancellation(&mut self, of: impl Fn(TaskKind) -> bool) -> Cancellation {
+        let mut aborts = Vec::new();
+        for (_, slot) in &mut self.slots {
+            if of(slot.kind) {
+                slot.told = true;
+                aborts.extend(slot.abort.clone());
+            }
+        }
+        Cancellation {
+            aborts,
+            token: None,
+        }
+    }
+
+    /// Cancels all: graceful and blocking tasks by their token, the others by abort.
+    fn cancel_all(&mut self) -> Cancellation {
+        self.cancelling = true;
+        for (_, slot) in &mut self.slots {
+            slot.told = true;
+        }
+        Cancellation {
+            token: self.cancel.clone(),
+            ..self.cancellation(|kind| matches!(kind, TaskKind::Plain | TaskKind::Background))
+        }
+    }
+
+    fn slot_of(&mut self, key: usize, number: u64) -> Option<&mut Slot> {
+        self.slots.get_mut(key).filter(|slot| slot.number == number)
+    }
+
+    fn awaits_nobody(&self) -> bool {
+        self.slots
+            .iter()
+            .all(|(_, slot)| slot.kind == TaskKind::Background)
+    }
+}
+
+/// Aborts and a token to be carried out once the lock is released.
+#[must_use]
+struct Cancellation {
+    aborts: Vec<AbortHandle>,
+    token: Option<CancellationToken>,
+}
+
+impl Cancellation {
+    fn carry_out(self) {
+        if let Some(token) = self.token {
+            token.cancel();
+        }
+        for abort in self.aborts {
+            abort.abort();
+        }
+    }
+}
+
+impl Scope {
+    /// Spawns a task of this scope. Gives the future back if the scope takes no more.
+    pub(crate) fn spawn<F>(
+        self: &Arc<Self>,
+        kind: TaskKind,
+        at: &'static Location<'static>,
+        future: F,
+    ) -> Result<(), F>
+    where
+        F: Future<Output = TaskResult> + Send + 'static,
+    {
+        let Some((runtime, report)) = self.enter_task(kind, at) else {
+            return Err(future);
+        };
+        let (key, number) = (report.key, report.number);
+        let task = runtime.spawn(Tracked {
+            future: Some(future),
+            report,
+        });
+        self.set_abort(key, number, task.abort_handle());
+        Ok(())
+    }
+
+    /// Runs blocking code as a task of this scope. Gives the code back if it takes no more.
+    pub(crate) fn spawn_blocking<C>(
+        self: &Arc<Self>,
+        at: &'static Location<'static>,
+        code: C,
+    ) -> Result<(), C>
+    where
+        C: FnOnce(CancellationToken) -> TaskResult + Send + 'static,
+    {
+        let Some((runtime, report)) = self.enter_task(TaskKind::Blocking, at) else {
+            return Err(code);
+        };
+        let (key, number) = (report.key, report.number);
+        let cancel = self.task_token();
+        let task = runtime.spawn_blocking(move || {
+            let report = report;
+            let end = match contained(|| code(cancel)) {
+                Ok(result) => TaskEnd::Returned(result),
+                Err(payload) => TaskEnd::Panicked(payload),
+            };
+            report.finish(end);
+        });
+        self.set_abort(key, number, task.abort_handle());
+        Ok(())
+    }
+
+    /// The token of graceful and blocking tasks: fires when the tasks are cancelled.
+    pub(crate) fn task_token(&self) -> CancellationToken {
+        self.lock().tasks.token().child_token()
+    }
+
+    /// Calls the hook when a failure cancels the siblings; at once if that has happened.
+    pub(crate) fn on_task_failure(&self, hook: FailureHook) {
+        let now = {
+            let mut state = self.lock();
+            if state.tasks.failed && state.tasks.policy == FailurePolicy::CancelSiblings {
+                Some(hook)
+            } else {
+                state.tasks.on_failure.push(hook);
+                None
+            }
+        };
+        if let Some(hook) = now {
+            hook();
+        }
+    }
+
+    pub(crate) fn set_failure_policy(&self, policy: FailurePolicy) {
+        self.lock().tasks.set_policy(policy);
+    }
+
+    fn enter_task(
+        self: &Arc<Self>,
+        kind: TaskKind,
+        at: &'static Location<'static>,
+    ) -> Option<(Handle, TaskReport)> {
+        let runtime = self
+            .runtime
+            .clone()
+            .or_else(|| Handle::try_current().ok())?;
+        let mut state = self.lock();
+        if !state.tasks.open {
+            return None;
+        }
+        state.used = true;
+        state.tasks.spawned += 1;
+        let number = state.tasks.spawned;
+        let key = state.tasks.slots.insert(Slot {
+            number,
+            kind,
+            at,
+            abort: None,
+            told: false,
+        });
+        let report = TaskReport {
+            scope: Some(self.clone()),
+            key,
+            number,
+        };
+        Some((runtime, report))
+    }
+
+    /// A task may have ended, or been cancelled, before its handle is known.
+    fn set_abort(&self, key: usize, number: u64, abort: AbortHandle) {
+        let mut late = None;
+        if let Some(slot) = self.lock().tasks.slot_of(key, number) {
+            if slot.told && matches!(slot.kind, TaskKind::Plain | TaskKind::Background) {
+                late = Some(abort);
+            } else {
+                slot.abort = Some(abort);
+            }
+        }
+        if let Some(abort) = late {
+            abort.abort();
+        }
+    }
+
+    fn task_ended(self: &Arc<Self>, key: usize, number: u64, end: TaskEnd) {
+        let mut hooks = Vec::new();
+        let mut cancellation = None;
+        let mut interrupt = None;
+        let (waker, release) = {
+            let mut state = self.lock();
+            if state.tasks.slot_of(key, number).is_none() {
+                return;
+            }
+            let slot = state.tasks.slots.remove(key);
+            let failure = state.count_task(&slot, end);
+            if let Some((outcome, cause)) = failure {
+                let first = !std::mem::replace(&mut state.tasks.failed, true);
+                if state.phase == Phase::Live && first {
+                    state.tasks.failure = Some((outcome, cause.clone()));
+                }
+                state.note_failure(outcome, cause.clone());
+                if state.tasks.policy == FailurePolicy::CancelSiblings && first {
+                    hooks = std::mem::take(&mut state.tasks.on_failure);
+                    cancellation = Some(state.tasks.cancel_all());
+                    // A body that is not fed by a channel of ours would go on: end it.
+                    interrupt = hooks.is_empty().then_some((outcome, cause));
+                }
+            }
+            let waker = state.tasks.joiner.take();
+            let release = (state.lingering && state.tasks.is_idle())
+                .then(|| (state.released(), state.counts.closers_unrun));
+            (waker, release)
+        };
+        if let Some(cancellation) = cancellation {
+            cancellation.carry_out();
+        }
+        for hook in hooks {
+            hook();
+        }
+        if let Some((outcome, cause)) = interrupt {
+            self.interrupt(outcome, Some(cause));
+        }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        if let Some((how, unrun)) = release {
+            self.supervisor.release(&self.registration, how, unrun);
+        }
+    }
+
+    /// Teardown step 2: awaits the tasks on a natural end, cancels and joins them on any other.
+    pub(super) async fn join_tasks(&self) {
+        let (awaited, join, grace) = {
+            let mut state = self.lock();
+            if state.tasks.close_if_idle() {
+                return;
+            }
+            let awaited = state.natural && !state.tasks.cancelling;
+            (
+                awaited,
+                state.options.join_limit(),
+                state.options.cancel_grace(),
+            )
+        };
+        if awaited && self.join(join, Tasks::awaits_nobody).await {
+            self.cancel_tasks(|tasks| tasks.cancellation(|kind| kind == TaskKind::Background));
+            if self.join(join, Tasks::is_idle).await {
+                return;
+            }
+        }
+        if awaited {
+            self.lock().overran(join);
+        }
+        self.cancel_tasks(Tasks::cancel_all);
+        if self.join(grace, Tasks::is_idle).await {
+            return;
+        }
+        self.cancel_tasks(|tasks| tasks.cancellation(|_| true));
+        if !self.join(join, Tasks::is_idle).await {
+            let mut state = self.lock();
+            let names: Vec<_> = state.tasks.names().collect();
+            state.stuck.extend(names);
+        }
+    }
+
+    /// Aborts whatever can be: the runtime is gone, or nobody can wait.
+    pub(super) fn abandon_tasks(&self) {
+        self.cancel_tasks(Tasks::cancel_all);
+        self.cancel_tasks(|tasks| tasks.cancellation(|_| true));
+    }
+
+    /// Takes no more tasks, and carries out what `choose` collects, outside the lock.
+    fn cancel_tasks(&self, choose: impl FnOnce(&mut Tasks) -> Cancellation) {
+        let cancellation = {
+            let mut state = self.lock();
+            state.tasks.open = false;
+            choose(&mut state.tasks)
+        };
+        cancellation.carry_out();
+    }
+
+    /// Waits for the tasks, up to the limit; false if the limit came first.
+    async fn join(&self, limit: Duration, met: impl Fn(&Tasks) -> bool) -> bool {
+        let mut limit = Limit::new(limit);
+        poll_fn(|cx| {
+            {
+                let mut state = self.lock();
+                if met(&state.tasks) {
+                    return Poll::Ready(true);
+                }
+                state.tasks.joiner = Some(cx.waker().clone());
+            }
+            limit.poll(cx).map(|()| false)
+        })
+        .await
+    }
+}
+
+impl super::machine::State {
+    fn count_task(&mut self, slot: &Slot, end: TaskEnd) -> Option<(Outcome, Cause)> {
+        let counts = &mut self.counts;
+        match end {
+            TaskEnd::Returned(Ok(())) => {
+                counts.tasks_joined += 1;
+                None
+            }
+            TaskEnd::Returned(Err(error)) => {
+                counts.tasks_joined += 1;
+                counts.tasks_failed += 1;
+                Some((Outcome::Failed, Cause::from(error)))
+            }
+            TaskEnd::Panicked(payload) => {
+                counts.tasks_panicked += 1;
+                let failure = Failure::panicked(slot.name(), &*payload);
+                Some((Outcome::Panicked, failure.into()))
+            }
+            TaskEnd::Dropped if slot.told => {
+                counts.tasks_cancelled += 1;
+                None
+            }
+            TaskEnd::Dropped => {
+                counts.tasks_cancelled += 1;
+                let failure = Failure::new(FailureKind::TaskLost { what: slot.name() });
+                Some((Outcome::Failed, failure.into()))
+            }
+        }
+    }
+
+    /// The join limit of a natural end is over: what still runs is named, and the end has failed.
+    fn overran(&mut self, limit: Duration) {
+        let names: Vec<_> = self.tasks.names().collect();
+        for what in names {
+            let failure = Failure::new(FailureKind::OverranLimit { what, limit });
+            self.tasks.failed = true;
+            self.note_failure(Outcome::Failed, failure.into());
+        }
+    }
+}
+
+/// How one task came out.
+enum TaskEnd {
+    Returned(Result<(), BoxError>),
+    Panicked(Payload),
+    Dropped,
+}
+
+/// Tells the scope how a task came out, also when the task is just dropped.
+struct TaskReport {
+    scope: Option<Arc<Scope>>,
+    key: usize,
+    number: u64,
+}
+
+impl TaskReport {
+    fn finish(mut self, end: TaskEnd) {
+        self.tell(end);
+    }
+
+    fn tell(&mut self, end: TaskEnd) {
+        if let Some(scope) = self.scope.take() {
+            scope.task_ended(self.key, self.number, end);
+        }
+    }
+}
+
+impl Drop for TaskReport {
+    fn drop(&mut self) {
+        self.tell(TaskEnd::Dropped);
+    }
+}
+
+/// A task's future. Field order is drop order: the future is gone before its end is told.
+#[pin_project]
+struct Tracked<F> {
+    #[pin]
+    future: Option<F>,
+    report: TaskReport,
+}
+
+impl<F: Future<Output = TaskResult>> Future for Tracked<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        let Some(future) = this.future.as_mut().as_pin_mut() else {
+            return Poll::Ready(());
+        };
+        let mut end = match contained(|| future.poll(cx)) {
+            Ok(poll) => TaskEnd::Returned(ready!(poll)),
+            Err(payload) => TaskEnd::Panicked(payload),
+        };
+        if let Err(payload) = contained(|| this.future.set(None)) {
+            end = TaskEnd::Panicked(payload);
+        }
+        this.report.tell(end);
+        Poll::Ready(())
+    }
+}

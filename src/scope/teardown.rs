@@ -1,0 +1,172 @@
+//! What a scope does at its end: children, tasks, the bridge, closers, report, release.
+//!
+//! The teardown is one boxed future. The owner polls it; a dropped owner moves it to a task as it
+//! stands. The guard inside notices if it is dropped unfinished, which only a dying runtime does.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tokio::runtime::Handle;
+
+use super::{
+    closers::{Closer, CloserFailed},
+    machine::{Scope, Step, Verdict},
+};
+
+/// A teardown under way.
+pub(super) type Teardown = Pin<Box<dyn Future<Output = Verdict> + Send>>;
+
+/// The teardown of a scope whose end has started and whose inner body is gone.
+pub(super) fn teardown(scope: Arc<Scope>) -> Teardown {
+    // Made outside the future: it is to be dropped with it even if that was never polled.
+    let mut guard = Guard {
+        scope,
+        running: false,
+        armed: true,
+    };
+    Box::pin(async move {
+        guard.scope.join_children().await;
+        guard.scope.join_tasks().await;
+        loop {
+            match guard.scope.next_step() {
+                Step::Run(closer, ending) => {
+                    let limit = guard.scope.lock().options.closer_limit();
+                    guard.running = !closer.is_sync();
+                    let result = closer.run(ending, limit).await;
+                    guard.running = false;
+                    guard.scope.closer_ran(result);
+                }
+                Step::Settled(verdict) => {
+                    guard.armed = false;
+                    detach(guard.scope.clone());
+                    return verdict;
+                }
+                Step::Done(finished) => {
+                    guard.armed = false;
+                    return finished.announce(&guard.scope);
+                }
+            }
+        }
+    })
+}
+
+/// Runs (the rest of) a teardown as a task on the scope's runtime.
+pub(super) fn detach(scope: Arc<Scope>) {
+    match scope.try_finish() {
+        Some(finished) => {
+            finished.announce(&scope);
+        }
+        None => {
+            let runtime = scope.runtime.clone();
+            spawn(runtime, teardown(scope));
+        }
+    }
+}
+
+/// Moves a teardown to a task; with no runtime the guard inside accounts for it.
+pub(super) fn spawn(runtime: Option<Handle>, teardown: Teardown) {
+    if let Some(runtime) = runtime.or_else(|| Handle::try_current().ok()) {
+        runtime.spawn(teardown);
+    }
+}
+
+/// Polls a teardown where timers can be made, also from a thread with no runtime in context.
+pub(super) fn poll(
+    runtime: Option<&Handle>,
+    teardown: &mut Teardown,
+    cx: &mut Context<'_>,
+) -> Poll<Verdict> {
+    let _context = runtime.map(Handle::enter);
+    teardown.as_mut().poll(cx)
+}
+
+impl Scope {
+    /// Teardown step 1: waits for the children whose body has gone; the others live on.
+    async fn join_children(&self) {
+        loop {
+            let ending = {
+                let state = self.lock();
+                let child = state.children.iter().find(|child| child.is_tearing_down());
+                child.cloned()
+            };
+            match ending {
+                Some(child) => child.done().await,
+                None => return,
+            }
+        }
+    }
+
+    /// A child is done: its counts join ours, and we forget it.
+    pub(super) fn child_done(&self, child: &Scope, counts: &crate::outcome::Counts) {
+        let removed = {
+            let mut state = self.lock();
+            state.counts.add(counts);
+            let position = state.children.iter().position(|c| c.id() == child.id());
+            position.map(|at| state.children.swap_remove(at))
+        };
+        drop(removed);
+    }
+
+    pub(super) fn closer_ran(&self, result: Result<(), CloserFailed>) {
+        let mut state = self.lock();
+        state.counts.closers_run += 1;
+        if let Err(failed) = result {
+            state.counts.closers_failed += 1;
+            state.note_failure(failed.outcome, failed.cause);
+        }
+    }
+
+    /// The teardown cannot go on: the runtime is gone. Synchronous closers still run, in order.
+    fn abandon(&self, interrupted: bool) {
+        self.abandon_tasks();
+        if interrupted {
+            self.closer_unrun();
+        }
+        loop {
+            match self.next_step() {
+                Step::Run(closer, ending) => self.run_or_count(closer, ending),
+                Step::Settled(_) => {}
+                Step::Done(finished) => {
+                    super::observe::unrun(self);
+                    finished.announce(self);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn run_or_count(&self, closer: Closer, ending: crate::Ending) {
+        if closer.is_sync() {
+            let result = closer.run_sync(ending);
+            self.closer_ran(result);
+        } else {
+            self.closer_unrun();
+            // The application's values in the closer drop here, outside the lock.
+            let _ = super::failure::contained(|| drop(closer));
+        }
+    }
+
+    pub(super) fn closer_unrun(&self) {
+        self.lock().counts.closers_unrun += 1;
+    }
+}
+
+/// Sees a teardown dropped before it finished: that is how a dead runtime shows.
+struct Guard {
+    scope: Arc<Scope>,
+    /// An async closer is in progress.
+    running: bool,
+    armed: bool,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if self.armed {
+            self.scope.abandon(self.running);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The wait for every scope at shutdown, and its report.
+
+use std::{fmt, time::Duration};
+
+use tokio::time::{Instant, sleep_until};
+
+use super::{Released, Supervisor};
+
+/// What a drain found: how many scopes ended in which way, and what was left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DrainReport {
+    /// Scopes that ended by themselves during the drain.
+    pub complete: u64,
+    /// Scopes that were ended by [`Shutdown::end_now`](crate::Shutdown::end_now).
+    pub ended: u64,
+    /// Scopes that were aborted: by policy, or because the time was up.
+    pub aborted: u64,
+    /// Closers that could not run.
+    pub unrun: u64,
+    /// What still runs, by name: scopes with their tasks and closers.
+    pub stuck: Vec<String>,
+}
+
+impl DrainReport {
+    /// Whether nothing was left running and every closer ran.
+    pub fn is_clean(&self) -> bool {
+        self.stuck.is_empty() && self.unrun == 0
+    }
+}
+
+impl fmt::Display for DrainReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} complete, {} ended, {} aborted, {} closers unrun, {} stuck",
+            self.complete,
+            self.ended,
+            self.aborted,
+            self.unrun,
+            self.stuck.len()
+        )?;
+        for name in &self.stuck {
+            write!(f, "\n  stuck: {name}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What was released since the drain began.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    report: DrainReport,
+}
+
+impl Tally {
+    pub(super) fn count(&mut self, how: Released, unrun: u64) {
+        match how {
+            Released::ByItself => self.report.complete += 1,
+            Released::Ended => self.report.ended += 1,
+            Released::Aborted => self.report.aborted += 1,
+        }
+        self.report.unrun += unrun;
+    }
+}
+
+impl Supervisor {
+    /// Tells every scope to end, waits for their teardown, and says what was left.
+    ///
+    /// Each scope's shutdown policy is applied at once. Scopes still live a quarter of the deadline
+    /// (at most 5 s) before it ends are aborted: tasks cancelled, closers run. After the deadline
+    /// nothing of any scope is running, or it is named in the report (G12). Responses that begin
+    /// while it drains are ended by the same rules.
+    ///
+    /// **On drop**: a dropped drain waits no longer; the shutdown goes on.
+    pub async fn drain(&self, deadline: Duration) -> DrainReport {
+        let end = Instant::now() + deadline;
+        let abort_at = end - (deadline / 4).min(Duration::from_secs(5));
+        self.announce();
+        let mut due: Vec<_> = self
+            .inner
+            .registry
+            .members()
+            .into_iter()
+            .filter_map(|member| {
+                let within = member.clone().shut_down()?;
+                Some((Instant::now() + within, member))
+            })
+            .collect();
+        due.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        while let Some((at, member)) = due.pop() {
+            if at >= abort_at || self.idle_by(at).await {
+                break;
+            }
+            member.abort();
+        }
+        drop(due);
+        if !self.idle_by(abort_at).await {
+            self.inner.aborting.cancel();
+            for member in self.inner.registry.members() {
+                member.abort();
+            }
+            self.idle_by(end).await;
+        }
+        let mut report = self.tally().report.clone();
+        for member in self.inner.registry.members() {
+            report.stuck.extend(member.still_running());
+        }
+        report
+    }
+
+    /// Waits until nothing is live, or until `time`; true if nothing is.
+    async fn idle_by(&self, time: Instant) -> bool {
+        loop {
+            let changed = self.inner.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.is_idle() {
+                return true;
+            }
+            tokio::select! {
+                () = changed => {}
+                () = sleep_until(time) => return self.is_idle(),
+            }
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Every live response, the shutdown signal, the drain, and what it found.
+//!
+//! A scope registers when it opens and is released when nothing of it runs any more: closers,
+//! children, tasks, threads. The supervisor knows scopes only as [`Member`]s.
+
+mod drain;
+mod registry;
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{Method, Uri};
+use tokio::sync::Notify;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+pub use drain::DrainReport;
+pub(crate) use registry::Registration;
+use registry::Registry;
+
+use drain::Tally;
+
+/// What the supervisor asks of a scope.
+pub(crate) trait Member: Send + Sync {
+    /// What it holds right now.
+    fn snapshot(&self) -> LiveScope;
+    /// The drain has started: apply the shutdown policy. Says when to abort, if the policy does.
+    fn shut_down(self: Arc<Self>) -> Option<Duration>;
+    /// The time is up: end it whatever it does.
+    fn abort(self: Arc<Self>);
+    /// What still runs, by name, for the report.
+    fn still_running(&self) -> Vec<String>;
+}
+
+/// How a scope that was released had ended, as far as a drain counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Released {
+    ByItself,
+    Ended,
+    Aborted,
+}
+
+/// A live response, as [`Supervisor::snapshot`] lists it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LiveScope {
+    /// Its number, unique under this supervisor.
+    pub id: u64,
+    /// The request's method.
+    pub method: Method,
+    /// The request's target.
+    pub uri: Uri,
+    /// Since the call; `None` where no clock is read (a layer with neither hook nor supervisor).
+    pub age: Option<Duration>,
+    /// Body bytes handed to the server so far.
+    pub bytes: u64,
+    /// Data frames handed to the server so far.
+    pub frames: u64,
+    /// Tasks running now.
+    pub tasks: usize,
+    /// Closers registered and not yet run.
+    pub closers: usize,
+    /// `"live"`, `"ending"`, or `"stuck"`: reported, with a task that does not stop.
+    pub phase: &'static str,
+}
+
+/// Knows every live response of the layers it is shared by, and drains them at shutdown.
+///
+/// Cheap to clone; clones are one supervisor. Give it to layers with
+/// [`supervisor`](crate::scope::ScopeLayer::supervisor); a layer made without one has a private
+/// one, and nobody can drain that.
+///
+/// **On drop**: dropping the last clone stops nothing; scopes keep their supervisor alive.
+#[derive(Clone)]
+pub struct Supervisor {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    registry: Registry,
+    /// Late closers: work outside any scope's life.
+    background: AtomicUsize,
+    /// The same as the token's state, cheap to read for every request.
+    is_draining: AtomicBool,
+    draining: CancellationToken,
+    aborting: CancellationToken,
+    changed: Notify,
+    tally: Mutex<Tally>,
+}
+
+impl Supervisor {
+    /// A supervisor with nothing to supervise yet.
+    pub fn new() -> Self {
+        Self::with(Registry::new())
+    }
+
+    /// A supervisor for a single scope: no shards to share.
+    pub(crate) fn solitary() -> Self {
+        Self::with(Registry::with_shards(1))
+    }
+
+    fn with(registry: Registry) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                registry,
+                background: AtomicUsize::new(0),
+                is_draining: AtomicBool::new(false),
+                draining: CancellationToken::new(),
+                aborting: CancellationToken::new(),
+                changed: Notify::new(),
+                tally: Mutex::new(Tally::default()),
+            }),
+        }
+    }
+
+    /// How many responses are live.
+    pub fn active(&self) -> usize {
+        self.inner.registry.len()
+    }
+
+    /// What is live right now, oldest first. Locks a part of the registry at a time.
+    pub fn snapshot(&self) -> Vec<LiveScope> {
+        let mut live: Vec<_> = self
+            .inner
+            .registry
+            .members()
+            .iter()
+            .map(|member| member.snapshot())
+            .collect();
+        live.sort_by_key(|scope| scope.id);
+        live
+    }
+
+    /// Whether a drain has begun.
+    pub fn is_draining(&self) -> bool {
+        self.inner.is_draining.load(Ordering::Acquire)
+    }
+
+    /// Starts the shutdown without waiting: signals fire and each scope's policy is applied.
+    ///
+    /// [`Supervisor::drain`] does this first; call it yourself to announce a shutdown earlier.
+    pub fn begin_shutdown(&self) {
+        self.announce();
+        for member in self.inner.registry.members() {
+            member.shut_down();
+        }
+    }
+
+    fn announce(&self) {
+        self.inner.is_draining.store(true, Ordering::Release);
+        self.inner.draining.cancel();
+    }
+
+    /// A token that fires when the shutdown begins. A child: cancelling it stops nobody else.
+    pub fn shutdown_token(&self) -> CancellationToken {
+        self.inner.draining.child_token()
+    }
+
+    /// Ready when a drain has run out of patience: servers close their connections then.
+    pub fn aborting(&self) -> WaitForCancellationFutureOwned {
+        self.inner.aborting.clone().cancelled_owned()
+    }
+
+    /// Enters a new scope; `build` makes it around its registration.
+    pub(crate) fn register<M: Member + 'static>(
+        &self,
+        build: impl FnOnce(Registration) -> Arc<M>,
+    ) -> Arc<M> {
+        self.inner.registry.insert(build)
+    }
+
+    /// Takes a scope off the list: nothing of it runs any more.
+    pub(crate) fn release(&self, registration: &Registration, how: Released, unrun: u64) {
+        let removed = self.inner.registry.remove(registration);
+        drop(removed);
+        if self.is_draining() {
+            self.tally().count(how, unrun);
+            self.inner.changed.notify_waiters();
+        }
+    }
+
+    /// Counts a piece of work outside any scope's life until the guard drops.
+    pub(crate) fn background(&self) -> Background {
+        self.inner.background.fetch_add(1, Ordering::Relaxed);
+        Background {
+            supervisor: self.clone(),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.active() == 0 && self.inner.background.load(Ordering::Acquire) == 0
+    }
+
+    fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
+        self.inner
+            .tally
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Supervisor {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Supervisor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Supervisor")
+            .field("active", &self.active())
+            .field("draining", &self.is_draining())
+            .finish()
+    }
+}
+
+/// Keeps the drain waiting for one piece of work.
+#[derive(Debug)]
+pub(crate) struct Background {
+    supervisor: Supervisor,
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let inner = &self.supervisor.inner;
+        inner.background.fetch_sub(1, Ordering::Release);
+        if self.supervisor.is_draining() {
+            inner.changed.notify_waiters();
+        }
+    }
+}
