@@ -1,0 +1,163 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::time::timeout;
+
+use super::*;
+
+const LIMIT: Duration = Duration::from_secs(30);
+/// More than the pool has connections: a leak of one an export would be seen.
+const MANY: usize = 3 * CONNECTIONS as usize;
+
+/// A database of a test's own, removed when the test ends.
+struct Fresh {
+    db: Db,
+    file: Option<PathBuf>,
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        for suffix in ["", "-wal", "-shm"] {
+            let Some(file) = &self.file else { return };
+            let mut file = file.clone().into_os_string();
+            file.push(suffix);
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
+/// SQLite always, PostgreSQL too (in a schema of its own) if `DATABASE_URL` names one.
+async fn databases() -> Vec<Fresh> {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("newsroom_test_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let file = std::env::temp_dir().join(format!("{name}.sqlite"));
+    let mut all = vec![Fresh { db: Db::open_file(&file).await.unwrap(), file: Some(file) }];
+    if let Some(url) = std::env::var("DATABASE_URL").ok().filter(|url| url.starts_with("postgres")) {
+        let options = PgConnectOptions::from_str(&url).unwrap();
+        let admin = PgPool::connect_with(options.clone()).await.unwrap();
+        let create = sqlx::AssertSqlSafe(format!("CREATE SCHEMA {name}"));
+        sqlx::query(create).execute(&admin).await.unwrap();
+        let options = options.options([("search_path", name.as_str())]);
+        all.push(Fresh { db: Db::open_postgres(options).await.unwrap(), file: None });
+    }
+    all
+}
+
+async fn whole(export: &mut Export) -> String {
+    let mut csv = String::new();
+    while let Some(page) = export.next_csv().await.unwrap() {
+        csv += &page;
+    }
+    csv
+}
+
+fn sorted_lines(csv: &str) -> Vec<&str> {
+    let mut lines: Vec<&str> = csv.lines().collect();
+    lines.sort_unstable();
+    lines
+}
+
+#[test]
+fn a_field_survives_being_written_and_read() {
+    let mut csv = String::new();
+    push_field(&mut csv, r#"Dr. "C.P." Savage, Sr."#);
+    csv.push(',');
+    push_field(&mut csv, "plain");
+    assert_eq!(csv, r#""Dr. ""C.P."" Savage, Sr.",plain"#);
+    assert_eq!(split_fields(&csv), [r#"Dr. "C.P." Savage, Sr."#, "plain"]);
+}
+
+#[tokio::test]
+async fn a_whole_export_is_the_data_set_and_is_counted_once_committed() {
+    for Fresh { db, .. } in &databases().await {
+        let mut export = db.begin_export().await.unwrap();
+        let csv = whole(&mut export).await;
+        assert_eq!(sorted_lines(&csv), sorted_lines(AIRPORTS));
+        assert_eq!(export.rows(), 3376);
+        assert!(csv.starts_with("iata,"), "the header comes first, and once");
+
+        assert_eq!(db.exports_committed().await.unwrap(), 0, "not yet committed, so not seen");
+        export.commit().await.unwrap();
+        assert_eq!(db.exports_committed().await.unwrap(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_rollback_leaves_nothing_and_the_connection_is_usable_at_once() {
+    for Fresh { db, .. } in &databases().await {
+        for _ in 0..MANY {
+            let mut export = db.begin_export().await.unwrap();
+            export.next_csv().await.unwrap().expect("a first page");
+            export.rollback().await.unwrap();
+        }
+        assert_eq!(db.exports_committed().await.unwrap(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_producer_cancelled_in_the_middle_of_a_page_leaves_the_export_to_the_closer() {
+    for Fresh { db, .. } in &databases().await {
+        for _ in 0..MANY {
+            let shared = db.begin_export().await.unwrap().shared();
+            let producer = async {
+                let mut export = shared.lock().await;
+                whole(export.as_mut().expect("nobody has taken it")).await
+            };
+            // The second branch is ready at the first poll: the producer is dropped with a query under way.
+            tokio::select! {
+                biased;
+                _ = producer => panic!("a whole export in one poll"),
+                () = std::future::ready(()) => {}
+            }
+            let export = shared.lock().await.take().expect("still there");
+            timeout(LIMIT, export.rollback()).await.expect("in time").unwrap();
+        }
+        let mut export = db.begin_export().await.unwrap();
+        assert_eq!(whole(&mut export).await.lines().count(), 3377);
+        export.commit().await.unwrap();
+        assert_eq!(db.exports_committed().await.unwrap(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_page_whose_reading_was_cancelled_is_read_again() {
+    for Fresh { db, .. } in &databases().await {
+        let mut export = db.begin_export().await.unwrap();
+        tokio::select! {
+            biased;
+            _ = export.next_csv() => panic!("a page in one poll"),
+            () = std::future::ready(()) => {}
+        }
+        assert_eq!(sorted_lines(&whole(&mut export).await), sorted_lines(AIRPORTS));
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_export_is_rolled_back_by_the_pool() {
+    for Fresh { db, .. } in &databases().await {
+        for _ in 0..MANY {
+            drop(db.begin_export().await.unwrap());
+        }
+        assert_eq!(db.exports_committed().await.unwrap(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_second_start_finds_the_first_one_s_rows() {
+    for fresh in &databases().await {
+        let export = fresh.db.begin_export().await.unwrap();
+        export.commit().await.unwrap();
+        let again = match (&fresh.db, &fresh.file) {
+            (_, Some(file)) => Db::open_file(file).await.unwrap(),
+            (db, None) => db.clone().fill("again").await.unwrap(),
+        };
+        let mut export = again.begin_export().await.unwrap();
+        assert_eq!(whole(&mut export).await.lines().count(), 3377);
+        assert_eq!(again.exports_committed().await.unwrap(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_database_of_another_kind_is_refused() {
+    let err = Db::open_url("mysql://localhost/x").await.expect_err("not supported");
+    assert!(matches!(err, Error::Configuration(_)), "{err}");
+}
