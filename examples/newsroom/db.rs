@@ -31,7 +31,8 @@ const INSERT_AIRPORTS: &str =
     "INSERT INTO newsroom_airports (iata, name, city, state, country, latitude, longitude) ";
 const NEXT_PAGE: &str = "SELECT iata, name, city, state, country, latitude, longitude \
      FROM newsroom_airports WHERE iata > $1 ORDER BY iata LIMIT $2";
-const INSERT_EXPORT: &str = "INSERT INTO newsroom_exports (started, rows) VALUES ($1, 0) RETURNING id";
+const INSERT_EXPORT: &str =
+    "INSERT INTO newsroom_exports (started, rows) VALUES ($1, 0) RETURNING id";
 const UPDATE_EXPORT: &str = "UPDATE newsroom_exports SET rows = $1 WHERE id = $2";
 const COUNT_EXPORTS: &str = "SELECT count(*) FROM newsroom_exports";
 
@@ -114,9 +115,13 @@ impl Db {
 
     async fn open_url(url: &str) -> Result<Self, Error> {
         match url.split(':').next() {
-            Some("postgres" | "postgresql") => Self::open_postgres(PgConnectOptions::from_str(url)?).await,
+            Some("postgres" | "postgresql") => {
+                Self::open_postgres(PgConnectOptions::from_str(url)?).await
+            }
             Some("sqlite") => Self::open_sqlite(SqliteConnectOptions::from_str(url)?).await,
-            _ => Err(Error::Configuration("DATABASE_URL is neither postgres:// nor sqlite:".into())),
+            _ => Err(Error::Configuration(
+                "DATABASE_URL is neither postgres:// nor sqlite:".into(),
+            )),
         }
     }
 
@@ -130,14 +135,18 @@ impl Db {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .busy_timeout(ACQUIRE_TIMEOUT);
-        let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE_TIMEOUT);
+        let pool = SqlitePoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(ACQUIRE_TIMEOUT);
         let db = Self::Sqlite(pool.connect_with(options).await?);
         db.fill(&name).await
     }
 
     async fn open_postgres(options: PgConnectOptions) -> Result<Self, Error> {
         let name = format!("PostgreSQL, {}:{}", options.get_host(), options.get_port());
-        let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE_TIMEOUT);
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(ACQUIRE_TIMEOUT);
         let db = Self::Postgres(pool.connect_with(options).await?);
         db.fill(&name).await
     }
@@ -150,17 +159,25 @@ impl Db {
             Self::Sqlite(pool) => Tx::Sqlite(pool.begin_with(SQLITE_BEGIN).await?),
             Self::Postgres(pool) => Tx::Postgres(pool.begin().await?),
         };
-        let tables = if matches!(tx, Tx::Sqlite(_)) { &SQLITE_TABLES[..] } else { &POSTGRES_TABLES };
+        let tables = if matches!(tx, Tx::Sqlite(_)) {
+            &SQLITE_TABLES[..]
+        } else {
+            &POSTGRES_TABLES
+        };
         for &statement in tables {
             on!(&mut tx, conn => sqlx::query(statement).execute(conn).await.map(drop))?;
         }
-        let found: i64 = on!(&mut tx, conn => sqlx::query_scalar(COUNT_AIRPORTS).fetch_one(conn).await)?;
+        let found: i64 =
+            on!(&mut tx, conn => sqlx::query_scalar(COUNT_AIRPORTS).fetch_one(conn).await)?;
         if usize::try_from(found) == Ok(airports.len()) {
             tx.commit().await?;
             println!("database: {name}: {found} airports");
             return Ok(self);
         }
-        println!("database: {name}: filling in {} airports ...", airports.len());
+        println!(
+            "database: {name}: filling in {} airports ...",
+            airports.len()
+        );
         on!(&mut tx, conn => sqlx::query(CLEAR_AIRPORTS).execute(conn).await.map(drop))?;
         for some in airports.chunks(500) {
             on!(&mut tx, conn => {
@@ -174,7 +191,10 @@ impl Db {
             })?;
         }
         tx.commit().await?;
-        println!("database: {name}: ready after {} ms", begun.elapsed().as_millis());
+        println!(
+            "database: {name}: ready after {} ms",
+            begun.elapsed().as_millis()
+        );
         Ok(self)
     }
 
@@ -189,10 +209,17 @@ impl Db {
             Self::Sqlite(pool) => Tx::Sqlite(pool.begin_with(SQLITE_BEGIN).await?),
             Self::Postgres(pool) => Tx::Postgres(pool.begin_with(POSTGRES_BEGIN).await?),
         };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let started = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
         let id = on!(&mut tx, conn => sqlx::query_scalar(INSERT_EXPORT).bind(started).fetch_one(conn).await)?;
-        Ok(Export { tx, id, rows: 0, last: None })
+        Ok(Export {
+            tx,
+            id,
+            rows: 0,
+            last: None,
+        })
     }
 
     /// How many exports have been committed since the database was made.
@@ -228,7 +255,9 @@ impl Export {
         let page: Vec<Airport> = on!(&mut self.tx, conn => {
             sqlx::query_as(NEXT_PAGE).bind(after).bind(PAGE).fetch_all(conn).await
         })?;
-        let Some((last, ..)) = page.last() else { return Ok(None) };
+        let Some((last, ..)) = page.last() else {
+            return Ok(None);
+        };
         let mut csv = String::from(if self.last.is_none() { HEADER } else { "" });
         for (iata, name, city, state, country, latitude, longitude) in &page {
             for text in [iata, name, city, state, country] {
@@ -270,7 +299,10 @@ impl Tx {
 /// Beside the executable, so that `cargo clean` takes it away.
 fn default_file() -> PathBuf {
     let exe = std::env::current_exe().ok();
-    let folder = exe.as_deref().and_then(Path::parent).map_or_else(std::env::temp_dir, Path::to_owned);
+    let folder = exe
+        .as_deref()
+        .and_then(Path::parent)
+        .map_or_else(std::env::temp_dir, Path::to_owned);
     folder.join("newsroom.sqlite")
 }
 
@@ -279,10 +311,22 @@ fn airports() -> Result<Vec<Airport>, Error> {
     let parse = |line: &str| {
         let [iata, name, city, state, country, latitude, longitude]: [String; 7] =
             split_fields(line).try_into().ok()?;
-        Some((iata, name, city, state, country, latitude.parse().ok()?, longitude.parse().ok()?))
+        Some((
+            iata,
+            name,
+            city,
+            state,
+            country,
+            latitude.parse().ok()?,
+            longitude.parse().ok()?,
+        ))
     };
     let lines = AIRPORTS.lines().skip(1);
-    lines.map(|line| parse(line).ok_or_else(|| Error::Decode(format!("airports.csv: {line}").into()))).collect()
+    lines
+        .map(|line| {
+            parse(line).ok_or_else(|| Error::Decode(format!("airports.csv: {line}").into()))
+        })
+        .collect()
 }
 
 /// Splits a CSV line (RFC 4180, without line breaks inside quotes).
