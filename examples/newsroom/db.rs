@@ -14,16 +14,13 @@ use sqlx::sqlite::{Sqlite, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOp
 use sqlx::{Error, PgPool, QueryBuilder, SqlitePool, Transaction};
 use tokio::sync::Mutex;
 
-const AIRPORTS: &str = include_str!("data/airports.csv");
+use self::csv::{Airport, airports, push_row};
+
+mod csv;
 
 const CONNECTIONS: u32 = 2;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 const PAGE: i64 = 200;
-
-/// A row of the export: code, name, city, state, country, latitude, longitude.
-type Airport = (String, String, String, String, String, f64, f64);
-
-const HEADER: &str = "iata,name,city,state,country,latitude,longitude\n";
 
 const COUNT_AIRPORTS: &str = "SELECT count(*) FROM newsroom_airports";
 const CLEAR_AIRPORTS: &str = "DELETE FROM newsroom_airports";
@@ -258,13 +255,9 @@ impl Export {
         let Some((last, ..)) = page.last() else {
             return Ok(None);
         };
-        let mut csv = String::from(if self.last.is_none() { HEADER } else { "" });
-        for (iata, name, city, state, country, latitude, longitude) in &page {
-            for text in [iata, name, city, state, country] {
-                push_field(&mut csv, text);
-                csv.push(',');
-            }
-            csv += &format!("{latitude},{longitude}\n");
+        let mut csv = String::from(if self.last.is_none() { csv::HEADER } else { "" });
+        for airport in &page {
+            push_row(&mut csv, airport);
         }
         self.last = Some(last.clone());
         self.rows += i64::try_from(page.len()).unwrap_or_default();
@@ -304,55 +297,6 @@ fn default_file() -> PathBuf {
         .and_then(Path::parent)
         .map_or_else(std::env::temp_dir, Path::to_owned);
     folder.join("newsroom.sqlite")
-}
-
-/// The rows of the data set.
-fn airports() -> Result<Vec<Airport>, Error> {
-    let parse = |line: &str| {
-        let [iata, name, city, state, country, latitude, longitude]: [String; 7] =
-            split_fields(line).try_into().ok()?;
-        Some((
-            iata,
-            name,
-            city,
-            state,
-            country,
-            latitude.parse().ok()?,
-            longitude.parse().ok()?,
-        ))
-    };
-    let lines = AIRPORTS.lines().skip(1);
-    lines
-        .map(|line| {
-            parse(line).ok_or_else(|| Error::Decode(format!("airports.csv: {line}").into()))
-        })
-        .collect()
-}
-
-/// Splits a CSV line (RFC 4180, without line breaks inside quotes).
-fn split_fields(line: &str) -> Vec<String> {
-    let mut fields = vec![String::new()];
-    let mut quoted = false;
-    let mut chars = line.chars().peekable();
-    while let Some(c) = chars.next() {
-        let field = fields.last_mut().expect("there is always one");
-        match c {
-            '"' if quoted && chars.next_if_eq(&'"').is_some() => field.push('"'),
-            '"' => quoted = !quoted,
-            ',' if !quoted => fields.push(String::new()),
-            c => field.push(c),
-        }
-    }
-    fields
-}
-
-/// Appends a field, quoted if it has to be.
-fn push_field(csv: &mut String, text: &str) {
-    if text.contains(['"', ',', '\n', '\r']) {
-        *csv += &format!("\"{}\"", text.replace('"', "\"\""));
-    } else {
-        *csv += text;
-    }
 }
 
 #[cfg(test)]

@@ -101,10 +101,18 @@ impl Feed {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let addr = listener.local_addr()?;
         let open = Arc::new(AtomicUsize::new(0));
-        let replay = Replay { items: items.into(), every, started: Instant::now() };
+        let replay = Replay {
+            items: items.into(),
+            every,
+            started: Instant::now(),
+        };
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, replay, open.clone()));
-        Ok(Self { addr, open, _tasks: tasks })
+        Ok(Self {
+            addr,
+            open,
+            _tasks: tasks,
+        })
     }
 
     fn url(&self) -> String {
@@ -168,7 +176,9 @@ impl Replay {
         if socket.set_nodelay(true).is_err() {
             return;
         }
-        let Ok(Ok(mut socket)) = timeout(HANDSHAKE_LIMIT, accept_async(socket)).await else { return };
+        let Ok(Ok(mut socket)) = timeout(HANDSHAKE_LIMIT, accept_async(socket)).await else {
+            return;
+        };
         let due = self.started.elapsed().as_nanos() / self.every.as_nanos();
         let due = usize::try_from(due % self.items.len() as u128).unwrap_or_default();
         let mut items = self.items.iter().cycle().skip(due);
@@ -250,7 +260,9 @@ fn bulletins() -> io::Result<Vec<Utf8Bytes>> {
 fn headline(magnitude: f64, place: &str) -> String {
     let digits = place.bytes().take_while(u8::is_ascii_digit).count();
     match place.split_at(digits) {
-        (km, rest) if digits > 0 && rest.starts_with("km ") => format!("M {magnitude:.1}, {km} {rest}"),
+        (km, rest) if digits > 0 && rest.starts_with("km ") => {
+            format!("M {magnitude:.1}, {km} {rest}")
+        }
         _ => format!("M {magnitude:.1}, {place}"),
     }
 }
@@ -263,7 +275,9 @@ fn observations() -> io::Result<Vec<Utf8Bytes>> {
             let bad = || io::Error::new(io::ErrorKind::InvalidData, format!("weather.csv: {line}"));
             let number = |text: &str| text.parse::<f64>().map_err(|_| bad());
             let columns: Vec<&str> = line.split(',').collect();
-            let [station, date, rain, high, low, wind, sky] = columns[..] else { return Err(bad()) };
+            let [station, date, rain, high, low, wind, sky] = columns[..] else {
+                return Err(bad());
+            };
             let observation = Observation {
                 kind: "weather",
                 station,

@@ -8,8 +8,13 @@ const FAST: Duration = Duration::from_millis(1);
 /// Longer than any test: only what is sent at once arrives.
 const NEVER: Duration = Duration::from_secs(3600);
 
-async fn next(stream: &mut (impl Stream<Item = Result<String, FeedError>> + Unpin)) -> Result<String, FeedError> {
-    timeout(LIMIT, stream.next()).await.expect("in time").unwrap_or_else(|| Err("ended".into()))
+async fn next(
+    stream: &mut (impl Stream<Item = Result<String, FeedError>> + Unpin),
+) -> Result<String, FeedError> {
+    timeout(LIMIT, stream.next())
+        .await
+        .expect("in time")
+        .unwrap_or_else(|| Err("ended".into()))
 }
 
 /// Polls until the feeds have this many connections open.
@@ -26,7 +31,10 @@ async fn wait_for_open(feeds: &Feeds, wanted: (usize, usize)) {
 
 #[test]
 fn a_headline_reads_like_one() {
-    assert_eq!(headline(4.6, "12km S of Kodiak, Alaska"), "M 4.6, 12 km S of Kodiak, Alaska");
+    assert_eq!(
+        headline(4.6, "12km S of Kodiak, Alaska"),
+        "M 4.6, 12 km S of Kodiak, Alaska"
+    );
     assert_eq!(headline(5.0, "Banda Sea"), "M 5.0, Banda Sea");
 }
 
@@ -44,7 +52,10 @@ async fn both_feeds_start_with_the_first_item_of_the_data_set() {
 
     let bulletin: Value = serde_json::from_str(&next(&mut news).await.unwrap()).unwrap();
     assert_eq!(bulletin["kind"], "news");
-    assert_eq!(bulletin["headline"], "M 5.3, 50 km NNW of Sangiang, Indonesia");
+    assert_eq!(
+        bulletin["headline"],
+        "M 5.3, 50 km NNW of Sangiang, Indonesia"
+    );
     assert_eq!(bulletin["time"], "2018-01-31T02:00:31Z");
 
     let observation: Value = serde_json::from_str(&next(&mut weather).await.unwrap()).unwrap();
@@ -79,7 +90,9 @@ async fn a_connection_counts_until_its_client_has_left() {
     // A feed that has nothing to send sees its client leave as well.
     drop(weather);
     wait_for_open(&feeds, (1, 0)).await;
-    next(&mut news).await.expect("the first subscriber is untouched");
+    next(&mut news)
+        .await
+        .expect("the first subscriber is untouched");
     drop(news);
     wait_for_open(&feeds, (0, 0)).await;
 }
