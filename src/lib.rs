@@ -10,6 +10,7 @@ pub mod scope;
 mod supervisor;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod task_group;
 
 pub use cleanup::{Cleanup, CleanupLayer};
 pub use disconnect::{Disconnect, DisconnectLayer};

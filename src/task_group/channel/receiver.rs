@@ -1,0 +1,102 @@
+//! The body's end of the channel.
+
+use std::{
+    fmt,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::Frame;
+
+use super::{shared::Shared, state::Next, sync::Arc};
+
+/// Takes the frames. Dropping it closes the channel and frees what is buffered.
+pub(crate) struct FrameReceiver {
+    shared: Arc<Shared>,
+}
+
+/// Lets the owner of a stream refuse further frames, from anywhere.
+#[derive(Clone)]
+pub(crate) struct ChannelHandle {
+    shared: Arc<Shared>,
+}
+
+impl FrameReceiver {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// The next frame; `None` when every sender is gone and all is taken, after trailers, and
+    /// after [`close`](Self::close).
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
+        let next = self.shared.with(|state, after| state.poll_next(cx, after));
+        next.map(|next| {
+            next.map(|next| match next {
+                Next::Data(data) => Frame::data(data),
+                Next::Trailers(trailers) => Frame::trailers(trailers),
+            })
+        })
+    }
+
+    /// Whether every frame leaves as it was sent, rather than merged with its neighbours.
+    pub(crate) fn set_preserve_frames(&mut self, preserve: bool) {
+        self.shared.lock().set_preserve_frames(preserve);
+    }
+
+    /// Bytes buffered now, and whether anything may come behind them, trailers included.
+    pub(crate) fn remaining(&self) -> (usize, bool) {
+        self.shared.lock().remaining()
+    }
+
+    /// Ends the channel from this side: senders get `Closed`, what is buffered is dropped.
+    pub(crate) fn close(&mut self) {
+        // What is discarded is dropped here, after the lock.
+        drop(self.shared.with(|state, after| state.receiver_gone(after)));
+    }
+
+    /// Senders in line.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.shared.lock().waiting()
+    }
+
+    /// A handle that outlives neither side's interest: it keeps memory, not the stream.
+    pub(crate) fn handle(&self) -> ChannelHandle {
+        ChannelHandle {
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl Drop for FrameReceiver {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for FrameReceiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FrameReceiver").finish_non_exhaustive()
+    }
+}
+
+impl ChannelHandle {
+    /// Further sends fail with `Closed`; what is buffered is still delivered, then `None`.
+    ///
+    /// Trailers that were not delivered yet are discarded: a stream that failed must not look
+    /// whole. Does nothing once the receiver is gone.
+    pub(crate) fn close_senders(&self) {
+        drop(self.shared.with(|state, after| state.refuse(after)));
+    }
+
+    /// Nothing more goes in, whatever the reason.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.shared.lock().ended()
+    }
+}
+
+impl fmt::Debug for ChannelHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChannelHandle").finish_non_exhaustive()
+    }
+}

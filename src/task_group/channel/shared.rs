@@ -1,0 +1,50 @@
+//! The state behind its lock, and the count of its senders.
+
+use std::sync::{PoisonError, atomic::Ordering};
+
+use super::{
+    state::{After, State},
+    sync::{AtomicUsize, Mutex, MutexGuard},
+};
+
+pub(super) struct Shared {
+    state: Mutex<State>,
+    senders: AtomicUsize,
+}
+
+impl Shared {
+    /// With one sender.
+    pub(super) fn new(bound: usize) -> Self {
+        Self {
+            state: Mutex::new(State::new(bound)),
+            senders: AtomicUsize::new(1),
+        }
+    }
+
+    /// Changes the state under the lock, then wakes and drops what is to be, outside it.
+    #[inline]
+    pub(super) fn with<R>(&self, change: impl FnOnce(&mut State, &mut After) -> R) -> R {
+        let mut after = After::default();
+        let result = change(&mut self.lock(), &mut after);
+        after.run();
+        result
+    }
+
+    /// The state, to be looked at. A panic under the lock can only be the allocator's or a waker's
+    /// `clone`, and neither leaves the state half changed.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn add_sender(&self) {
+        // Relaxed: whoever adds one holds one, so the count cannot reach 0 meanwhile.
+        self.senders.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn remove_sender(&self) {
+        // What this sender put in is published by the lock; the count itself orders who is last.
+        if self.senders.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.with(State::senders_gone);
+        }
+    }
+}

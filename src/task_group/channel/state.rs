@@ -1,0 +1,397 @@
+//! Admission, order and ends of the channel, as one synchronous state.
+
+use std::{
+    collections::VecDeque,
+    mem,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+
+use super::{
+    buffer::{Buffer, Spent},
+    error::{Closed, Reason},
+};
+
+/// All that the lock guards. Every method leaves what must happen outside the lock in an `After`.
+pub(super) struct State {
+    buffer: Buffer,
+    bound: usize,
+    /// Bytes granted to woken senders and not yet put in.
+    reserved: usize,
+    /// Who waits for room, in the order of their tickets.
+    line: VecDeque<Waiter>,
+    next_ticket: u64,
+    /// Tickets below this have been granted, or given up.
+    served: u64,
+    /// The sender of the trailers has been granted: nobody else gets in.
+    trailers_granted: bool,
+    trailers: Option<Box<HeaderMap>>,
+    preserve_frames: bool,
+    end: Option<End>,
+    receiver: Option<Waker>,
+    /// Who waits for the end: their tickets are drawn from the same numbers.
+    watchers: Vec<(u64, Waker)>,
+}
+
+/// Why nothing more goes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Every sender is gone.
+    Finished,
+    Closed(Reason),
+}
+
+struct Waiter {
+    ticket: u64,
+    need: Need,
+    waker: Waker,
+}
+
+/// What somebody waits in line for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Need {
+    Bytes(usize),
+    /// No room, but the end: what was granted before has to be in.
+    Trailers,
+}
+
+/// What is left to do once the lock is released.
+#[derive(Default)]
+pub(super) struct After {
+    receiver: Option<Waker>,
+    /// To be woken.
+    senders: Vec<Waker>,
+    /// Only to be dropped.
+    stale: Option<Waker>,
+    pub(super) spent: Spent,
+}
+
+impl After {
+    pub(super) fn run(self) {
+        for waker in self.senders {
+            waker.wake();
+        }
+        if let Some(waker) = self.receiver {
+            waker.wake();
+        }
+    }
+}
+
+/// What the receiver finds.
+pub(super) enum Next {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+impl State {
+    pub(super) fn new(bound: usize) -> Self {
+        Self {
+            buffer: Buffer::default(),
+            bound: bound.max(1),
+            reserved: 0,
+            line: VecDeque::new(),
+            next_ticket: 0,
+            served: 0,
+            trailers_granted: false,
+            trailers: None,
+            preserve_frames: false,
+            end: None,
+            receiver: None,
+            watchers: Vec::new(),
+        }
+    }
+
+    pub(super) fn bound(&self) -> usize {
+        self.bound
+    }
+
+    pub(super) fn set_preserve_frames(&mut self, preserve: bool) {
+        self.preserve_frames = preserve;
+    }
+
+    /// Bytes buffered, and whether more may come.
+    pub(super) fn remaining(&self) -> (usize, bool) {
+        let more = self.end.is_none() || self.trailers.is_some();
+        (self.buffer.len(), more)
+    }
+
+    /// Err once nothing more goes in.
+    pub(super) fn open(&self) -> Result<(), Closed> {
+        match self.end {
+            Some(End::Closed(reason)) => Err(Closed { reason }),
+            // Nobody is left to ask.
+            Some(End::Finished) | None => Ok(()),
+        }
+    }
+
+    /// Nothing more goes in.
+    pub(super) fn ended(&self) -> bool {
+        self.end.is_some()
+    }
+
+    // ---- senders ----
+
+    /// Bytes that a newcomer may put in now.
+    pub(super) fn room(&self) -> usize {
+        if self.line.is_empty() && !self.trailers_granted {
+            self.bound.saturating_sub(self.taken())
+        } else {
+            0
+        }
+    }
+
+    /// Whether a newcomer is let in now. If so, it has to put its frame in under the same lock.
+    pub(super) fn admits(&self, need: Need) -> bool {
+        self.line.is_empty() && !self.trailers_granted && self.fits(need)
+    }
+
+    /// Waits in line. Ready: the caller has to put its frame in under the same lock.
+    pub(super) fn poll_turn(
+        &mut self,
+        ticket: &mut Option<u64>,
+        need: Need,
+        cx: &mut Context<'_>,
+        after: &mut After,
+    ) -> Poll<Result<(), Closed>> {
+        if let Err(closed) = self.open() {
+            *ticket = None;
+            return Poll::Ready(Err(closed));
+        }
+        match *ticket {
+            None if self.admits(need) => Poll::Ready(Ok(())),
+            None => {
+                let drawn = self.draw();
+                *ticket = Some(drawn);
+                self.line.push_back(Waiter {
+                    ticket: drawn,
+                    need,
+                    waker: cx.waker().clone(),
+                });
+                Poll::Pending
+            }
+            Some(granted) if granted < self.served => {
+                *ticket = None;
+                self.give_back(need);
+                Poll::Ready(Ok(()))
+            }
+            Some(waiting) => {
+                if let Ok(place) = self.place(waiting) {
+                    refresh(&mut self.line[place].waker, cx, after);
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Leaves the line, or gives back what was granted.
+    pub(super) fn leave(&mut self, ticket: u64, need: Need, after: &mut After) {
+        if self.end.is_some() {
+            return;
+        }
+        if ticket < self.served {
+            self.give_back(need);
+        } else if let Ok(place) = self.place(ticket) {
+            after.stale = self.line.remove(place).map(|waiter| waiter.waker);
+        }
+        self.serve(after);
+    }
+
+    /// Puts in a frame that was let in.
+    pub(super) fn put(&mut self, frame: Bytes, after: &mut After) {
+        after.spent = self.buffer.push(frame, !self.preserve_frames, self.bound);
+        after.receiver = self.receiver.take();
+        self.serve_if_due(after);
+    }
+
+    /// Puts in a copy of bytes that were let in.
+    pub(super) fn put_slice(&mut self, data: &[u8], after: &mut After) {
+        let merge = !self.preserve_frames;
+        after.spent.0 = self.buffer.push_slice(data, merge, self.bound);
+        after.receiver = self.receiver.take();
+        self.serve_if_due(after);
+    }
+
+    /// Puts in the trailers that were let in: the end.
+    pub(super) fn put_trailers(&mut self, trailers: HeaderMap, after: &mut After) {
+        self.trailers = Some(Box::new(trailers));
+        self.finish(End::Closed(Reason::Trailers), after);
+    }
+
+    /// The last sender has gone.
+    pub(super) fn senders_gone(&mut self, after: &mut After) {
+        if self.end.is_none() {
+            self.finish(End::Finished, after);
+        }
+    }
+
+    // ---- receiver ----
+
+    pub(super) fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        after: &mut After,
+    ) -> Poll<Option<Next>> {
+        if let Some(frame) = self.buffer.pop() {
+            self.serve_if_due(after);
+            return Poll::Ready(Some(Next::Data(frame)));
+        }
+        if let Some(trailers) = self.trailers.take() {
+            return Poll::Ready(Some(Next::Trailers(*trailers)));
+        }
+        if self.end.is_some() {
+            return Poll::Ready(None);
+        }
+        match &mut self.receiver {
+            Some(waker) => refresh(waker, cx, after),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// Refuses further frames; what is buffered is still delivered, trailers are not.
+    ///
+    /// A stream that failed must not look whole. Gives what is discarded, to be dropped unlocked.
+    #[must_use]
+    pub(super) fn refuse(&mut self, after: &mut After) -> Option<Box<HeaderMap>> {
+        if matches!(self.end, None | Some(End::Closed(Reason::Trailers))) {
+            self.finish(End::Closed(Reason::Refused), after);
+        }
+        self.trailers.take()
+    }
+
+    /// The receiver has gone: nothing is delivered any more.
+    ///
+    /// Gives what is discarded, to be dropped unlocked.
+    #[must_use]
+    pub(super) fn receiver_gone(&mut self, after: &mut After) -> (Buffer, Option<Box<HeaderMap>>) {
+        self.finish(End::Closed(Reason::Gone), after);
+        (mem::take(&mut self.buffer), self.trailers.take())
+    }
+
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.line.len()
+    }
+
+    // ---- watchers ----
+
+    /// Ready once nothing more goes in.
+    pub(super) fn poll_closed(
+        &mut self,
+        ticket: &mut Option<u64>,
+        cx: &mut Context<'_>,
+        after: &mut After,
+    ) -> Poll<()> {
+        if self.open().is_err() {
+            *ticket = None;
+            return Poll::Ready(());
+        }
+        match ticket.and_then(|id| self.watchers.iter_mut().find(|watcher| watcher.0 == id)) {
+            Some((_, waker)) => refresh(waker, cx, after),
+            None => {
+                let drawn = self.draw();
+                *ticket = Some(drawn);
+                self.watchers.push((drawn, cx.waker().clone()));
+            }
+        }
+        Poll::Pending
+    }
+
+    pub(super) fn unwatch(&mut self, ticket: u64, after: &mut After) {
+        if let Some(place) = self.watchers.iter().position(|watcher| watcher.0 == ticket) {
+            after.stale = Some(self.watchers.swap_remove(place).1);
+        }
+    }
+
+    // ---- the line ----
+
+    fn draw(&mut self) -> u64 {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        ticket
+    }
+
+    fn place(&self, ticket: u64) -> Result<usize, usize> {
+        self.line
+            .binary_search_by_key(&ticket, |waiter| waiter.ticket)
+    }
+
+    /// Bytes of the bound that are spoken for.
+    fn taken(&self) -> usize {
+        self.buffer.len().saturating_add(self.reserved)
+    }
+
+    fn fits(&self, need: Need) -> bool {
+        match need {
+            Need::Bytes(len) => {
+                let taken = self.taken();
+                taken == 0 || taken.saturating_add(len) <= self.bound
+            }
+            Need::Trailers => self.reserved == 0,
+        }
+    }
+
+    /// Serves the line at half empty: senders are woken for a batch and not for every frame.
+    fn serve_if_due(&mut self, after: &mut After) {
+        let Some(front) = self.line.front() else {
+            return;
+        };
+        let due = match front.need {
+            Need::Bytes(_) => self.taken() <= self.bound / 2 || self.buffer.is_empty(),
+            Need::Trailers => true,
+        };
+        if due {
+            self.serve(after);
+        }
+    }
+
+    /// Grants from the front of the line what fits.
+    fn serve(&mut self, after: &mut After) {
+        while !self.trailers_granted {
+            match self.line.front() {
+                Some(front) if self.fits(front.need) => {}
+                _ => break,
+            }
+            let Some(front) = self.line.pop_front() else {
+                break;
+            };
+            match front.need {
+                Need::Bytes(len) => self.reserved = self.reserved.saturating_add(len),
+                Need::Trailers => self.trailers_granted = true,
+            }
+            self.served = front.ticket + 1;
+            after.senders.push(front.waker);
+        }
+    }
+
+    fn give_back(&mut self, need: Need) {
+        match need {
+            Need::Bytes(len) => self.reserved -= len,
+            Need::Trailers => self.trailers_granted = false,
+        }
+    }
+
+    /// Nothing goes in any more: everybody who waits is told.
+    fn finish(&mut self, end: End, after: &mut After) {
+        self.end = Some(end);
+        self.reserved = 0;
+        let line = mem::take(&mut self.line);
+        let watchers = mem::take(&mut self.watchers);
+        after
+            .senders
+            .extend(line.into_iter().map(|waiter| waiter.waker));
+        after
+            .senders
+            .extend(watchers.into_iter().map(|watcher| watcher.1));
+        after.receiver = self.receiver.take();
+    }
+}
+
+/// Keeps the waker current; the one replaced is dropped outside the lock.
+fn refresh(waker: &mut Waker, cx: &Context<'_>, after: &mut After) {
+    if !waker.will_wake(cx.waker()) {
+        after.stale = Some(mem::replace(waker, cx.waker().clone()));
+    }
+}
