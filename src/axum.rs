@@ -9,9 +9,10 @@ use bytes::Bytes;
 use http::{StatusCode, request::Parts};
 
 use crate::{
-    Cleanup, Disconnect, MissingLayer,
+    Cleanup, Disconnect, MissingLayer, TaskGroup, TaskGroupBody,
     cleanup::CleanupBody,
     scope::{ScopeBody, View},
+    task_group::{FrameBody, GroupBody},
 };
 
 impl IntoResponse for MissingLayer {
@@ -44,7 +45,7 @@ macro_rules! extract {
     )*};
 }
 
-extract!(Cleanup, Disconnect);
+extract!(Cleanup, Disconnect, TaskGroup);
 
 /// Our bodies are responses as they are, with status 200.
 macro_rules! respond {
@@ -61,4 +62,10 @@ macro_rules! respond {
     )*};
 }
 
-respond!(CleanupBody<B> where B, ScopeBody<B> where B);
+respond!(FrameBody, GroupBody, CleanupBody<B> where B, ScopeBody<B> where B);
+
+impl IntoResponse for TaskGroupBody {
+    fn into_response(self) -> Response {
+        self.into_http().map(Body::new)
+    }
+}

@@ -8,9 +8,9 @@ mod error;
 mod outcome;
 pub mod scope;
 mod supervisor;
+pub mod task_group;
 #[cfg(feature = "testing")]
 pub mod testing;
-pub mod task_group;
 
 pub use cleanup::{Cleanup, CleanupLayer};
 pub use disconnect::{Disconnect, DisconnectLayer};
@@ -18,3 +18,4 @@ pub use error::{BodyError, BoxError, Cause, TaskResult};
 pub use outcome::{Counts, EndReport, Ending, Outcome};
 pub use scope::{Hold, MissingLayer, Shutdown, close, closing};
 pub use supervisor::{DrainReport, LiveScope, Supervisor};
+pub use task_group::{FrameSender, TaskGroup, TaskGroupBody, TaskGroupLayer};

@@ -119,6 +119,14 @@ impl<B> ScopeBody<B> {
         body
     }
 
+    /// The inner body before it is first polled.
+    pub(crate) fn inner_mut(&mut self) -> Option<&mut B> {
+        match &mut self.inner {
+            Some(Inner::Inline(body)) => Some(body),
+            Some(Inner::Boxed(_)) | None => None,
+        }
+    }
+
     fn new(owner: Owner, inner: Option<Inner<B>>, finisher: Finisher) -> Self {
         Self {
             owner,

@@ -23,6 +23,10 @@ impl ResponseScope {
     pub(super) fn new(scope: Arc<Scope>) -> Self {
         Self(scope)
     }
+
+    pub(super) fn take(extensions: &mut http::Extensions) -> Option<Arc<Scope>> {
+        extensions.remove::<Self>().map(|Self(scope)| scope)
+    }
 }
 
 /// Closes a response and waits for its teardown.

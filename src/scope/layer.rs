@@ -118,10 +118,6 @@ impl<V> ScopeLayer<V> {
         set(Arc::make_mut(&mut self.options));
         self
     }
-
-    pub(crate) fn supervisor_ref(&self) -> &Supervisor {
-        &self.supervisor
-    }
 }
 
 impl<V> Default for ScopeLayer<V> {

@@ -14,7 +14,7 @@ use std::{
     fmt,
     panic::Location,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::Waker,
@@ -48,7 +48,8 @@ pub(crate) struct Scope {
     pub(super) runtime: Option<Handle>,
     pub(crate) supervisor: Supervisor,
     pub(super) registration: Registration,
-    pub(super) parent: Weak<Scope>,
+    /// Set at the opening for a cloned request, at the head for a standalone body.
+    pub(super) parent: OnceLock<Weak<Scope>>,
     /// The extensions entry was cloned: later inner calls get children.
     pub(super) cloned: AtomicBool,
     /// The end was started by someone other than the owner, who should look.
@@ -143,7 +144,7 @@ impl Scope {
                 runtime: Handle::try_current().ok(),
                 supervisor: opening.supervisor,
                 registration,
-                parent: parent.map(Arc::downgrade).unwrap_or_default(),
+                parent: OnceLock::new(),
                 cloned: AtomicBool::new(false),
                 interrupted: AtomicBool::new(false),
                 bytes: AtomicU64::new(0),
@@ -153,7 +154,7 @@ impl Scope {
             })
         });
         if let Some(parent) = parent {
-            parent.lock().children.push(scope.clone());
+            parent.adopt(scope.clone());
         }
         scope
     }
@@ -169,6 +170,16 @@ impl Scope {
             clock: false,
         };
         Self::open(opening, None)
+    }
+
+    /// Makes a scope the child of this one, if it has no parent and is not done.
+    pub(super) fn adopt(self: &Arc<Self>, child: Arc<Scope>) {
+        if child.parent.set(Arc::downgrade(self)).is_ok() {
+            let mut state = self.lock();
+            if child.lock().phase != Phase::Done {
+                state.children.push(child);
+            }
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -304,11 +315,6 @@ impl Scope {
         }
     }
 
-    /// A failure of a task or closer: it joins the account, and turns a provisional `Complete`.
-    pub(super) fn note_failure(&self, outcome: Outcome, cause: Cause) {
-        self.lock().note_failure(outcome, cause);
-    }
-
     pub(super) fn ending(&self) -> Ending {
         self.lock().ending(self)
     }
@@ -386,7 +392,7 @@ impl Finished {
             }
             super::observe::ended(report);
         }
-        if let Some(parent) = scope.parent.upgrade() {
+        if let Some(parent) = scope.parent.get().and_then(Weak::upgrade) {
             parent.child_done(scope, &self.counts);
         }
         if let Some((how, unrun)) = self.released {

@@ -113,8 +113,12 @@ impl Scope {
     ///
     /// True if something is registered. Leaves a handle for `close` if something is, or may be.
     pub(super) fn at_head(self: &Arc<Self>, parts: &mut Parts) -> bool {
+        // A body with a scope of its own, made in the handler: it becomes our child.
+        let child = ResponseScope::take(&mut parts.extensions);
+        let adopted = child.map(|child| self.adopt(child)).is_some();
         let (used, end_now) = {
             let mut state = self.lock();
+            state.used |= adopted;
             state.status = Some(parts.status);
             let end_now = match &state.options.shutdown {
                 Some(policy) if matches!(policy.kind, ShutdownKind::EndNow { .. }) => {
@@ -134,6 +138,11 @@ impl Scope {
             self.clone().shut_down();
         }
         used
+    }
+
+    /// Makes a standalone body's scope known to the layers its response passes, and to `close`.
+    pub(crate) fn announce_in(scope: Arc<Self>, extensions: &mut http::Extensions) {
+        extensions.insert(ResponseScope::new(scope));
     }
 
     /// Keeps the scope open past its body; false if it has ended.

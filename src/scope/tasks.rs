@@ -218,11 +218,13 @@ impl Scope {
         Ok(())
     }
 
-    /// Runs blocking code as a task of this scope. Gives the code back if it takes no more.
+    /// Runs blocking code as a task of this scope, its result seen through `judge`. Gives the code
+    /// back if the scope takes no more.
     pub(crate) fn spawn_blocking<C>(
         self: &Arc<Self>,
         at: &'static Location<'static>,
         code: C,
+        judge: fn(TaskResult) -> TaskResult,
     ) -> Result<(), C>
     where
         C: FnOnce(CancellationToken) -> TaskResult + Send + 'static,
@@ -232,13 +234,13 @@ impl Scope {
         };
         let (key, number) = (report.key, report.number);
         let cancel = self.task_token();
+        let mut report = report;
         let task = runtime.spawn_blocking(move || {
-            let report = report;
             let end = match contained(|| code(cancel)) {
-                Ok(result) => TaskEnd::Returned(result),
+                Ok(result) => TaskEnd::Returned(judge(result)),
                 Err(payload) => TaskEnd::Panicked(payload),
             };
-            report.finish(end);
+            report.tell(end);
         });
         self.set_abort(key, number, task.abort_handle());
         Ok(())
@@ -485,10 +487,6 @@ struct TaskReport {
 }
 
 impl TaskReport {
-    fn finish(mut self, end: TaskEnd) {
-        self.tell(end);
-    }
-
     fn tell(&mut self, end: TaskEnd) {
         if let Some(scope) = self.scope.take() {
             scope.task_ended(self.key, self.number, end);

@@ -24,7 +24,7 @@ pub struct Script {
     end_hint: bool,
     over: bool,
     probe: Probe,
-    guard: DropGuard,
+    _dropped: DropGuard,
 }
 
 #[derive(Clone, Debug)]
@@ -57,7 +57,7 @@ impl Script {
             hint: SizeHint::default(),
             end_hint: false,
             over: false,
-            guard: DropGuard(probe.clone()),
+            _dropped: DropGuard(probe.clone()),
             probe,
         }
     }

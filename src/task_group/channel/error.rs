@@ -25,6 +25,13 @@ pub(super) enum Reason {
     Sink,
 }
 
+impl Closed {
+    /// The client has left or the group has failed, rather than the sender's own side ended.
+    pub(in crate::task_group) fn is_from_outside(&self) -> bool {
+        matches!(self.reason, Reason::Gone | Reason::Refused)
+    }
+}
+
 impl fmt::Debug for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Closed").field(&self.reason).finish()

@@ -37,7 +37,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::receiver::{ChannelHandle, FrameReceiver};
+pub(crate) use self::receiver::FrameReceiver;
 pub use self::{
     body::FrameBody,
     error::{Closed, TrySendError},

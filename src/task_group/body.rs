@@ -1,0 +1,185 @@
+//! Bodies made of tasks.
+
+use std::{
+    fmt,
+    future::Future,
+    panic::Location,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project::pin_project;
+
+use super::{
+    channel::{FrameReceiver, FrameSender, channel},
+    group::{Forgiving, TaskGroup},
+};
+use crate::{
+    BodyError, TaskResult,
+    scope::{Scope, ScopeBody, Sealed, TaskKind},
+};
+
+/// Bytes that producers may be ahead of the client (16 KiB); a larger frame passes alone.
+const BUFFER: usize = 16 * 1024;
+
+/// The body of [`TaskGroup::body`]: ends when all senders are gone, under the group's scope.
+///
+/// It never fails by itself; the scope's body around it does, once it has seen how the tasks ended.
+/// So give it to a response inside the layer of its group.
+///
+/// **On drop**: senders get [`Closed`](super::Closed); the scope cancels and joins the tasks.
+#[must_use = "a body does nothing unless it is polled"]
+pub struct GroupBody {
+    receiver: FrameReceiver,
+    start: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl GroupBody {
+    pub(super) fn new<F, Fut>(group: TaskGroup, at: &'static Location<'static>, producer: F) -> Self
+    where
+        F: FnOnce(FrameSender) -> Fut + Send + 'static,
+        Fut: Future<Output = TaskResult> + Send + 'static,
+    {
+        let (sender, receiver) = channel(BUFFER);
+        let handle = receiver.handle();
+        group
+            .scope()
+            .on_task_failure(Box::new(move || handle.close_senders()));
+        let start = Box::new(move || {
+            // Refused only if the end has started: then nobody waits for these frames.
+            let _ = group
+                .scope()
+                .spawn(TaskKind::Plain, at, Forgiving(producer(sender)));
+        });
+        Self {
+            receiver,
+            start: Some(start),
+        }
+    }
+
+    /// Lets every frame leave as it was sent. Off by default: small ready frames leave merged.
+    pub fn preserve_frames(mut self) -> Self {
+        self.receiver.set_preserve_frames(true);
+        self
+    }
+}
+
+impl Body for GroupBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(start) = self.start.take() {
+            start();
+        }
+        self.receiver.poll_frame(cx).map(|next| next.map(Ok))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        false
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+impl fmt::Debug for GroupBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GroupBody")
+            .field("started", &self.start.is_none())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A body made of tasks that it owns. Needs no layer.
+///
+/// `producer` is the group's own future: it gets the group, to spawn more tasks, and the first
+/// sender. Nothing runs before the first poll. Made from inside a layered handler and returned
+/// as a response, the group becomes a child of the request's scope, so that its supervisor waits
+/// for it.
+///
+/// **On drop**: all tasks are cancelled and joined by a task on the runtime where it was made.
+#[pin_project]
+#[must_use = "a body does nothing unless it is polled"]
+pub struct TaskGroupBody {
+    #[pin]
+    body: ScopeBody<GroupBody>,
+    group: TaskGroup,
+}
+
+impl TaskGroupBody {
+    /// A body fed by the tasks of a group of its own.
+    #[track_caller]
+    pub fn new<F, Fut>(producer: F) -> Self
+    where
+        F: FnOnce(TaskGroup, FrameSender) -> Fut + Send + 'static,
+        Fut: Future<Output = TaskResult> + Send + 'static,
+    {
+        let scope: Arc<Scope> = Scope::standalone();
+        let group = TaskGroup::through(scope.clone());
+        let theirs = group.clone();
+        let body = GroupBody::new(group.clone(), Location::caller(), move |sender| {
+            producer(theirs, sender)
+        });
+        Self {
+            body: ScopeBody::standalone(scope, body),
+            group,
+        }
+    }
+
+    /// Lets every frame leave as it was sent. Off by default: small ready frames leave merged.
+    pub fn preserve_frames(mut self) -> Self {
+        if let Some(body) = self.body.inner_mut() {
+            body.receiver.set_preserve_frames(true);
+        }
+        self
+    }
+
+    /// The group, to spawn tasks from outside.
+    pub fn group(&self) -> &TaskGroup {
+        &self.group
+    }
+
+    /// The body as a response with status 200, known to the scope of the request it answers.
+    pub fn into_http(self) -> http::Response<Self> {
+        let scope = self.group.scope().clone();
+        let mut response = http::Response::new(self);
+        Scope::announce_in(scope, response.extensions_mut());
+        response
+    }
+}
+
+impl Body for TaskGroupBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl fmt::Debug for TaskGroupBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskGroupBody")
+            .field("body", &self.body)
+            .finish_non_exhaustive()
+    }
+}
