@@ -11,6 +11,8 @@ mod supervisor;
 pub mod task_group;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(feature = "net")]
+pub mod net;
 
 pub use cleanup::{Cleanup, CleanupLayer};
 pub use disconnect::{Disconnect, DisconnectLayer};

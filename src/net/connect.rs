@@ -1,0 +1,102 @@
+//! axum: the listener, the connect info, and the address for handlers that ask for it.
+
+use std::{
+    io,
+    net::SocketAddr,
+    task::{Context, Poll},
+};
+
+use axum::{
+    extract::{ConnectInfo, connect_info::Connected},
+    serve::{IncomingStream, Listener, TapIo},
+};
+use http::Request;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{Peer, WatchedListener, WatchedStream};
+
+impl Listener for WatchedListener {
+    type Io = WatchedStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (WatchedStream, SocketAddr) {
+        loop {
+            match WatchedListener::accept(self).await {
+                Ok(accepted) => return accepted,
+                Err(error) => self.back_off(&error).await,
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        WatchedListener::local_addr(self)
+    }
+}
+
+impl Connected<IncomingStream<'_, WatchedListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, WatchedListener>) -> Self {
+        stream.io().peer()
+    }
+}
+
+impl<F> Connected<IncomingStream<'_, TapIo<WatchedListener, F>>> for Peer
+where
+    F: FnMut(&mut WatchedStream) + Send + 'static,
+{
+    fn connect_info(stream: IncomingStream<'_, TapIo<WatchedListener, F>>) -> Self {
+        stream.io().peer()
+    }
+}
+
+/// Lets handlers that extract `ConnectInfo<SocketAddr>` work beside a [`Peer`].
+///
+/// An app has one connect info, and with a watched listener that is `ConnectInfo<Peer>`. One line keeps the
+/// older handlers going (axum's traits cannot be implemented for `SocketAddr` from here):
+///
+/// ```
+/// # use axum::{extract::ConnectInfo, routing::get, Router};
+/// # use std::net::SocketAddr;
+/// use bodyguard::net::{Peer, PeerAddrLayer};
+/// # async fn old_handler(ConnectInfo(addr): ConnectInfo<SocketAddr>) -> String { addr.to_string() }
+/// let app = Router::new()
+///     .route("/", get(old_handler))
+///     .layer(PeerAddrLayer)
+///     .into_make_service_with_connect_info::<Peer>();
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PeerAddrLayer;
+
+/// The service of [`PeerAddrLayer`].
+#[derive(Clone, Copy, Debug)]
+pub struct PeerAddr<S> {
+    inner: S,
+}
+
+impl<S> Layer<S> for PeerAddrLayer {
+    type Service = PeerAddr<S>;
+
+    fn layer(&self, inner: S) -> PeerAddr<S> {
+        PeerAddr { inner }
+    }
+}
+
+impl<S, B> Service<Request<B>> for PeerAddr<S>
+where
+    S: Service<Request<B>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> S::Future {
+        if let Some(addr) = Peer::of(request.extensions()).map(Peer::addr) {
+            request.extensions_mut().insert(ConnectInfo(addr));
+        }
+        self.inner.call(request)
+    }
+}

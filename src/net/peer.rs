@@ -1,0 +1,235 @@
+//! The other end of a connection, and the wait for its going.
+
+use std::{
+    fmt,
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::time::{Sleep, sleep};
+
+use super::watch::Connection;
+
+/// How long to wait before a watch that could not be armed is tried again.
+const ARM_AGAIN: Duration = Duration::from_secs(1);
+
+/// The client at the other end of one connection.
+///
+/// Cheap to clone, and it keeps nothing open: the socket belongs to the
+/// [`WatchedStream`](super::WatchedStream) alone. All requests of a connection share one watch.
+///
+/// ```
+/// # use bodyguard::net::Peer;
+/// # async fn work() {}
+/// # async fn handler(peer: Peer) -> Option<()> {
+/// tokio::select! {
+///     end = peer.gone() => { println!("{} left: {end:?}", peer.addr()); None }
+///     () = work() => Some(()),
+/// }
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Peer {
+    connection: Arc<Connection>,
+}
+
+/// How the end of a connection was seen; the first sighting counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PeerEnd {
+    /// The peer sent FIN: it closed the connection, or its sending side.
+    Fin,
+    /// The peer reset the connection, or TCP gave up on it (a time-out).
+    Rst,
+    /// Our side closed it first: the server dropped it, or [`Peer::close`] or [`Peer::reset`].
+    Closed,
+}
+
+/// Waits until the connection has ended; from [`Peer::gone`].
+///
+/// Ready from then on, at every poll.
+///
+/// # On drop
+/// The wait ends; the last one of a connection takes the watch down.
+#[must_use = "futures watch nothing unless polled"]
+pub struct Gone {
+    connection: Arc<Connection>,
+    /// Boxed: only a delayed wait has one, and the watch's own state stays a few words.
+    delay: Option<Pin<Box<Sleep>>>,
+    key: Option<usize>,
+}
+
+impl Peer {
+    pub(super) fn new(connection: Arc<Connection>) -> Self {
+        Self { connection }
+    }
+
+    /// The peer that serves this request, if its extensions name one.
+    ///
+    /// A `Peer` put there by hand comes first, then (feature `axum`) `ConnectInfo<Peer>`.
+    pub fn of(extensions: &http::Extensions) -> Option<&Self> {
+        let by_hand = extensions.get::<Self>();
+        #[cfg(feature = "axum")]
+        let by_hand = by_hand.or_else(|| {
+            extensions
+                .get::<axum::extract::ConnectInfo<Self>>()
+                .map(|info| &info.0)
+        });
+        by_hand
+    }
+
+    /// The peer's address.
+    pub fn addr(&self) -> SocketAddr {
+        self.connection.addr
+    }
+
+    /// How the connection ended, if it has been seen to.
+    ///
+    /// Reads one atomic. While nobody waits in [`gone`](Self::gone), only what the server's own reads and
+    /// writes ran into is known.
+    pub fn end(&self) -> Option<PeerEnd> {
+        self.connection.end()
+    }
+
+    /// Whether the connection has been seen to end; see [`end`](Self::end).
+    pub fn is_gone(&self) -> bool {
+        self.end().is_some()
+    }
+
+    /// Whether a peer that has finished sending still counts as there.
+    pub fn half_close(&self) -> bool {
+        self.connection.half_close
+    }
+
+    /// Waits until the connection ends, and watches it meanwhile.
+    ///
+    /// The watch is armed at the first poll. It costs one more descriptor per *connection* while
+    /// anybody waits. When none is to be had, arming is tried again every second (with a warning through `tracing`, if enabled).
+    pub fn gone(&self) -> Gone {
+        Gone {
+            connection: Arc::clone(&self.connection),
+            delay: None,
+            key: None,
+        }
+    }
+
+    /// Like [`gone`](Self::gone), but arms the watch only once `delay` has passed.
+    ///
+    /// For requests that mostly finish sooner: they then cost a timer, and no descriptor.
+    ///
+    /// # Panics
+    /// If the connection's runtime has no timer.
+    pub fn gone_after(&self, delay: Duration) -> Gone {
+        let mut gone = self.gone();
+        if !delay.is_zero() {
+            gone.wait_for(delay);
+        }
+        gone
+    }
+
+    /// Ends the connection, both ways, after what is queued for sending.
+    ///
+    /// The server's pending reads and writes fail at once, so that a connection held up by a client that does not read
+    /// comes to its end. Does nothing to a connection that has ended.
+    pub fn close(&self) {
+        self.connection.shut_down(false);
+    }
+
+    /// Like [`close`](Self::close), but discards what is queued and sends RST.
+    ///
+    /// The client then cannot take a response without a length for a whole one, and the kernel
+    /// holds no queue for a client that never reads. RST goes out when the server drops the connection, which
+    /// it does as its reads and writes now fail.
+    pub fn reset(&self) {
+        self.connection.shut_down(true);
+    }
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peer")
+            .field("addr", &self.addr())
+            .field("end", &self.end())
+            .finish_non_exhaustive()
+    }
+}
+
+impl PeerEnd {
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Self::Fin => 1,
+            Self::Rst => 2,
+            Self::Closed => 3,
+        }
+    }
+
+    pub(super) fn from_code(code: u8) -> Option<Self> {
+        [Self::Fin, Self::Rst, Self::Closed]
+            .into_iter()
+            .find(|end| end.code() == code)
+    }
+}
+
+impl Gone {
+    fn wait_for(&mut self, delay: Duration) {
+        let _context = self.connection.runtime.enter();
+        self.delay = Some(Box::pin(sleep(delay)));
+    }
+}
+
+impl Future for Gone {
+    type Output = PeerEnd;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<PeerEnd> {
+        let this = &mut *self;
+        loop {
+            if let Some(end) = this.connection.end() {
+                return Poll::Ready(end);
+            }
+            if let Some(delay) = &mut this.delay {
+                ready!(delay.as_mut().poll(cx));
+                this.delay = None;
+            }
+            match ready!(this.connection.poll_end(&mut this.key, cx)) {
+                Ok(end) => return Poll::Ready(end),
+                // Not the system's: the runtime is shutting down, its timers with it.
+                Err(error) if error.raw_os_error().is_none() => return Poll::Pending,
+                Err(error) => {
+                    warn_unarmed(this.connection.addr, &error);
+                    this.wait_for(ARM_AGAIN);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            self.connection.release(key);
+        }
+    }
+}
+
+impl fmt::Debug for Gone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gone")
+            .field("addr", &self.connection.addr)
+            .field("end", &self.connection.end())
+            .finish_non_exhaustive()
+    }
+}
+
+fn warn_unarmed(_addr: SocketAddr, _error: &io::Error) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        peer = %_addr,
+        error = %_error,
+        "cannot watch a connection for its end, trying again in 1 s"
+    );
+}

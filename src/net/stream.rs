@@ -1,0 +1,177 @@
+//! An accepted connection whose end can be watched.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{
+    peer::{Peer, PeerEnd},
+    watch::Connection,
+};
+
+/// A TCP connection that can tell, through its [`Peer`], when the other end goes.
+///
+/// Reads and writes go straight to the socket; TLS streams work on top of it as on a
+/// `TcpStream` (take the [`peer`](Self::peer) first).
+///
+/// # On drop
+/// The connection is closed as a `TcpStream` is, at once: no [`Peer`] and no watch keeps it open. Whoever waits for the
+/// peer wakes up.
+///
+/// ```no_run
+/// # use bodyguard::net::WatchedListener;
+/// # use hyper_util::{rt::{TokioExecutor, TokioIo}, server::conn::auto};
+/// # use hyper::{service::service_fn, Response};
+/// # async fn serve() -> std::io::Result<()> {
+/// let mut listener = WatchedListener::bind("127.0.0.1:3000").await?;
+/// loop {
+///     let (stream, _addr) = listener.accept().await?;
+///     let peer = stream.peer();
+///     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+///         request.extensions_mut().insert(peer.clone());
+///         async { Ok::<_, std::convert::Infallible>(Response::new(String::new())) }
+///     });
+///     tokio::task::spawn(async move {
+///         auto::Builder::new(TokioExecutor::new())
+///             .serve_connection(TokioIo::new(stream), service)
+///             .await
+///     });
+/// }
+/// # }
+/// ```
+pub struct WatchedStream {
+    connection: Arc<Connection>,
+}
+
+impl WatchedStream {
+    /// Wraps a connection that was accepted elsewhere; `half_close` as on the
+    /// [listener](super::WatchedListener::half_close).
+    ///
+    /// # Errors
+    /// If the socket's peer has no address: it is no longer connected.
+    ///
+    /// # Panics
+    /// If called outside a tokio runtime.
+    pub fn new(socket: TcpStream, half_close: bool) -> io::Result<Self> {
+        let addr = socket.peer_addr()?;
+        Ok(Self::with_addr(socket, addr, half_close))
+    }
+
+    pub(super) fn with_addr(socket: TcpStream, addr: SocketAddr, half_close: bool) -> Self {
+        Self {
+            connection: Connection::new(socket, addr, half_close),
+        }
+    }
+
+    /// The other end, to be put into the extensions of its requests.
+    pub fn peer(&self) -> Peer {
+        Peer::new(Arc::clone(&self.connection))
+    }
+
+    /// The address of our end.
+    ///
+    /// # Errors
+    /// As [`TcpStream::local_addr`].
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.with_socket(TcpStream::local_addr)
+    }
+
+    /// The address of the other end.
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.connection.addr
+    }
+
+    /// Runs `f` on the socket, for its options.
+    ///
+    /// Reading or writing there is possible, and seldom wise. Reads and writes of the stream wait meanwhile.
+    pub fn with_socket<R>(&self, f: impl FnOnce(&TcpStream) -> R) -> R {
+        self.connection
+            .with_socket(|socket| f(socket))
+            .expect("only this stream's drop takes the socket")
+    }
+
+    fn poll_socket<T>(
+        &self,
+        f: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let polled = self
+            .connection
+            .with_socket(|socket| f(Pin::new(socket)))
+            .expect("only this stream's drop takes the socket");
+        if let Poll::Ready(Err(error)) = &polled {
+            self.connection.note_error(error);
+        }
+        polled
+    }
+}
+
+impl AsyncRead for WatchedStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let room = buf.remaining();
+        let polled = self.poll_socket(|socket| socket.poll_read(cx, buf));
+        let end_of_file = room > 0 && buf.remaining() == room;
+        if end_of_file && !self.connection.half_close && matches!(polled, Poll::Ready(Ok(()))) {
+            self.connection.note(PeerEnd::Fin);
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for WatchedStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_socket(|socket| socket.poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_socket(|socket| socket.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        // What `TcpStream` says, without its lock.
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_socket(|socket| socket.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.connection.finish();
+        self.poll_socket(|socket| socket.poll_shutdown(cx))
+    }
+}
+
+impl Drop for WatchedStream {
+    fn drop(&mut self) {
+        self.connection.close();
+    }
+}
+
+impl fmt::Debug for WatchedStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WatchedStream")
+            .field("peer", &self.peer())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,345 @@
+//! One connection as its stream, its peers and their waiters see it.
+//!
+//! Invariants:
+//! 1. `socket` and `eye` are the only descriptors of the connection. The stream's drop takes both
+//!    and sets `closed` before it returns, and nothing is armed afterwards: TCP ends there.
+//! 2. `end` is set once. It is stored before the waiters' wakers are taken, and a waiter registers
+//!    before it reads `end` the last time, so no wake-up is lost.
+//! 3. Locks: `state`, then `socket`. Under `state` no waker of a waiter is called or dropped, and no
+//!    registration is dropped: either could come back here.
+//! 4. The reactor holds the eye's waker, an `Arc` of this connection, and this connection holds the eye: a
+//!    cycle while armed. The last waiter's drop and the stream's take the eye out and so end it.
+
+use std::{
+    future::Future,
+    io, mem,
+    net::{Shutdown, SocketAddr},
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU8, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncWrite, Interest},
+    net::TcpStream,
+    runtime::Handle,
+};
+
+use super::peer::PeerEnd;
+
+/// What the stream and every `Peer` share.
+pub(super) struct Connection {
+    pub(super) addr: SocketAddr,
+    pub(super) half_close: bool,
+    pub(super) runtime: Handle,
+    /// Our side has sent its FIN: a hang-up is no longer the peer's doing alone.
+    finished: AtomicBool,
+    /// 0, or a `PeerEnd`; first one wins.
+    end: AtomicU8,
+    socket: Mutex<Option<TcpStream>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The duplicate, registered for itself. Present only while somebody waits.
+    eye: Option<TcpStream>,
+    waiters: Waiters,
+    closed: bool,
+}
+
+impl Connection {
+    pub(super) fn new(socket: TcpStream, addr: SocketAddr, half_close: bool) -> Arc<Self> {
+        Arc::new(Self {
+            addr,
+            half_close,
+            runtime: Handle::current(),
+            finished: AtomicBool::new(false),
+            end: AtomicU8::new(0),
+            socket: Mutex::new(Some(socket)),
+            state: Mutex::new(State::default()),
+        })
+    }
+
+    pub(super) fn end(&self) -> Option<PeerEnd> {
+        PeerEnd::from_code(self.end.load(Ordering::Acquire))
+    }
+
+    /// Records how the connection ended, unless that is known already, and wakes who waits.
+    pub(super) fn note(&self, end: PeerEnd) {
+        // AcqRel: pairs with the load in `end`, which waiters repeat after they have registered.
+        let first = self
+            .end
+            .compare_exchange(0, end.code(), Ordering::AcqRel, Ordering::Acquire)
+            .is_ok();
+        if first {
+            let wakers = self.state().waiters.take_wakers();
+            wakers.into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// Runs `f` on the socket; `None` once the stream has been dropped.
+    pub(super) fn with_socket<R>(&self, f: impl FnOnce(&mut TcpStream) -> R) -> Option<R> {
+        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        socket.as_mut().map(f)
+    }
+
+    /// Our side is about to send its FIN.
+    pub(super) fn finish(&self) {
+        self.finished.store(true, Ordering::Relaxed);
+    }
+
+    /// What an error of the stream's own reads and writes tells of the peer.
+    pub(super) fn note_error(&self, error: &io::Error) {
+        let gone = match error.kind() {
+            io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::TimedOut => true,
+            // After our own FIN a broken pipe is our own doing.
+            io::ErrorKind::BrokenPipe => !self.finished.load(Ordering::Relaxed),
+            _ => false,
+        };
+        if gone {
+            self.note(PeerEnd::Rst);
+        }
+    }
+
+    /// Ends both directions from our side, and by RST instead of FIN if `reset` is set.
+    pub(super) fn shut_down(&self, reset: bool) {
+        self.note(PeerEnd::Closed);
+        self.finish();
+        self.with_socket(|socket| {
+            if reset {
+                set_zero_linger(socket);
+            }
+            // std shuts down both directions, for which it needs a descriptor of its own. When
+            // none is left, the write side alone makes the server's next write fail, too.
+            match duplicate(socket) {
+                Ok(socket) => drop(socket.shutdown(Shutdown::Both)),
+                Err(_) => {
+                    let mut cx = Context::from_waker(Waker::noop());
+                    let _ = Pin::new(socket).poll_shutdown(&mut cx);
+                }
+            }
+        });
+    }
+
+    /// The stream has been dropped: closes every descriptor, now (invariant 1).
+    pub(super) fn close(&self) {
+        let socket = self
+            .socket
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let eye = {
+            let mut state = self.state();
+            state.closed = true;
+            state.eye.take()
+        };
+        drop(eye);
+        drop(socket);
+        self.note(PeerEnd::Closed);
+    }
+
+    /// Waits for the end, arming the watch if it is not. `key` is the waiter's, to be released.
+    ///
+    /// Fails when the watch cannot be armed; the waiter stays registered for what the stream
+    /// itself sees.
+    pub(super) fn poll_end(
+        self: &Arc<Self>,
+        key: &mut Option<usize>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<PeerEnd>> {
+        let replaced;
+        let (end, eye) = {
+            let mut state = self.state();
+            replaced = state.waiters.register(key, cx.waker());
+            if let Some(end) = self.end() {
+                return Poll::Ready(Ok(end));
+            }
+            if state.eye.is_none() && !state.closed {
+                state.eye = self.open_eye()?;
+            }
+            match self.look(&state) {
+                Some(end) => (end, state.eye.take()),
+                None => return Poll::Pending,
+            }
+        };
+        drop((replaced, eye));
+        self.note(end);
+        Poll::Ready(Ok(self.end().unwrap_or(end)))
+    }
+
+    /// The waiter has gone; with the last one goes the duplicate.
+    pub(super) fn release(&self, key: usize) {
+        let last_used = {
+            let mut state = self.state();
+            let waker = state.waiters.remove(key);
+            let unused = state.waiters.is_empty();
+            (waker, if unused { state.eye.take() } else { None })
+        };
+        drop(last_used);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open_eye(&self) -> io::Result<Option<TcpStream>> {
+        match self.with_socket(|socket| duplicate(socket)) {
+            Some(Ok(duplicate)) => {
+                let _context = self.runtime.enter();
+                TcpStream::from_std(duplicate).map(Some)
+            }
+            Some(Err(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(None),
+            Some(Err(error)) => Err(error),
+            None => Ok(None),
+        }
+    }
+
+    /// One look through the eye. `None` leaves this connection's waker with the reactor.
+    fn look(self: &Arc<Self>, state: &State) -> Option<PeerEnd> {
+        let eye = state.eye.as_ref()?;
+        let waker = Waker::from(Arc::clone(self));
+        let mut cx = Context::from_waker(&waker);
+        loop {
+            if !poll_edge(eye, self.half_close, &mut cx) {
+                return None;
+            }
+            if let Some(end) = self.judge(eye) {
+                return Some(end);
+            }
+            // Bytes arrived (or room to write did): wait for the next edge. This clears the
+            // duplicate's readiness only; "closed" and "error" outlive it, and a newer
+            // event than the one just read is not cleared.
+            let _ = eye.try_io(edge_interest(self.half_close), || {
+                Err::<(), _>(io::ErrorKind::WouldBlock.into())
+            });
+        }
+    }
+
+    fn judge(&self, eye: &TcpStream) -> Option<PeerEnd> {
+        let all = Interest::READABLE | Interest::WRITABLE | Interest::ERROR;
+        let mut cx = Context::from_waker(Waker::noop());
+        let ready = match pin!(eye.ready(all)).poll(&mut cx) {
+            Poll::Ready(Ok(ready)) => ready,
+            Poll::Ready(Err(_)) | Poll::Pending => return None,
+        };
+        let finished = self.finished.load(Ordering::Relaxed);
+        // The stream's own read may have taken the socket's error away; the hang-up remains.
+        if ready.is_error() || (ready.is_write_closed() && !finished) {
+            Some(PeerEnd::Rst)
+        } else if ready.is_read_closed() && (!self.half_close || finished) {
+            Some(PeerEnd::Fin)
+        } else {
+            None
+        }
+    }
+}
+
+/// The reactor saw something happen on the eye.
+impl Wake for Connection {
+    fn wake(self: Arc<Self>) {
+        let (end, eye) = {
+            let mut state = self.state();
+            match self.look(&state) {
+                Some(end) => (end, state.eye.take()),
+                None => return,
+            }
+        };
+        drop(eye);
+        self.note(end);
+    }
+}
+
+/// The wakers of those who wait, by key.
+#[derive(Default)]
+struct Waiters {
+    slots: Vec<Option<Waker>>,
+    free: Vec<usize>,
+}
+
+impl Waiters {
+    /// Returns the waker that was replaced, to be dropped outside the lock.
+    #[must_use]
+    fn register(&mut self, key: &mut Option<usize>, waker: &Waker) -> Option<Waker> {
+        let key = *key.get_or_insert_with(|| {
+            self.free.pop().unwrap_or_else(|| {
+                self.slots.push(None);
+                self.slots.len() - 1
+            })
+        });
+        match &self.slots[key] {
+            Some(known) if known.will_wake(waker) => None,
+            _ => self.slots[key].replace(waker.clone()),
+        }
+    }
+
+    /// Returns the waiter's waker, to be dropped outside the lock.
+    #[must_use]
+    fn remove(&mut self, key: usize) -> Option<Waker> {
+        let waker = self.slots[key].take();
+        self.free.push(key);
+        if self.is_empty() {
+            *self = Self::default();
+        }
+        waker
+    }
+
+    fn is_empty(&self) -> bool {
+        self.slots.len() == self.free.len()
+    }
+
+    /// Keys stay taken: each waiter gives its own back.
+    fn take_wakers(&mut self) -> Vec<Waker> {
+        self.slots.iter_mut().filter_map(mem::take).collect()
+    }
+}
+
+/// The direction whose edges are followed. Under half-close a FIN is no news, and the write side
+/// is the one that tells of a reset but not of a FIN.
+fn edge_interest(half_close: bool) -> Interest {
+    if half_close {
+        Interest::WRITABLE
+    } else {
+        Interest::READABLE
+    }
+}
+
+/// Whether something has happened; if not, `cx` is with the reactor.
+fn poll_edge(eye: &TcpStream, half_close: bool, cx: &mut Context<'_>) -> bool {
+    // Unconstrained: out of budget, tokio would call our waker at once, under our own lock.
+    let edge = tokio::task::unconstrained(std::future::poll_fn(|cx| {
+        if half_close {
+            eye.poll_write_ready(cx)
+        } else {
+            eye.poll_read_ready(cx)
+        }
+    }));
+    // An error: the runtime is shutting down, and with it the stream.
+    matches!(pin!(edge).poll(cx), Poll::Ready(Ok(())))
+}
+
+/// Zero is the one linger time that never blocks: close() sends RST and drops what is unsent.
+#[allow(
+    deprecated,
+    reason = "`set_zero_linger` is newer than the oldest tokio we build with; zero is what it sets"
+)]
+fn set_zero_linger(socket: &TcpStream) {
+    let _ = socket.set_linger(Some(Duration::ZERO));
+}
+
+#[cfg(unix)]
+fn duplicate(socket: &TcpStream) -> io::Result<std::net::TcpStream> {
+    use std::os::fd::AsFd;
+    socket.as_fd().try_clone_to_owned().map(Into::into)
+}
+
+#[cfg(not(unix))]
+fn duplicate(_socket: &TcpStream) -> io::Result<std::net::TcpStream> {
+    Err(io::ErrorKind::Unsupported.into())
+}
