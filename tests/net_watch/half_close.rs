@@ -4,7 +4,7 @@ use axum::{body::Body, http::Response};
 use bodyguard::net::PeerEnd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{Kind, Leave, Server, pair, reset_on_drop, within};
+use crate::support::{Kind, Leave, Server, pair, reset_on_drop, until, within};
 
 const CLOSE: &str = "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
 const PIPELINED: &str = "GET / HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -84,5 +84,16 @@ async fn a_closed_client_is_gone_once_a_write_is_answered_by_rst() {
             within(async { while server.write_all(b"x").await.is_ok() {} }).await;
             assert_eq!(peer.end(), Some(PeerEnd::Rst));
         }
+    }
+}
+
+#[tokio::test]
+async fn rst_is_seen_although_its_error_was_taken() {
+    for half_close in [true, false] {
+        let (client, server) = pair(half_close).await;
+        reset_on_drop(&client);
+        drop(client);
+        until(|| server.with_socket(|tcp| tcp.take_error().unwrap().is_some())).await;
+        assert_eq!(within(server.peer().gone()).await, PeerEnd::Rst);
     }
 }

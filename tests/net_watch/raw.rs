@@ -237,6 +237,12 @@ async fn bytes_queued_when_the_stream_is_dropped_are_delivered() {
 }
 
 #[tokio::test]
+async fn connections_do_not_wait_for_delayed_acks() {
+    let (_client, server) = pair(false).await;
+    assert!(server.with_socket(|tcp| tcp.nodelay()).unwrap());
+}
+
+#[tokio::test]
 async fn close_and_reset_end_both_sides() {
     for reset in [false, true] {
         let (mut client, mut server) = pair(false).await;
