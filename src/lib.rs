@@ -4,6 +4,8 @@
 mod axum;
 pub mod cleanup;
 pub mod disconnect;
+#[cfg(feature = "compression")]
+pub mod compression;
 mod error;
 mod outcome;
 pub mod scope;

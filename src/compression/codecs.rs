@@ -1,0 +1,106 @@
+//! Brotli, Zstandard and zlib, on the codecs of `async-compression` without its I/O.
+
+use std::{fmt, io};
+
+use async_compression::{
+    codecs::EncodeV2,
+    core::util::{PartialBuffer, WriteBuffer},
+};
+
+use super::{negotiation::Coding, options::Options};
+
+/// Room made for output at a time.
+const GROWTH: usize = 16 << 10;
+
+/// An encoder that lives as long as its stream: these codecs cannot be parked.
+pub(super) struct Codec {
+    encoder: Box<dyn EncodeV2 + Send>,
+    output: Vec<u8>,
+    /// Written to since the last flush.
+    dirty: bool,
+}
+
+impl Codec {
+    pub(super) fn new(coding: Coding, options: &Options) -> Self {
+        Self {
+            encoder: encoder(coding, options),
+            output: Vec::new(),
+            dirty: false,
+        }
+    }
+
+    pub(super) fn write(&mut self, input: &[u8]) -> io::Result<()> {
+        self.dirty |= !input.is_empty();
+        let mut input = PartialBuffer::new(input);
+        while !input.unwritten().is_empty() {
+            self.step(|encoder, output| encoder.encode(&mut input, output).map(|()| true))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.dirty) {
+            while !self.step(|encoder, output| encoder.flush(output))? {}
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(&mut self) -> io::Result<()> {
+        while !self.step(|encoder, output| encoder.finish(output))? {}
+        Ok(())
+    }
+
+    pub(super) fn rest(&mut self) {
+        self.output = Vec::new();
+    }
+
+    pub(super) fn output(&self) -> &[u8] {
+        &self.output
+    }
+
+    pub(super) fn output_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.output
+    }
+
+    /// One call of the codec, with room behind the output so far.
+    fn step(
+        &mut self,
+        call: impl FnOnce(&mut dyn EncodeV2, &mut WriteBuffer<'_>) -> io::Result<bool>,
+    ) -> io::Result<bool> {
+        let begin = self.output.len();
+        self.output.resize(begin + GROWTH, 0);
+        let mut room = WriteBuffer::new_initialized(&mut self.output[begin..]);
+        let done = call(self.encoder.as_mut(), &mut room);
+        let written = room.written_len();
+        self.output.truncate(begin + written);
+        done
+    }
+}
+
+impl fmt::Debug for Codec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Codec")
+    }
+}
+
+fn encoder(coding: Coding, options: &Options) -> Box<dyn EncodeV2 + Send> {
+    match coding {
+        #[cfg(feature = "br")]
+        Coding::Brotli => {
+            use async_compression::codecs::{BrotliEncoder, brotli::params::EncoderParams};
+            Box::new(BrotliEncoder::new(
+                EncoderParams::default()
+                    .quality(async_compression::Level::Precise(options.br_level)),
+            ))
+        }
+        #[cfg(feature = "zstd")]
+        Coding::Zstd => Box::new(async_compression::codecs::ZstdEncoder::new(
+            options.zstd_level,
+        )),
+        #[cfg(feature = "deflate")]
+        Coding::Deflate => Box::new(async_compression::codecs::ZlibEncoder::new(
+            flate2::Compression::new(options.level).into(),
+        )),
+        _ => unreachable!("no codec is enabled without its feature"),
+    }
+}

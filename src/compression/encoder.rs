@@ -1,0 +1,114 @@
+//! The encoders: synchronous state machines from bytes to bytes.
+
+mod gzip;
+mod history;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+#[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
+use super::codecs::Codec;
+use super::{negotiation::Coding, options::Core};
+use crate::BoxError;
+
+pub(super) use gzip::Gzip;
+
+/// Output is handed on once it has reached this many bytes.
+pub(super) const FULL: usize = 32 << 10;
+
+/// Input is taken in slices of at most this, so that output cannot outgrow its bound by much.
+pub(super) const SLICE: usize = 16 << 10;
+
+/// One response's encoder.
+#[derive(Debug)]
+pub(super) enum Encoder {
+    Gzip(Gzip),
+    #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
+    Codec(Codec),
+}
+
+impl Encoder {
+    /// An encoder for a stream, which may be parked.
+    pub(super) fn for_stream(core: &Arc<Core>, coding: Coding) -> Self {
+        Self::new(core, coding, core.options.history)
+    }
+
+    /// All of a body at once.
+    pub(super) fn whole(core: &Arc<Core>, coding: Coding, body: &[u8]) -> Result<Bytes, BoxError> {
+        let mut encoder = Self::new(core, coding, 0);
+        encoder.write(body)?;
+        encoder.finish()?;
+        Ok(encoder.take_output())
+    }
+
+    fn new(core: &Arc<Core>, coding: Coding, history: usize) -> Self {
+        match coding {
+            #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
+            Coding::Brotli | Coding::Zstd | Coding::Deflate => {
+                Self::Codec(Codec::new(coding, &core.options))
+            }
+            _ => Self::Gzip(Gzip::new(Arc::clone(core), history)),
+        }
+    }
+
+    /// Takes all of `input`; some of it may stay inside until a flush.
+    pub(super) fn write(&mut self, input: &[u8]) -> Result<(), BoxError> {
+        match self {
+            Self::Gzip(gzip) => Ok(gzip.write(input)?),
+            #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
+            Self::Codec(codec) => Ok(codec.write(input)?),
+        }
+    }
+
+    /// Makes all that was written decodable. Nothing new written: no output.
+    pub(super) fn flush(&mut self) -> Result<(), BoxError> {
+        match self {
+            Self::Gzip(gzip) => Ok(gzip.flush()?),
+            #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
+            Self::Codec(codec) => Ok(codec.flush()?),
+        }
+    }
+
+    /// Ends the encoded form. Only `take_output` may follow.
+    pub(super) fn finish(&mut self) -> Result<(), BoxError> {
+        match self {
+            Self::Gzip(gzip) => Ok(gzip.finish()?),
+            #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
+            Self::Codec(codec) => Ok(codec.finish()?),
+        }
+    }
+
+    /// Gives up what an idle stream need not hold. Called with the output taken.
+    pub(super) fn rest(&mut self) {
+        match self {
+            Self::Gzip(gzip) => gzip.rest(),
+            #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
+            Self::Codec(codec) => codec.rest(),
+        }
+    }
+
+    pub(super) fn output_len(&self) -> usize {
+        self.output().len()
+    }
+
+    /// The output so far, as a buffer of its own size; the scratch buffer stays.
+    pub(super) fn take_output(&mut self) -> Bytes {
+        let output = match self {
+            Self::Gzip(gzip) => gzip.output_mut(),
+            #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
+            Self::Codec(codec) => codec.output_mut(),
+        };
+        let bytes = Bytes::copy_from_slice(output);
+        output.clear();
+        bytes
+    }
+
+    fn output(&self) -> &[u8] {
+        match self {
+            Self::Gzip(gzip) => gzip.output(),
+            #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
+            Self::Codec(codec) => codec.output(),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! One gzip member (RFC 1952) over raw deflate, which can be parked between any two flushes.
+//!
+//! A sync flush ends byte-aligned with nothing left inside the compressor. From there any other
+//! compressor can go on with the same member, once it has been told the text before: that text,
+//! the CRC and the length are all a parked stream is.
+
+use std::{io, sync::Arc};
+
+use flate2::{Crc, FlushCompress, Status};
+
+use super::{
+    super::{options::Core, pool::Lease, stats::Parked},
+    FULL,
+    history::History,
+};
+
+/// A final deflate block with nothing in it: the static code's end-of-block symbol.
+const EMPTY_FINAL_BLOCK: [u8; 2] = [0x03, 0x00];
+
+/// Room the output buffer grows by; more than any flush needs at once.
+const GROWTH: usize = FULL + (16 << 10);
+
+#[derive(Debug)]
+pub(in super::super) struct Gzip {
+    core: Arc<Core>,
+    /// `None` before the first byte, while parked, and after the end.
+    lease: Option<Lease>,
+    parked: Option<Parked>,
+    crc: Crc,
+    history: History,
+    output: Vec<u8>,
+    begun: bool,
+    /// Written to since the last flush.
+    dirty: bool,
+}
+
+impl Gzip {
+    pub(super) fn new(core: Arc<Core>, history: usize) -> Self {
+        Self {
+            core,
+            lease: None,
+            parked: None,
+            crc: Crc::new(),
+            history: History::new(history),
+            output: Vec::new(),
+            begun: false,
+            dirty: false,
+        }
+    }
+
+    pub(super) fn write(&mut self, input: &[u8]) -> io::Result<()> {
+        if input.is_empty() {
+            return Ok(());
+        }
+        self.wake()?;
+        self.begin();
+        self.crc.update(input);
+        self.history.push(input);
+        self.dirty = true;
+        self.deflate(input, FlushCompress::None)
+    }
+
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        if self.dirty {
+            self.deflate(&[], FlushCompress::Sync)?;
+            self.dirty = false;
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(&mut self) -> io::Result<()> {
+        self.begin();
+        match self.lease {
+            Some(_) => self.deflate(&[], FlushCompress::Finish)?,
+            // Nothing is pending: parked, or nothing was ever written. No compressor is needed.
+            None => self.output.extend_from_slice(&EMPTY_FINAL_BLOCK),
+        }
+        self.output.extend_from_slice(&self.crc.sum().to_le_bytes());
+        self.output
+            .extend_from_slice(&self.crc.amount().to_le_bytes());
+        self.dirty = false;
+        self.parked = None;
+        Ok(())
+    }
+
+    /// Parks if the pool is short of compressors.
+    pub(super) fn rest(&mut self) {
+        if self.lease.as_ref().is_some_and(|lease| !lease.may_stay()) {
+            self.park();
+        }
+    }
+
+    /// Gives the compressor back, if nothing is pending in it.
+    fn park(&mut self) {
+        if self.dirty || !self.output.is_empty() {
+            return;
+        }
+        if let Some(mut lease) = self.lease.take() {
+            lease.scratch = std::mem::take(&mut self.output);
+            self.parked = Some(Parked::new(Arc::clone(&self.core)));
+        }
+    }
+
+    pub(super) fn output(&self) -> &[u8] {
+        &self.output
+    }
+
+    pub(super) fn output_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.output
+    }
+
+    /// The header, with a file name of random length. No time stamp, unknown system.
+    fn begin(&mut self) {
+        if std::mem::replace(&mut self.begun, true) {
+            return;
+        }
+        let padding = self.core.draw_padding();
+        let flags = if padding > 0 { 0b1000 } else { 0 };
+        self.output
+            .extend_from_slice(&[0x1f, 0x8b, 8, flags, 0, 0, 0, 0, 0, 255]);
+        if padding > 0 {
+            // Its terminating zero counts as one byte of the padding.
+            self.output.resize(self.output.len() + padding - 1, b'a');
+            self.output.push(0);
+        }
+    }
+
+    /// Takes a compressor if there is none, and tells it what the decoder has seen last.
+    fn wake(&mut self) -> io::Result<()> {
+        if self.lease.is_some() {
+            return Ok(());
+        }
+        let mut lease = Lease::take(&self.core);
+        let text = self.history.as_slice();
+        if !text.is_empty() {
+            lease
+                .deflate
+                .set_dictionary(text)
+                .map_err(io::Error::other)?;
+        }
+        if self.output.is_empty() {
+            self.output = std::mem::take(&mut lease.scratch);
+        }
+        self.lease = Some(lease);
+        self.parked = None;
+        Ok(())
+    }
+
+    fn deflate(&mut self, mut input: &[u8], flush: FlushCompress) -> io::Result<()> {
+        let Some(lease) = &mut self.lease else {
+            return Ok(());
+        };
+        let deflate = &mut lease.deflate;
+        loop {
+            if self.output.capacity() - self.output.len() < 64 {
+                self.output.reserve(GROWTH);
+            }
+            let before = deflate.total_in();
+            let status = deflate.compress_vec(input, &mut self.output, flush)?;
+            input = &input[(deflate.total_in() - before) as usize..];
+            // Room left over says that the compressor had nothing more to write.
+            let drained = self.output.len() < self.output.capacity();
+            let done = match flush {
+                FlushCompress::Finish => status == Status::StreamEnd,
+                _ => input.is_empty() && drained,
+            };
+            if done {
+                return Ok(());
+            }
+        }
+    }
+}

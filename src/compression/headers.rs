@@ -1,0 +1,156 @@
+//! Header decisions and edits: pure functions of a head.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, response::Parts};
+
+use super::{negotiation::Coding, options::Options, predicate::compressible};
+
+/// A handler's word on compressing its own response: a response extension.
+///
+/// ```
+/// # use bodyguard::compression::Compress;
+/// # use http::Response;
+/// let mut response = Response::new("one-time token");
+/// response.extensions_mut().insert(Compress::Never);
+/// ```
+///
+/// The layer honours it and removes it. What HTTP itself rules out (a partial or already encoded
+/// response, `no-transform`, a status without content) stays ruled out under `Always`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Compress {
+    /// Compress whatever the size, the type and the predicate say.
+    Always,
+    /// Leave this response alone.
+    Never,
+}
+
+/// What the layer may do with a response, whatever the client accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Nothing here depends on `Accept-Encoding`.
+    LeaveAlone,
+    /// A 304: its headers are those of the response it stands for (RFC 9110, 15.4.5).
+    HeadersOnly,
+    /// The content may be encoded.
+    Negotiable,
+}
+
+/// Content known to be shorter or equal is not worth the headers.
+pub(super) fn judge(
+    method: &Method,
+    parts: &Parts,
+    size: Option<u64>,
+    wish: Option<Compress>,
+    options: &Options,
+) -> Verdict {
+    let status = parts.status;
+    let headers = &parts.headers;
+    if wish == Some(Compress::Never)
+        || has_no_content(method, status)
+        || status == StatusCode::PARTIAL_CONTENT
+        || headers.contains_key(header::CONTENT_RANGE)
+        || is_encoded(headers)
+        || forbids_transform(headers)
+    {
+        return Verdict::LeaveAlone;
+    }
+    let wanted = wish == Some(Compress::Always)
+        || (compressible(headers.get(header::CONTENT_TYPE))
+            && options
+                .predicate
+                .as_ref()
+                .is_none_or(|allows| allows.call(parts)));
+    if !wanted {
+        return Verdict::LeaveAlone;
+    }
+    if status == StatusCode::NOT_MODIFIED {
+        return Verdict::HeadersOnly;
+    }
+    let least = if wish == Some(Compress::Always) {
+        1
+    } else {
+        options.min_size.max(1)
+    };
+    if size.is_some_and(|size| size < least) {
+        return Verdict::LeaveAlone;
+    }
+    Verdict::Negotiable
+}
+
+/// Adds `Vary: Accept-Encoding` unless it, or `*`, is there.
+pub(super) fn add_vary(headers: &mut HeaderMap) {
+    let covered = |member: &[u8]| {
+        member == b"*" || member.eq_ignore_ascii_case(header::ACCEPT_ENCODING.as_str().as_bytes())
+    };
+    if !members(headers, header::VARY).any(covered) {
+        headers.append(header::VARY, HeaderValue::from_static("accept-encoding"));
+    }
+}
+
+/// Makes the head that of an encoded representation; `length` if its size is known.
+pub(super) fn encode_head(headers: &mut HeaderMap, coding: Coding, length: Option<u64>) {
+    headers.insert(
+        header::CONTENT_ENCODING,
+        HeaderValue::from_static(coding.as_str()),
+    );
+    match length {
+        Some(length) => headers.insert(header::CONTENT_LENGTH, length.into()),
+        None => headers.remove(header::CONTENT_LENGTH),
+    };
+    // Ranges would count bytes of an encoded form that is different each time.
+    headers.remove(header::ACCEPT_RANGES);
+    for digest in ["content-md5", "digest", "content-digest", "repr-digest"] {
+        headers.remove(HeaderName::from_static(digest));
+    }
+    weaken_etag(headers);
+}
+
+/// A strong validator promises identical bytes (RFC 9110, 8.8.1), which encoding breaks.
+pub(super) fn weaken_etag(headers: &mut HeaderMap) {
+    let Some(strong) = headers
+        .get(header::ETAG)
+        .filter(|tag| tag.as_bytes().starts_with(b"\""))
+    else {
+        return;
+    };
+    if let Ok(weak) = HeaderValue::from_bytes(&[b"W/", strong.as_bytes()].concat()) {
+        headers.insert(header::ETAG, weak);
+    }
+}
+
+/// `Content-Length` as a number, if it is one.
+pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers
+        .get(header::CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+fn has_no_content(method: &Method, status: StatusCode) -> bool {
+    status.is_informational()
+        || status == StatusCode::NO_CONTENT
+        || status == StatusCode::RESET_CONTENT
+        || (method == Method::CONNECT && status.is_success())
+}
+
+fn is_encoded(headers: &HeaderMap) -> bool {
+    members(headers, header::CONTENT_ENCODING)
+        .any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
+}
+
+fn forbids_transform(headers: &HeaderMap) -> bool {
+    members(headers, header::CACHE_CONTROL)
+        .any(|directive| directive.eq_ignore_ascii_case(b"no-transform"))
+}
+
+/// The members of a comma-separated header, over all its lines.
+fn members(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
+    headers
+        .get_all(name)
+        .into_iter()
+        .flat_map(|line| line.as_bytes().split(|b| *b == b','))
+        .map(|member| member.trim_ascii())
+}

@@ -1,0 +1,217 @@
+//! The layer and its options.
+
+use std::sync::Arc;
+
+use http::response::Parts;
+use tower_layer::Layer;
+
+use super::{
+    negotiation::Coding,
+    options::{Core, Flush, Options, Predicate, WINDOW},
+    service::Compression,
+    stats::{CompressionStats, Stats},
+};
+
+/// Compresses response bodies for clients that accept it.
+///
+/// ```
+/// use bodyguard::compression::CompressionLayer;
+/// use bytes::Bytes;
+/// use http::{Request, Response};
+/// use http_body_util::{BodyExt, Full};
+/// use tower::{ServiceBuilder, ServiceExt, service_fn};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let service = ServiceBuilder::new()
+///     .layer(CompressionLayer::new())
+///     .service(service_fn(async |_: Request<()>| {
+///         Ok::<_, std::io::Error>(Response::new(Full::new(Bytes::from("news ".repeat(100)))))
+///     }));
+/// let request = Request::builder().header("accept-encoding", "gzip").body(())?;
+/// let response = service.oneshot(request).await?;
+/// assert_eq!(response.headers()["content-encoding"], "gzip");
+/// assert!(response.into_body().collect().await?.to_bytes().len() < 200);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Clones, and the services made by them, share one pool of compressors; each builder method
+/// begins a new one.
+///
+/// Put it *outside* layers that watch how a body ends, so that they judge the handler's own bytes.
+///
+/// # Compared with `tower_http::compression::CompressionLayer`
+///
+/// `CompressionLayer::new()` is the same line. Codings other than gzip are switched on by method,
+/// never by a feature alone; `compress_when` narrows the default rules instead of replacing them.
+#[derive(Clone, Debug)]
+pub struct CompressionLayer {
+    core: Arc<Core>,
+}
+
+impl CompressionLayer {
+    /// gzip at the default level, flushed when idle.
+    pub fn new() -> Self {
+        Self {
+            core: Arc::new(Core::new(Options::default())),
+        }
+    }
+
+    /// Whether gzip is offered. Default: true.
+    pub fn gzip(self, enable: bool) -> Self {
+        self.coding(Coding::Gzip, enable)
+    }
+
+    /// Whether Brotli is offered. Default: false.
+    #[cfg(feature = "br")]
+    pub fn br(self, enable: bool) -> Self {
+        self.coding(Coding::Brotli, enable)
+    }
+
+    /// Whether Zstandard is offered. Default: false.
+    #[cfg(feature = "zstd")]
+    pub fn zstd(self, enable: bool) -> Self {
+        self.coding(Coding::Zstd, enable)
+    }
+
+    /// Whether `deflate` (the zlib format) is offered. Default: false.
+    #[cfg(feature = "deflate")]
+    pub fn deflate(self, enable: bool) -> Self {
+        self.coding(Coding::Deflate, enable)
+    }
+
+    /// The server's order among codings the client weighs equally, best first.
+    ///
+    /// Codings left out come after those named. Default: zstd, br, gzip, deflate.
+    pub fn prefer(self, order: impl IntoIterator<Item = Coding>) -> Self {
+        let order: Vec<_> = order.into_iter().collect();
+        self.with(|options| {
+            let rank = |coding: &Coding| {
+                order
+                    .iter()
+                    .position(|other| other == coding)
+                    .unwrap_or(order.len())
+            };
+            options.codings.sort_by_key(rank);
+            options.preference = order;
+        })
+    }
+
+    /// The level of gzip and deflate, 1 (fast) to 9 (small).
+    pub fn level(self, level: u32) -> Self {
+        self.with(|options| options.level = level.clamp(1, 9))
+    }
+
+    /// Brotli's quality, 0 to 11. Default: 4.
+    #[cfg(feature = "br")]
+    pub fn br_level(self, level: u32) -> Self {
+        self.with(|options| options.br_level = level.min(11) as i32)
+    }
+
+    /// Zstandard's level, 1 to 19. Default: 3.
+    #[cfg(feature = "zstd")]
+    pub fn zstd_level(self, level: u32) -> Self {
+        self.with(|options| options.zstd_level = level.clamp(1, 19) as i32)
+    }
+
+    /// Bodies known to be smaller than this many bytes are left alone. Default: 200.
+    pub fn min_size(self, bytes: u64) -> Self {
+        self.with(|options| options.min_size = bytes)
+    }
+
+    /// When a stream's output is made decodable. Default: [`Flush::WhenIdle`].
+    pub fn flush(self, flush: Flush) -> Self {
+        self.with(|options| options.flush = flush)
+    }
+
+    /// Bytes of plain text a parked gzip stream keeps, at most 32 KiB.
+    ///
+    /// More history costs that much memory for each idle stream, and makes the next event smaller.
+    pub fn history(self, bytes: usize) -> Self {
+        self.with(|options| options.history = bytes.min(WINDOW))
+    }
+
+    /// Compressors that outlive their use, about 300 KB each. Default: 32.
+    ///
+    /// A stream that goes idle keeps its compressor while three quarters of these suffice, and is
+    /// parked otherwise. Streams at work are never refused one.
+    pub fn resident_limit(self, compressors: usize) -> Self {
+        self.with(|options| options.resident_limit = compressors)
+    }
+
+    /// Compresses one large gzip stream on several threads. Default: false.
+    pub fn parallel(self, enable: bool) -> Self {
+        self.with(|options| options.parallel = enable)
+    }
+
+    /// The most random bytes added to a gzip response against BREACH. Default: 100.
+    ///
+    /// They are its file-name field, which decoders skip. With 0, equal input gives equal output.
+    pub fn random_padding(self, most: u16) -> Self {
+        self.with(|options| options.random_padding = most)
+    }
+
+    /// Answers 406, without calling the service, where nothing on offer is acceptable.
+    ///
+    /// By default such a client gets the plain representation. Default: false.
+    pub fn strict(self, enable: bool) -> Self {
+        self.with(|options| options.strict = enable)
+    }
+
+    /// Compresses only responses for which `allows` is true, on top of the default rules.
+    pub fn compress_when(self, allows: impl Fn(&Parts) -> bool + Send + Sync + 'static) -> Self {
+        self.with(|options| options.predicate = Some(Predicate::new(allows)))
+    }
+
+    /// What this layer's streams hold and have done. Cheap.
+    pub fn stats(&self) -> CompressionStats {
+        Stats::snapshot(&self.core)
+    }
+
+    fn coding(self, coding: Coding, enable: bool) -> Self {
+        self.with(|options| {
+            options.codings.retain(|other| *other != coding);
+            if enable {
+                options.codings.push(coding);
+                let order = options.preference.clone();
+                options.codings.sort_by_key(|coding| {
+                    order
+                        .iter()
+                        .position(|other| other == coding)
+                        .unwrap_or(order.len())
+                });
+            }
+        })
+    }
+
+    fn with(self, edit: impl FnOnce(&mut Options)) -> Self {
+        let mut options = self.core.options.clone();
+        edit(&mut options);
+        Self {
+            core: Arc::new(Core::new(options)),
+        }
+    }
+}
+
+impl Default for CompressionLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S> Layer<S> for CompressionLayer {
+    type Service = Compression<S>;
+
+    fn layer(&self, inner: S) -> Compression<S> {
+        Compression::new(inner, Arc::clone(&self.core))
+    }
+}
+
+#[cfg(test)]
+impl CompressionLayer {
+    /// Compressors that streams hold now.
+    pub(super) fn core_lent(&self) -> usize {
+        self.core.pool.lent()
+    }
+}

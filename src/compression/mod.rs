@@ -1,0 +1,44 @@
+//! gzip for streaming bodies: flushes when idle, costs little while idle, closes in order.
+//!
+//! [`CompressionLayer`] compresses the responses of any service whose client accepts it. A body
+//! whose length is known and small is compressed at once and keeps a `Content-Length`; every other
+//! body is a stream. What a stream's inner body has given is decodable by the client as soon as the
+//! inner body has nothing more ready, and a stream that waits does not hold a compressor.
+//!
+//! # Compared with `tower_http::compression`
+//!
+//! Event streams are compressed. An idle stream costs kilobytes instead of hundreds of them. ETag,
+//! digests, `Vary`, HEAD, 204, 206, 304 and `no-transform` follow RFC 9110. An inner body that ends
+//! short of its promised length, fails or panics never looks complete to the client. Codings
+//! other than gzip are switched on one by one, so another crate's features cannot change yours.
+
+mod body;
+#[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
+mod codecs;
+mod encoder;
+mod error;
+mod headers;
+mod layer;
+mod negotiation;
+mod offload;
+mod options;
+mod pool;
+mod predicate;
+mod service;
+mod source;
+mod stats;
+mod stream;
+mod whole;
+mod workers;
+
+pub use body::CompressionBody;
+pub use error::LengthMismatch;
+pub use headers::Compress;
+pub use layer::CompressionLayer;
+pub use negotiation::Coding;
+pub use options::Flush;
+pub use service::{Compression, CompressionFuture};
+pub use stats::CompressionStats;
+
+#[cfg(test)]
+mod tests;

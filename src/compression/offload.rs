@@ -1,0 +1,295 @@
+//! Sustained input is encoded on blocking-pool threads, in small blocks, in order.
+//!
+//! A [`Station`] holds a stream's encoder while it is away: the body puts plain pieces in and
+//! takes encoded frames out, one worker at a time does a block. Both queues are bounded.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::runtime::Handle;
+
+use super::{
+    encoder::{Encoder, FULL, SLICE},
+    error::Broken,
+    options::Core,
+    workers::{Job, Workers},
+};
+use crate::BoxError;
+
+/// Bytes that may wait on either side of the encoder.
+const BOUND: usize = 128 << 10;
+
+/// Slices a worker does before the next stream has its turn.
+const SLICES_PER_TURN: usize = 2;
+
+/// Frames smaller than this are copied together before they are encoded.
+const SMALL: usize = 4 << 10;
+
+/// A stream's end of its station. Dropped, the encoder goes back to the pool.
+pub(super) struct Offload {
+    station: Arc<Station>,
+    core: Arc<Core>,
+    handle: Handle,
+    gathered: BytesMut,
+    flush_each: bool,
+}
+
+/// What the encoder has for the body.
+pub(super) enum Harvest {
+    Frame(Bytes),
+    /// Everything put in has been encoded: here is the encoder, and what it could not take.
+    Home {
+        encoder: Encoder,
+        left: Bytes,
+        refused: bool,
+    },
+}
+
+impl Offload {
+    /// Takes the encoder away, unless no runtime is here to lend a thread.
+    pub(super) fn start(
+        core: &Arc<Core>,
+        encoder: Encoder,
+        flush_each: bool,
+    ) -> Result<Self, Encoder> {
+        let Ok(handle) = Handle::try_current() else {
+            return Err(encoder);
+        };
+        Ok(Self {
+            station: Arc::new(Station::new(encoder)),
+            core: Arc::clone(core),
+            handle,
+            gathered: BytesMut::new(),
+            flush_each,
+        })
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        let state = self.station.state();
+        state.queued + self.gathered.len() < BOUND && state.ready < BOUND
+    }
+
+    pub(super) fn put(&mut self, data: Bytes) {
+        if self.flush_each || data.len() >= SMALL {
+            self.put_gathered();
+            self.send(data);
+        } else {
+            self.gathered.extend_from_slice(&data);
+            if self.gathered.len() >= SLICE {
+                self.put_gathered();
+            }
+        }
+    }
+
+    /// Sends the small frames on: nothing more is coming for now.
+    pub(super) fn put_gathered(&mut self) {
+        if !self.gathered.is_empty() {
+            let data = self.gathered.split().freeze();
+            self.send(data);
+        }
+    }
+
+    fn send(&self, data: Bytes) {
+        let mut state = self.station.state();
+        state.queued += data.len();
+        state.input.push_back(Piece {
+            data,
+            flush: self.flush_each,
+        });
+        self.schedule(state);
+    }
+
+    fn schedule(&self, mut state: MutexGuard<'_, State>) {
+        if !state.scheduled && !state.refused && !state.input.is_empty() && state.ready < BOUND {
+            state.scheduled = true;
+            drop(state);
+            let job = Arc::clone(&self.station) as Arc<dyn Job>;
+            Workers::submit(&self.core, job, &self.handle);
+        }
+    }
+
+    pub(super) fn harvest(&mut self, cx: &mut Context<'_>) -> Poll<Result<Harvest, BoxError>> {
+        let mut state = self.station.state();
+        if let Some(frame) = state.output.pop_front() {
+            state.ready -= frame.len();
+            self.schedule(state);
+            return Poll::Ready(Ok(Harvest::Frame(frame)));
+        }
+        if let Some(error) = state.error.take() {
+            return Poll::Ready(Err(error));
+        }
+        if !state.scheduled && (state.input.is_empty() || state.refused) {
+            let Some(encoder) = state.encoder.take() else {
+                return Poll::Ready(Err(Broken.into()));
+            };
+            let refused = state.refused;
+            let left = state
+                .input
+                .drain(..)
+                .map(|piece| piece.data)
+                .collect::<Vec<_>>();
+            return Poll::Ready(Ok(Harvest::Home {
+                encoder,
+                left: left.concat().into(),
+                refused,
+            }));
+        }
+        match &mut state.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Offload {
+    fn drop(&mut self) {
+        let mut state = self.station.state();
+        state.abandoned = true;
+        let encoder = state.encoder.take();
+        let waiting = std::mem::take(&mut state.input);
+        let waker = state.waker.take();
+        drop(state);
+        drop((encoder, waiting, waker));
+    }
+}
+
+impl fmt::Debug for Offload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Offload")
+    }
+}
+
+struct Station {
+    state: Mutex<State>,
+}
+
+struct Piece {
+    data: Bytes,
+    flush: bool,
+}
+
+/// `encoder` is here whenever no worker is inside `run`; `scheduled` covers the time from
+/// submission to the end of the last block.
+struct State {
+    encoder: Option<Encoder>,
+    input: VecDeque<Piece>,
+    queued: usize,
+    output: VecDeque<Bytes>,
+    ready: usize,
+    scheduled: bool,
+    refused: bool,
+    abandoned: bool,
+    error: Option<BoxError>,
+    waker: Option<Waker>,
+}
+
+impl Station {
+    fn new(encoder: Encoder) -> Self {
+        Self {
+            state: Mutex::new(State {
+                encoder: Some(encoder),
+                input: VecDeque::new(),
+                queued: 0,
+                output: VecDeque::new(),
+                ready: 0,
+                scheduled: false,
+                refused: false,
+                abandoned: false,
+                error: None,
+                waker: None,
+            }),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Encoding happens outside the lock; nothing under it panics half way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn next_slice(&mut self) -> Option<Piece> {
+        let piece = self.input.front_mut()?;
+        let data = piece.data.split_to(piece.data.len().min(SLICE));
+        self.queued -= data.len();
+        let last = piece.data.is_empty();
+        let flush = last && piece.flush;
+        if last {
+            self.input.pop_front();
+        }
+        Some(Piece { data, flush })
+    }
+}
+
+impl Job for Station {
+    fn run(&self) -> bool {
+        let mut state = self.state();
+        let Some(mut encoder) = state.encoder.take() else {
+            state.scheduled = false;
+            return false;
+        };
+        for _ in 0..SLICES_PER_TURN {
+            let Some(piece) = state.next_slice() else {
+                break;
+            };
+            drop(state);
+            let done = encode(&mut encoder, &piece);
+            state = self.state();
+            if state.abandoned {
+                drop(state);
+                drop(encoder);
+                return false;
+            }
+            match done {
+                Ok(output) if output.is_empty() => {}
+                Ok(output) => {
+                    state.ready += output.len();
+                    state.output.push_back(output);
+                }
+                Err(error) => state.error = Some(error),
+            }
+        }
+        let more = !state.input.is_empty() && state.ready < BOUND && state.error.is_none();
+        state.encoder = Some(encoder);
+        state.scheduled = more;
+        // The body is woken for output, for room, and for the end.
+        let wanted = !more || !state.output.is_empty() || state.queued <= BOUND / 2;
+        let waker = state.waker.take_if(|_| wanted);
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        more
+    }
+
+    fn refuse(&self, panicked: bool) {
+        let mut state = self.state();
+        state.scheduled = false;
+        state.refused = true;
+        if panicked {
+            state.error = Some(Broken.into());
+        }
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+fn encode(encoder: &mut Encoder, piece: &Piece) -> Result<Bytes, BoxError> {
+    encoder.write(&piece.data)?;
+    if piece.flush {
+        encoder.flush()?;
+    }
+    if piece.flush || encoder.output_len() >= FULL {
+        return Ok(encoder.take_output());
+    }
+    Ok(Bytes::new())
+}

@@ -1,0 +1,130 @@
+//! What a layer was told, and what all its streams share.
+
+use std::{
+    fmt,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use http::response::Parts;
+
+use super::{negotiation::Coding, pool::Pool, stats::Stats, workers::Workers};
+
+/// When a stream's output is made decodable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Flush {
+    /// When the inner body has nothing ready: whatever it gave so far reaches the client.
+    #[default]
+    WhenIdle,
+    /// After every data frame, ready or not. Costs size where frames are small and many.
+    EveryFrame,
+    /// Only at the end. The stream keeps its compressor while it is idle.
+    Never,
+}
+
+/// Deflate's window: no more history than this can ever be referred to.
+pub(super) const WINDOW: usize = 32 << 10;
+
+#[derive(Clone, Debug)]
+pub(super) struct Options {
+    /// Enabled codings, best first.
+    pub(super) codings: Vec<Coding>,
+    /// The order of all codings, enabled or not.
+    pub(super) preference: Vec<Coding>,
+    pub(super) level: u32,
+    #[cfg(feature = "br")]
+    pub(super) br_level: i32,
+    #[cfg(feature = "zstd")]
+    pub(super) zstd_level: i32,
+    pub(super) min_size: u64,
+    pub(super) flush: Flush,
+    pub(super) history: usize,
+    pub(super) resident_limit: usize,
+    pub(super) parallel: bool,
+    pub(super) random_padding: u16,
+    pub(super) strict: bool,
+    pub(super) predicate: Option<Predicate>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            codings: vec![Coding::Gzip],
+            preference: vec![Coding::Zstd, Coding::Brotli, Coding::Gzip, Coding::Deflate],
+            level: 4,
+            #[cfg(feature = "br")]
+            br_level: 4,
+            #[cfg(feature = "zstd")]
+            zstd_level: 3,
+            min_size: 200,
+            flush: Flush::WhenIdle,
+            history: 8 << 10,
+            resident_limit: 32,
+            parallel: false,
+            random_padding: 100,
+            strict: false,
+            predicate: None,
+        }
+    }
+}
+
+/// The user's own condition.
+#[derive(Clone)]
+pub(super) struct Predicate(Arc<dyn Fn(&Parts) -> bool + Send + Sync>);
+
+impl Predicate {
+    pub(super) fn new(allows: impl Fn(&Parts) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(allows))
+    }
+
+    pub(super) fn call(&self, parts: &Parts) -> bool {
+        (self.0)(parts)
+    }
+}
+
+impl fmt::Debug for Predicate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Predicate")
+    }
+}
+
+/// Everything the services and streams of one layer share.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) options: Options,
+    pub(super) pool: Pool,
+    pub(super) stats: Stats,
+    pub(super) workers: Workers,
+    random: RandomState,
+    drawn: AtomicU64,
+}
+
+impl Core {
+    pub(super) fn new(options: Options) -> Self {
+        Self {
+            pool: Pool::new(options.level, options.resident_limit),
+            options,
+            stats: Stats::default(),
+            workers: Workers::default(),
+            random: RandomState::new(),
+            drawn: AtomicU64::new(0),
+        }
+    }
+
+    /// The length of a gzip file-name field: random, so that the size of a response tells less.
+    ///
+    /// A keyed hash of a counter: nobody outside can predict it, and it needs no generator.
+    pub(super) fn draw_padding(&self) -> usize {
+        match self.options.random_padding {
+            0 => 0,
+            most => {
+                let drawn = self.drawn.fetch_add(1, Ordering::Relaxed);
+                (self.random.hash_one(drawn) % (u64::from(most) + 1)) as usize
+            }
+        }
+    }
+}

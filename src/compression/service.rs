@@ -1,0 +1,251 @@
+//! The service, and the future that decides what to do with a response.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use http::{Method, Request, Response, StatusCode, Version, header, response::Parts};
+use http_body::Body;
+use tower_service::Service;
+
+use super::{
+    body::CompressionBody,
+    headers::{self, Compress, Verdict},
+    negotiation::{Accepted, Choice, Coding},
+    options::Core,
+    source::{Account, Inner, Source},
+    stream::Stream,
+    whole::{self, Collected, Whole},
+};
+use crate::BoxError;
+
+/// A service whose responses are compressed: made by [`CompressionLayer`](super::CompressionLayer).
+#[derive(Clone, Debug)]
+pub struct Compression<S> {
+    inner: S,
+    core: Arc<Core>,
+}
+
+impl<S> Compression<S> {
+    pub(super) fn new(inner: S, core: Arc<Core>) -> Self {
+        Self { inner, core }
+    }
+}
+
+impl<S, ReqB, B> Service<Request<ReqB>> for Compression<S>
+where
+    S: Service<Request<ReqB>, Response = Response<B>>,
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<CompressionBody<B>>;
+    type Error = S::Error;
+    type Future = CompressionFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqB>) -> Self::Future {
+        let lines = request.headers().get_all(header::ACCEPT_ENCODING);
+        let accepted = Accepted::parse(lines.into_iter().map(|line| line.as_bytes()));
+        let choice = accepted.choose(&self.core.options.codings);
+        let coding = match choice {
+            Choice::Encode(coding) => Some(coding),
+            _ => None,
+        };
+        let refused = choice == Choice::Nothing && self.core.options.strict;
+        let call = Call {
+            method: request.method().clone(),
+            version: request.version(),
+            coding,
+            core: Arc::clone(&self.core),
+        };
+        CompressionFuture {
+            state: match refused {
+                true => State::Refused,
+                false => State::Inner(self.inner.call(request)),
+            },
+            call,
+        }
+    }
+}
+
+/// The future of [`Compression`].
+///
+/// # On drop
+///
+/// The inner service's future is dropped.
+#[must_use = "futures do nothing unless polled"]
+#[pin_project::pin_project]
+pub struct CompressionFuture<F> {
+    #[pin]
+    state: State<F>,
+    call: Call,
+}
+
+#[pin_project::pin_project(project = StateProjection)]
+enum State<F> {
+    /// Nothing on offer is acceptable, and the layer is strict.
+    Refused,
+    Inner(#[pin] F),
+    /// A whole body is being compressed on another thread.
+    Away(Whole),
+    Done,
+}
+
+/// What a response's treatment depends on besides the response.
+struct Call {
+    method: Method,
+    version: Version,
+    /// The coding the client would like best, if it accepts any.
+    coding: Option<Coding>,
+    core: Arc<Core>,
+}
+
+impl<F, B, E> Future for CompressionFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<Response<CompressionBody<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let response = match this.state.as_mut().project() {
+                StateProjection::Refused => not_acceptable(),
+                StateProjection::Away(whole) => ready!(whole.poll(cx)),
+                StateProjection::Inner(future) => {
+                    let response = ready!(future.poll(cx))?;
+                    match this.call.treat(response, cx) {
+                        Treated::Answer(response) => response,
+                        Treated::Away(whole) => {
+                            this.state.set(State::Away(whole));
+                            continue;
+                        }
+                    }
+                }
+                StateProjection::Done => panic!("polled after completion"),
+            };
+            this.state.set(State::Done);
+            return Poll::Ready(Ok(response));
+        }
+    }
+}
+
+#[expect(clippy::large_enum_variant, reason = "moved once, at once")]
+enum Treated<B> {
+    Answer(Response<CompressionBody<B>>),
+    Away(Whole),
+}
+
+impl Call {
+    fn treat<B>(&self, response: Response<B>, cx: &mut Context<'_>) -> Treated<B>
+    where
+        B: Body,
+        B::Error: Into<BoxError>,
+    {
+        let (mut parts, body) = response.into_parts();
+        let wish = parts.extensions.remove::<Compress>();
+        let size = self.size(&parts, &body);
+        let verdict = headers::judge(&self.method, &parts, size, wish, &self.core.options);
+        if verdict != Verdict::LeaveAlone {
+            headers::add_vary(&mut parts.headers);
+        }
+        let coding = match (verdict, self.coding) {
+            (Verdict::Negotiable, Some(coding)) => coding,
+            (Verdict::HeadersOnly, Some(_)) => {
+                headers::weaken_etag(&mut parts.headers);
+                return Treated::Answer(Response::from_parts(parts, CompressionBody::plain(body)));
+            }
+            _ => return Treated::Answer(Response::from_parts(parts, CompressionBody::plain(body))),
+        };
+        if self.method == Method::HEAD {
+            headers::encode_head(&mut parts.headers, coding, None);
+            return Treated::Answer(Response::from_parts(parts, CompressionBody::head()));
+        }
+        let source = Source::new(Account {
+            promised: size,
+            ends_at_length: self.version < Version::HTTP_2,
+            given: 0,
+        });
+        match size {
+            Some(size) if size <= whole::LIMIT => self.collect(parts, body, source, coding, cx),
+            _ => {
+                let stream = Stream::new(&self.core, coding, source, bytes::Bytes::new());
+                Treated::Answer(streamed(parts, coding, Inner::Plain(body), stream))
+            }
+        }
+    }
+
+    fn collect<B>(
+        &self,
+        parts: Parts,
+        body: B,
+        source: Source,
+        coding: Coding,
+        cx: &mut Context<'_>,
+    ) -> Treated<B>
+    where
+        B: Body,
+        B::Error: Into<BoxError>,
+    {
+        match whole::collect(body, source, cx) {
+            Collected::Whole { data, trailers } => {
+                Whole::start(&self.core, coding, parts, data, trailers).map_or_else(
+                    |whole| Treated::Answer(whole.compress_here()),
+                    Treated::Away,
+                )
+            }
+            Collected::Stream {
+                inner,
+                source,
+                data,
+            } => {
+                let stream = Stream::new(&self.core, coding, source, data);
+                Treated::Answer(streamed(parts, coding, inner, stream))
+            }
+        }
+    }
+
+    /// The size of the content as far as the head tells.
+    fn size(&self, parts: &Parts, body: &impl Body) -> Option<u64> {
+        if let Some(length) = headers::content_length(&parts.headers) {
+            return Some(length);
+        }
+        let hint = match body.is_end_stream() {
+            true => Some(0),
+            false => body.size_hint().exact(),
+        };
+        // An empty answer to HEAD says nothing about the content GET would give.
+        hint.filter(|size| *size > 0 || self.method != Method::HEAD)
+    }
+}
+
+fn streamed<B>(
+    mut parts: Parts,
+    coding: Coding,
+    inner: Inner<B>,
+    stream: Stream,
+) -> Response<CompressionBody<B>> {
+    headers::encode_head(&mut parts.headers, coding, None);
+    Response::from_parts(parts, CompressionBody::stream(inner, stream))
+}
+
+fn not_acceptable<B>() -> Response<CompressionBody<B>> {
+    let mut response = Response::new(CompressionBody::default());
+    *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
+    headers::add_vary(response.headers_mut());
+    response
+}
+
+impl<F> fmt::Debug for CompressionFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CompressionFuture").finish_non_exhaustive()
+    }
+}

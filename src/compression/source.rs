@@ -1,0 +1,177 @@
+//! The inner body, read by the rules of what may follow what.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use http::HeaderMap;
+use http_body::{Body, Frame};
+
+use super::error::LengthMismatch;
+use crate::{BodyError, BoxError};
+
+/// What the inner body has promised, and given so far.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Account {
+    pub(super) promised: Option<u64>,
+    /// HTTP/1 ends a response at its promised length: waiting longer could be for ever.
+    pub(super) ends_at_length: bool,
+    pub(super) given: u64,
+}
+
+/// The inner body, read with the rules about what may follow what.
+#[derive(Debug)]
+pub(super) struct Source {
+    account: Account,
+    ended: bool,
+    /// A failure met before the stream began, still to be told.
+    failure: Option<BodyError>,
+}
+
+/// What one poll of the inner body came to.
+#[derive(Debug)]
+pub(super) enum Event {
+    Data(Bytes),
+    Trailers(HeaderMap),
+    End,
+    Failed(BodyError),
+}
+
+impl Source {
+    pub(super) fn new(account: Account) -> Self {
+        Self {
+            account,
+            ended: false,
+            failure: None,
+        }
+    }
+
+    pub(super) fn given(&self) -> u64 {
+        self.account.given
+    }
+
+    /// Polls `inner`, which is dropped as soon as it has nothing more to say.
+    ///
+    /// Never polls after end of stream, an error, trailers or the end hint; skips empty frames.
+    pub(super) fn poll<B>(
+        &mut self,
+        mut inner: Pin<&mut Inner<B>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Event>
+    where
+        B: Body,
+        B::Error: Into<BoxError>,
+    {
+        if let Some(failure) = self.failure.take() {
+            return Poll::Ready(Event::Failed(failure));
+        }
+        loop {
+            let Some(body) = inner.as_mut().live().filter(|_| !self.ended) else {
+                inner.set(Inner::Gone);
+                return Poll::Ready(self.end());
+            };
+            let frame = match body.poll_frame(cx) {
+                Poll::Pending if self.is_satisfied() => None,
+                polled => ready!(polled),
+            };
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(mut data))) => {
+                    let data = data.copy_to_bytes(data.remaining());
+                    self.account.given += data.len() as u64;
+                    self.ended = inner.is_end_stream();
+                    if self.ended {
+                        inner.set(Inner::Gone);
+                    }
+                    if self.is_exceeded() {
+                        inner.set(Inner::Gone);
+                        return Poll::Ready(Event::Failed(self.mismatch()));
+                    }
+                    if !data.is_empty() {
+                        return Poll::Ready(Event::Data(data));
+                    }
+                }
+                Some(Ok(Err(other))) => {
+                    if let Ok(trailers) = other.into_trailers() {
+                        self.ended = true;
+                        inner.set(Inner::Gone);
+                        return Poll::Ready(match self.end() {
+                            Event::End => Event::Trailers(trailers),
+                            short => short,
+                        });
+                    }
+                }
+                Some(Err(error)) => {
+                    inner.set(Inner::Gone);
+                    return Poll::Ready(Event::Failed(BodyError::new(error)));
+                }
+                None => {
+                    inner.set(Inner::Gone);
+                    self.ended = true;
+                    return Poll::Ready(self.end());
+                }
+            }
+        }
+    }
+
+    /// Makes the next poll tell of this failure.
+    pub(super) fn fail_with(&mut self, failure: BodyError) {
+        self.failure = Some(failure);
+    }
+
+    fn end(&self) -> Event {
+        match self.account.promised {
+            Some(promised) if promised != self.account.given => Event::Failed(self.mismatch()),
+            _ => Event::End,
+        }
+    }
+
+    fn is_satisfied(&self) -> bool {
+        self.account.ends_at_length && self.account.promised == Some(self.account.given)
+    }
+
+    fn is_exceeded(&self) -> bool {
+        self.account
+            .promised
+            .is_some_and(|promised| self.account.given > promised)
+    }
+
+    fn mismatch(&self) -> BodyError {
+        let Account {
+            promised, given, ..
+        } = self.account;
+        BodyError::new(LengthMismatch::new(promised.unwrap_or(given), given))
+    }
+}
+
+/// An inner body: as it came, boxed because it has been polled before it moved, or dropped.
+#[pin_project::pin_project(project = InnerProjection)]
+#[derive(Debug)]
+pub(super) enum Inner<B> {
+    Plain(#[pin] B),
+    Boxed(Pin<Box<Inner<B>>>),
+    Gone,
+}
+
+impl<B: Body> Inner<B> {
+    pub(super) fn live(self: Pin<&mut Self>) -> Option<Pin<&mut B>> {
+        match self.project() {
+            InnerProjection::Plain(body) => Some(body),
+            InnerProjection::Boxed(body) => body.as_mut().live(),
+            InnerProjection::Gone => None,
+        }
+    }
+
+    pub(super) fn get(&self) -> Option<&B> {
+        match self {
+            Self::Plain(body) => Some(body),
+            Self::Boxed(body) => body.get(),
+            Self::Gone => None,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.get().is_none_or(Body::is_end_stream)
+    }
+}

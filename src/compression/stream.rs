@@ -1,0 +1,337 @@
+//! One compressed stream: what to do next, given what the inner body said.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame};
+
+use super::{
+    encoder::{Encoder, FULL, SLICE},
+    error::Broken,
+    negotiation::Coding,
+    offload::{Harvest, Offload},
+    options::{Core, Flush},
+    source::{Event, Inner, Source},
+    stats::Open,
+};
+use crate::{BodyError, BoxError};
+
+/// Ready input that is encoded where it is polled; more than this at once goes to a worker.
+pub(super) const BURST: usize = 32 << 10;
+
+/// What each idle moment restores of the burst: a stream with less than this between two idle
+/// moments, as events have, always stays inline.
+const REFILL: usize = 4 << 10;
+
+/// The encoder's half of a compressed body.
+#[derive(Debug)]
+pub(super) struct Stream {
+    source: Source,
+    engine: Engine,
+    /// Taken from the inner body, not yet encoded.
+    input: Bytes,
+    phase: Phase,
+    /// Bytes that may still be encoded inline.
+    credit: usize,
+    /// Set before each poll and cleared after it: still set means that the poll panicked.
+    polling: bool,
+    counted: u64,
+    core: Arc<Core>,
+    _open: Open,
+}
+
+/// Where the encoder is.
+#[derive(Debug)]
+enum Engine {
+    Here(Encoder),
+    Away(Offload),
+    Gone,
+}
+
+/// Where a stream stands.
+#[derive(Debug)]
+enum Phase {
+    Reading,
+    /// The inner body has ended like this; what it gave is still being encoded.
+    Ended(Ending),
+    Trailers(HeaderMap),
+    Failed(BodyError),
+    Done,
+}
+
+#[derive(Debug)]
+enum Ending {
+    Well(Option<HeaderMap>),
+    Failed(BodyError),
+}
+
+/// What a step came to.
+enum Step {
+    /// Look at the phase again.
+    Next,
+    /// Hand on what the encoder has written, if anything.
+    Emit,
+    /// The inner body is pending: hand on what there is, and wait with as little as possible.
+    Idle,
+    /// Nothing to hand on: a worker is busy, or the output may not be flushed.
+    Wait,
+    Frame(Bytes),
+}
+
+impl Stream {
+    pub(super) fn new(core: &Arc<Core>, coding: Coding, source: Source, input: Bytes) -> Self {
+        Self {
+            source,
+            engine: Engine::Here(Encoder::for_stream(core, coding)),
+            input,
+            phase: Phase::Reading,
+            credit: BURST,
+            polling: false,
+            counted: 0,
+            core: Arc::clone(core),
+            _open: Open::new(Arc::clone(core)),
+        }
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.phase, Phase::Done) && !self.polling
+    }
+
+    pub(super) fn poll_frame<B>(
+        &mut self,
+        mut inner: Pin<&mut Inner<B>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>>
+    where
+        B: Body,
+        B::Error: Into<BoxError>,
+    {
+        if self.polling {
+            self.fail(inner.as_mut(), Broken.into());
+        }
+        self.polling = true;
+        let polled = loop {
+            let step = match self.phase {
+                Phase::Reading => match self.engine {
+                    Engine::Away(_) => self.read_away(inner.as_mut(), cx),
+                    _ => self.read(inner.as_mut(), cx),
+                },
+                Phase::Ended(_) => match self.engine {
+                    Engine::Away(_) => self.harvest(cx),
+                    _ => self.end(),
+                },
+                _ => break Poll::Ready(self.last()),
+            };
+            match step {
+                Ok(Step::Next) => {}
+                Ok(Step::Wait) => break Poll::Pending,
+                Ok(Step::Frame(frame)) => break self.emit(frame),
+                Ok(step @ (Step::Emit | Step::Idle)) => {
+                    let idle = matches!(step, Step::Idle);
+                    let output = self.take_output(idle);
+                    if !output.is_empty() {
+                        break self.emit(output);
+                    } else if idle {
+                        break Poll::Pending;
+                    }
+                }
+                Err(error) => self.fail(inner.as_mut(), error),
+            }
+        };
+        self.polling = false;
+        polled
+    }
+
+    /// Encodes here until there is output to hand on or the inner body has nothing ready.
+    fn read<B>(&mut self, inner: Pin<&mut Inner<B>>, cx: &mut Context<'_>) -> Result<Step, BoxError>
+    where
+        B: Body,
+        B::Error: Into<BoxError>,
+    {
+        if !self.input.is_empty() {
+            return self.encode();
+        }
+        let Engine::Here(encoder) = &mut self.engine else {
+            return Err(Broken.into());
+        };
+        match self.source.poll(inner, cx) {
+            Poll::Ready(event) => self.take(event),
+            Poll::Pending => {
+                self.credit = self
+                    .credit
+                    .saturating_add(REFILL)
+                    .min(BURST.max(self.credit));
+                if self.core.options.flush == Flush::Never {
+                    return Ok(Step::Wait);
+                }
+                encoder.flush()?;
+                return Ok(Step::Idle);
+            }
+        }
+        Ok(Step::Next)
+    }
+
+    /// Encodes one slice of `input`, or sends the encoder away when the burst is used up.
+    fn encode(&mut self) -> Result<Step, BoxError> {
+        let flush_each = self.core.options.flush == Flush::EveryFrame;
+        let mut encoder = match std::mem::replace(&mut self.engine, Engine::Gone) {
+            Engine::Here(encoder) => encoder,
+            _ => return Err(Broken.into()),
+        };
+        if self.input.len() > self.credit {
+            match Offload::start(&self.core, encoder, flush_each) {
+                Ok(away) => {
+                    self.engine = Engine::Away(away);
+                    return Ok(Step::Next);
+                }
+                Err(back) => encoder = back,
+            }
+        }
+        let slice = self.input.split_to(self.input.len().min(SLICE));
+        self.credit = self.credit.saturating_sub(slice.len());
+        encoder.write(&slice)?;
+        let flush = self.input.is_empty() && flush_each;
+        if flush {
+            encoder.flush()?;
+        }
+        let emit = flush || encoder.output_len() >= FULL;
+        self.engine = Engine::Here(encoder);
+        Ok(if emit { Step::Emit } else { Step::Next })
+    }
+
+    /// Keeps the worker fed while the inner body is ready.
+    fn read_away<B>(
+        &mut self,
+        mut inner: Pin<&mut Inner<B>>,
+        cx: &mut Context<'_>,
+    ) -> Result<Step, BoxError>
+    where
+        B: Body,
+        B::Error: Into<BoxError>,
+    {
+        let Engine::Away(away) = &mut self.engine else {
+            return Err(Broken.into());
+        };
+        while away.has_room() {
+            if !self.input.is_empty() {
+                away.put(std::mem::take(&mut self.input));
+                continue;
+            }
+            match self.source.poll(inner.as_mut(), cx) {
+                Poll::Ready(Event::Data(data)) => self.input = data,
+                Poll::Ready(event) => {
+                    away.put_gathered();
+                    self.take(event);
+                    return Ok(Step::Next);
+                }
+                Poll::Pending => {
+                    away.put_gathered();
+                    break;
+                }
+            }
+        }
+        self.harvest(cx)
+    }
+
+    /// A frame from the worker, or the encoder back once it has done everything.
+    fn harvest(&mut self, cx: &mut Context<'_>) -> Result<Step, BoxError> {
+        let Engine::Away(away) = &mut self.engine else {
+            return Err(Broken.into());
+        };
+        match away.harvest(cx) {
+            Poll::Pending => Ok(Step::Wait),
+            Poll::Ready(Ok(Harvest::Frame(frame))) => Ok(Step::Frame(frame)),
+            Poll::Ready(Ok(Harvest::Home {
+                encoder,
+                left,
+                refused,
+            })) => {
+                self.engine = Engine::Here(encoder);
+                if refused {
+                    self.credit = usize::MAX;
+                    self.input = [left, std::mem::take(&mut self.input)].concat().into();
+                }
+                Ok(Step::Next)
+            }
+            Poll::Ready(Err(error)) => Err(error),
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Data(data) => self.input = data,
+            Event::End => self.phase = Phase::Ended(Ending::Well(None)),
+            Event::Trailers(trailers) => self.phase = Phase::Ended(Ending::Well(Some(trailers))),
+            Event::Failed(error) => self.phase = Phase::Ended(Ending::Failed(error)),
+        }
+    }
+
+    /// The encoded end, or what stands in for it: what came before a failure still reaches the
+    /// client, a well-formed end does not.
+    fn end(&mut self) -> Result<Step, BoxError> {
+        if !self.input.is_empty() {
+            return self.encode();
+        }
+        let Engine::Here(encoder) = &mut self.engine else {
+            return Err(Broken.into());
+        };
+        match std::mem::replace(&mut self.phase, Phase::Done) {
+            Phase::Ended(Ending::Well(trailers)) => {
+                encoder.finish()?;
+                self.phase = trailers.map_or(Phase::Done, Phase::Trailers);
+            }
+            Phase::Ended(Ending::Failed(error)) => {
+                encoder.flush()?;
+                self.phase = Phase::Failed(error);
+            }
+            phase => self.phase = phase,
+        }
+        Ok(Step::Emit)
+    }
+
+    fn last(&mut self) -> Option<Result<Frame<Bytes>, BodyError>> {
+        match std::mem::replace(&mut self.phase, Phase::Done) {
+            Phase::Trailers(trailers) => Some(Ok(Frame::trailers(trailers))),
+            Phase::Failed(error) => Some(Err(error)),
+            _ => None,
+        }
+    }
+
+    fn fail<B: Body>(&mut self, mut inner: Pin<&mut Inner<B>>, error: BoxError) {
+        inner.set(Inner::Gone);
+        self.engine = Engine::Gone;
+        self.phase = Phase::Failed(BodyError::new(error));
+    }
+
+    /// The output so far. With it gone, an idle stream may park and an ended one is done with its
+    /// compressor.
+    fn take_output(&mut self, idle: bool) -> Bytes {
+        let Engine::Here(encoder) = &mut self.engine else {
+            return Bytes::new();
+        };
+        let output = match encoder.output_len() {
+            0 => Bytes::new(),
+            _ => encoder.take_output(),
+        };
+        if idle {
+            encoder.rest();
+        } else if !matches!(self.phase, Phase::Reading | Phase::Ended(_)) {
+            self.engine = Engine::Gone;
+        }
+        output
+    }
+
+    fn emit(&mut self, output: Bytes) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let given = self.source.given();
+        self.core
+            .stats
+            .count(given - self.counted, output.len() as u64);
+        self.counted = given;
+        Poll::Ready(Some(Ok(Frame::data(output))))
+    }
+}

@@ -1,0 +1,200 @@
+//! Small bodies of known size: collected while ready, compressed at once, sent with their length.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Response, response::Parts};
+use http_body::Body;
+use tokio::{runtime::Handle, sync::oneshot};
+
+use super::{
+    body::CompressionBody,
+    encoder::Encoder,
+    headers,
+    negotiation::Coding,
+    options::Core,
+    source::{Event, Inner, Source},
+    stream::BURST,
+    workers::{Job, Workers},
+};
+use crate::BoxError;
+
+/// The largest body that is held to be compressed at once.
+pub(super) const LIMIT: u64 = 64 << 10;
+
+pub(super) enum Collected<B> {
+    Whole {
+        data: Bytes,
+        trailers: Option<HeaderMap>,
+    },
+    /// Pending or failed before its end: what there is so far goes out as a stream.
+    Stream {
+        inner: Inner<B>,
+        source: Source,
+        data: Bytes,
+    },
+}
+
+/// Reads `body` for as long as it is ready.
+pub(super) fn collect<B>(body: B, mut source: Source, cx: &mut Context<'_>) -> Collected<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    let mut boxed = Box::pin(Inner::Plain(body));
+    let mut first = Bytes::new();
+    let mut rest = BytesMut::new();
+    loop {
+        let trailers = match source.poll(boxed.as_mut(), cx) {
+            Poll::Ready(Event::Data(data)) => {
+                if first.is_empty() {
+                    first = data;
+                } else {
+                    if rest.is_empty() {
+                        rest.extend_from_slice(&first);
+                    }
+                    rest.extend_from_slice(&data);
+                }
+                continue;
+            }
+            Poll::Ready(Event::End) => Some(None),
+            Poll::Ready(Event::Trailers(trailers)) => Some(Some(trailers)),
+            Poll::Ready(Event::Failed(error)) => {
+                source.fail_with(error);
+                None
+            }
+            Poll::Pending => None,
+        };
+        let data = if rest.is_empty() {
+            first
+        } else {
+            rest.freeze()
+        };
+        return match trailers {
+            Some(trailers) => Collected::Whole { data, trailers },
+            None => Collected::Stream {
+                inner: Inner::Boxed(boxed),
+                source,
+                data,
+            },
+        };
+    }
+}
+
+/// A whole body on its way to being compressed.
+pub(super) struct Whole {
+    /// `None` once answered.
+    plain: Option<Plain>,
+    compressed: oneshot::Receiver<Bytes>,
+}
+
+pub(super) struct Plain {
+    core: Arc<Core>,
+    coding: Coding,
+    parts: Parts,
+    data: Bytes,
+    trailers: Option<HeaderMap>,
+}
+
+impl Whole {
+    /// Sends a larger body to a worker; one within a burst, or without a runtime, comes back.
+    #[expect(clippy::result_large_err, reason = "moved once, at once")]
+    pub(super) fn start(
+        core: &Arc<Core>,
+        coding: Coding,
+        parts: Parts,
+        data: Bytes,
+        trailers: Option<HeaderMap>,
+    ) -> Result<Self, Plain> {
+        let plain = Plain {
+            core: Arc::clone(core),
+            coding,
+            parts,
+            data,
+            trailers,
+        };
+        if plain.data.len() <= BURST {
+            return Err(plain);
+        }
+        let Ok(handle) = Handle::try_current() else {
+            return Err(plain);
+        };
+        let (sender, compressed) = oneshot::channel();
+        let job = Task {
+            core: Arc::clone(core),
+            coding,
+            data: plain.data.clone(),
+            sender: Mutex::new(Some(sender)),
+        };
+        Workers::submit(core, Arc::new(job), &handle);
+        Ok(Self {
+            plain: Some(plain),
+            compressed,
+        })
+    }
+
+    pub(super) fn poll<B>(&mut self, cx: &mut Context<'_>) -> Poll<Response<CompressionBody<B>>> {
+        let compressed = ready!(Pin::new(&mut self.compressed).poll(cx));
+        let plain = self.plain.take().expect("polled after completion");
+        // No answer means that the worker could not run: the plain form is as good.
+        Poll::Ready(plain.answer(compressed.ok()))
+    }
+}
+
+impl Plain {
+    pub(super) fn compress_here<B>(self) -> Response<CompressionBody<B>> {
+        let compressed = Encoder::whole(&self.core, self.coding, &self.data).ok();
+        self.answer(compressed)
+    }
+
+    /// The compressed form if it is smaller, else the body and the head as they came.
+    fn answer<B>(self, compressed: Option<Bytes>) -> Response<CompressionBody<B>> {
+        let mut parts = self.parts;
+        let data = match compressed {
+            Some(compressed) if compressed.len() < self.data.len() => {
+                let length = compressed.len() as u64;
+                self.core.stats.count(self.data.len() as u64, length);
+                headers::encode_head(&mut parts.headers, self.coding, Some(length));
+                compressed
+            }
+            _ => self.data,
+        };
+        Response::from_parts(parts, CompressionBody::whole(data, self.trailers))
+    }
+}
+
+struct Task {
+    core: Arc<Core>,
+    coding: Coding,
+    data: Bytes,
+    sender: Mutex<Option<oneshot::Sender<Bytes>>>,
+}
+
+impl Task {
+    fn sender(&self) -> Option<oneshot::Sender<Bytes>> {
+        self.sender
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+}
+
+impl Job for Task {
+    fn run(&self) -> bool {
+        if let Some(sender) = self.sender().filter(|sender| !sender.is_closed()) {
+            if let Ok(compressed) = Encoder::whole(&self.core, self.coding, &self.data) {
+                // The client may have left meanwhile.
+                let _ = sender.send(compressed);
+            }
+        }
+        false
+    }
+
+    fn refuse(&self, _panicked: bool) {
+        self.sender();
+    }
+}
