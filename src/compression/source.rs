@@ -25,7 +25,6 @@ pub(super) struct Account {
 #[derive(Debug)]
 pub(super) struct Source {
     account: Account,
-    ended: bool,
     /// A failure met before the stream began, still to be told.
     failure: Option<BodyError>,
 }
@@ -43,7 +42,6 @@ impl Source {
     pub(super) fn new(account: Account) -> Self {
         Self {
             account,
-            ended: false,
             failure: None,
         }
     }
@@ -68,8 +66,10 @@ impl Source {
             return Poll::Ready(Event::Failed(failure));
         }
         loop {
-            let Some(body) = inner.as_mut().live().filter(|_| !self.ended) else {
+            if inner.is_end_stream() {
                 inner.set(Inner::Gone);
+            }
+            let Some(body) = inner.as_mut().live() else {
                 return Poll::Ready(self.end());
             };
             let frame = match body.poll_frame(cx) {
@@ -80,10 +80,6 @@ impl Source {
                 Some(Ok(Ok(mut data))) => {
                     let data = data.copy_to_bytes(data.remaining());
                     self.account.given += data.len() as u64;
-                    self.ended = inner.is_end_stream();
-                    if self.ended {
-                        inner.set(Inner::Gone);
-                    }
                     if self.is_exceeded() {
                         inner.set(Inner::Gone);
                         return Poll::Ready(Event::Failed(self.mismatch()));
@@ -94,11 +90,10 @@ impl Source {
                 }
                 Some(Ok(Err(other))) => {
                     if let Ok(trailers) = other.into_trailers() {
-                        self.ended = true;
                         inner.set(Inner::Gone);
                         return Poll::Ready(match self.end() {
                             Event::End => Event::Trailers(trailers),
-                            short => short,
+                            mismatch => mismatch,
                         });
                     }
                 }
@@ -106,11 +101,8 @@ impl Source {
                     inner.set(Inner::Gone);
                     return Poll::Ready(Event::Failed(BodyError::new(error)));
                 }
-                None => {
-                    inner.set(Inner::Gone);
-                    self.ended = true;
-                    return Poll::Ready(self.end());
-                }
+                // The next turn tells what this end is.
+                None => inner.set(Inner::Gone),
             }
         }
     }

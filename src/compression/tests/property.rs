@@ -1,1 +1,171 @@
+//! Random bodies, chunkings, pendings and options, with and without a runtime.
 
+use std::{pin::pin, time::Duration};
+
+use bytes::Bytes;
+use http::Response;
+use http_body_util::BodyExt;
+
+use super::{
+    super::{CompressionBody, CompressionLayer, Flush},
+    Taken, answer, drain, events, get, gunzip,
+    script::{Script, Step, data},
+};
+
+/// A small generator (SplitMix64), so that a failing case is named by its seed.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+
+    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())].clone()
+    }
+}
+
+struct Case {
+    layer: CompressionLayer,
+    text: Vec<u8>,
+    script: Script,
+    about: String,
+}
+
+fn case(seed: u64, largest: usize) -> Case {
+    let mut random = Random(seed);
+    let flush = random.pick(&[Flush::WhenIdle, Flush::EveryFrame, Flush::Never]);
+    let history = random.pick(&[0, 1, 100, 1 << 10, 4 << 10, 8 << 10, 32 << 10]);
+    let level = 1 + random.below(9) as u32;
+    let limit = random.pick(&[0, 0, 1, 32]);
+    let parallel = random.below(2) == 0;
+    let padding = random.pick(&[0, 100]);
+    let bound = random.pick(&[2, 300, 70_000, largest]);
+    let length = random.below(bound);
+    let mut text = match random.below(3) {
+        0 => (0..length).map(|_| random.next() as u8).collect(),
+        1 => events(length / 60 + 1).concat(),
+        _ => (0..length).map(|n| b"ab"[(n / 1000) % 2]).collect(),
+    };
+    text.truncate(length);
+    let (chunk, pendings) = (
+        random.pick(&[1, 100, 5_000, 200_000]),
+        random.pick(&[0, 1, 5]),
+    );
+    let mut steps = Vec::new();
+    let mut rest = Bytes::from(text.clone());
+    while !rest.is_empty() {
+        // At most a few thousand steps.
+        let piece = 1 + rest.len() / 2000 + random.below(chunk);
+        steps.push(data(rest.split_to(piece.min(rest.len()))));
+        if random.below(10) < pendings {
+            steps.push(Step::Pending);
+        }
+        if random.below(20) == 0 {
+            steps.push(data(""));
+        }
+    }
+    let mut script = Script::new(steps);
+    if random.below(2) == 0 {
+        script = script.hinting_end();
+    }
+    if random.below(3) == 0 {
+        script = script.promising(length as u64);
+    }
+    Case {
+        layer: CompressionLayer::new()
+            .flush(flush)
+            .history(history)
+            .level(level)
+            .resident_limit(limit)
+            .parallel(parallel)
+            .random_padding(padding)
+            .min_size(0),
+        text,
+        script,
+        about: format!(
+            "seed {seed}: {flush:?}, history {history}, level {level}, limit {limit}, \
+             parallel {parallel}, {length} bytes"
+        ),
+    }
+}
+
+fn check(case: &Case, encoded: bool, taken: &Taken) {
+    assert!(taken.error.is_none(), "{}: {:?}", case.about, taken.error);
+    let text = if encoded {
+        gunzip(&taken.wire)
+    } else {
+        taken.wire.clone()
+    };
+    assert!(text == case.text, "{}: text differs", case.about);
+    assert_eq!(case.layer.core_lent(), 0, "{}", case.about);
+    assert_eq!(case.layer.stats().open, 0, "{}", case.about);
+    assert_eq!(case.layer.stats().parked, 0, "{}", case.about);
+}
+
+#[test]
+fn whatever_goes_in_comes_out_without_a_runtime() {
+    for seed in 0..400 {
+        let mut case = case(seed, 150_000);
+        let script = std::mem::replace(&mut case.script, Script::new([]));
+        let response = answer(&case.layer, get("gzip"), Response::new(script));
+        let encoded = response.headers().contains_key("content-encoding");
+        check(&case, encoded, &drain(response.into_body()));
+    }
+}
+
+async fn respond(case: &mut Case) -> Response<CompressionBody<Script>> {
+    use tower::ServiceExt;
+    use tower_layer::Layer;
+    let script = std::mem::replace(&mut case.script, Script::new([]));
+    let mut response = Some(Response::new(script));
+    let service = case.layer.layer(super::Fixed(|| response.take().unwrap()));
+    service.oneshot(get("gzip")).await.unwrap()
+}
+
+#[tokio::test]
+async fn whatever_goes_in_comes_out_with_workers() {
+    for seed in 1000..1300 {
+        let mut case = case(seed, 1_500_000);
+        let response = respond(&mut case).await;
+        let encoded = response.headers().contains_key("content-encoding");
+        let mut body = pin!(response.into_body());
+        let mut taken = Taken::default();
+        while taken.take(body.frame().await) {}
+        body.set(CompressionBody::default());
+        check(&case, encoded, &taken);
+    }
+}
+
+#[tokio::test]
+async fn dropped_at_any_frame_everything_comes_back() {
+    for seed in 2000..2100 {
+        let mut case = case(seed, 1_500_000);
+        let frames = Random(seed).below(12);
+        let mut body = Box::pin(respond(&mut case).await.into_body());
+        for _ in 0..frames {
+            if body.frame().await.is_none() {
+                break;
+            }
+        }
+        drop(body);
+        // A worker may be in the middle of a block.
+        tokio::time::timeout(Duration::from_secs(10), async {
+            while case.layer.core_lent() > 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap_or_else(|_| panic!("{}: a compressor is lost", case.about));
+        assert_eq!(case.layer.stats().open, 0, "{}", case.about);
+        assert_eq!(case.layer.stats().parked, 0, "{}", case.about);
+    }
+}
