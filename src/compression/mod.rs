@@ -12,6 +12,7 @@
 //! short of its promised length, fails or panics never looks complete to the client. Codings
 //! other than gzip are switched on one by one, so another crate's features cannot change yours.
 
+mod away;
 mod body;
 #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
 mod codecs;
@@ -22,6 +23,7 @@ mod layer;
 mod negotiation;
 mod offload;
 mod options;
+mod parallel;
 mod pool;
 mod predicate;
 mod service;

@@ -51,27 +51,28 @@ pub(super) enum Harvest {
 }
 
 impl Offload {
-    /// Takes the encoder away, unless no runtime is here to lend a thread.
     pub(super) fn start(
         core: &Arc<Core>,
+        handle: Handle,
         encoder: Encoder,
         flush_each: bool,
-    ) -> Result<Self, Encoder> {
-        let Ok(handle) = Handle::try_current() else {
-            return Err(encoder);
-        };
-        Ok(Self {
+    ) -> Self {
+        Self {
             station: Arc::new(Station::new(encoder)),
             core: Arc::clone(core),
             handle,
             gathered: BytesMut::new(),
             flush_each,
-        })
+        }
     }
 
     pub(super) fn has_room(&self) -> bool {
         let state = self.station.state();
         state.queued + self.gathered.len() < BOUND && state.ready < BOUND
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.station.state().scheduled
     }
 
     pub(super) fn put(&mut self, data: Bytes) {

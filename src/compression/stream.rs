@@ -11,10 +11,11 @@ use http::HeaderMap;
 use http_body::{Body, Frame};
 
 use super::{
+    away::{Away, Stay},
     encoder::{Encoder, FULL, SLICE},
     error::Broken,
     negotiation::Coding,
-    offload::{Harvest, Offload},
+    offload::Harvest,
     options::{Core, Flush},
     source::{Event, Inner, Source},
     stats::Open,
@@ -49,7 +50,7 @@ pub(super) struct Stream {
 #[derive(Debug)]
 enum Engine {
     Here(Encoder),
-    Away(Offload),
+    Away(Away),
     Gone,
 }
 
@@ -184,12 +185,13 @@ impl Stream {
             _ => return Err(Broken.into()),
         };
         if self.input.len() > self.credit {
-            match Offload::start(&self.core, encoder, flush_each) {
+            match Away::start(&self.core, encoder) {
                 Ok(away) => {
                     self.engine = Engine::Away(away);
                     return Ok(Step::Next);
                 }
-                Err(back) => encoder = back,
+                Err(Stay::NoRuntime(back)) => encoder = back,
+                Err(Stay::Failed(error)) => return Err(error),
             }
         }
         let slice = self.input.split_to(self.input.len().min(SLICE));
@@ -230,7 +232,7 @@ impl Stream {
                     return Ok(Step::Next);
                 }
                 Poll::Pending => {
-                    away.put_gathered();
+                    away.idle();
                     break;
                 }
             }

@@ -6,7 +6,8 @@
 
 use std::{io, sync::Arc};
 
-use flate2::{Crc, FlushCompress, Status};
+use bytes::Bytes;
+use flate2::{Compress, Crc, FlushCompress, Status};
 
 use super::{
     super::{options::Core, pool::Lease, stats::Parked},
@@ -146,27 +147,59 @@ impl Gzip {
         Ok(())
     }
 
-    fn deflate(&mut self, mut input: &[u8], flush: FlushCompress) -> io::Result<()> {
-        let Some(lease) = &mut self.lease else {
-            return Ok(());
+    fn deflate(&mut self, input: &[u8], flush: FlushCompress) -> io::Result<()> {
+        match &mut self.lease {
+            Some(lease) => deflate(&mut lease.deflate, input, &mut self.output, flush),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends at a byte and lets the compressor go, for blocks made elsewhere to follow: what is
+    /// written so far, and the text they may refer to.
+    pub(in super::super) fn step_aside(&mut self) -> io::Result<(Bytes, Bytes)> {
+        self.begin();
+        self.flush()?;
+        let written = Bytes::copy_from_slice(&self.output);
+        self.output.clear();
+        if let Some(mut lease) = self.lease.take() {
+            lease.scratch = std::mem::take(&mut self.output);
+        }
+        Ok((written, Bytes::copy_from_slice(self.history.as_slice())))
+    }
+
+    /// Counts a block's text in.
+    pub(in super::super) fn append(&mut self, block: &Crc) {
+        self.crc.combine(block);
+    }
+
+    /// Goes on after such blocks, whose last text is `before`.
+    pub(in super::super) fn step_in(&mut self, before: &[u8]) {
+        self.history.replace(before);
+    }
+}
+
+/// Runs `input` through `deflate`, with room for whatever `flush` asks it to write.
+pub(in super::super) fn deflate(
+    deflate: &mut Compress,
+    mut input: &[u8],
+    output: &mut Vec<u8>,
+    flush: FlushCompress,
+) -> io::Result<()> {
+    loop {
+        if output.capacity() - output.len() < 64 {
+            output.reserve(GROWTH);
+        }
+        let before = deflate.total_in();
+        let status = deflate.compress_vec(input, output, flush)?;
+        input = &input[(deflate.total_in() - before) as usize..];
+        // Room left over says that the compressor had nothing more to write.
+        let drained = output.len() < output.capacity();
+        let done = match flush {
+            FlushCompress::Finish => status == Status::StreamEnd,
+            _ => input.is_empty() && drained,
         };
-        let deflate = &mut lease.deflate;
-        loop {
-            if self.output.capacity() - self.output.len() < 64 {
-                self.output.reserve(GROWTH);
-            }
-            let before = deflate.total_in();
-            let status = deflate.compress_vec(input, &mut self.output, flush)?;
-            input = &input[(deflate.total_in() - before) as usize..];
-            // Room left over says that the compressor had nothing more to write.
-            let drained = self.output.len() < self.output.capacity();
-            let done = match flush {
-                FlushCompress::Finish => status == Status::StreamEnd,
-                _ => input.is_empty() && drained,
-            };
-            if done {
-                return Ok(());
-            }
+        if done {
+            return Ok(());
         }
     }
 }

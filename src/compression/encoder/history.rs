@@ -25,6 +25,11 @@ impl History {
         self.bytes.extend_from_slice(text);
     }
 
+    pub(super) fn replace(&mut self, text: &[u8]) {
+        self.bytes.clear();
+        self.push(text);
+    }
+
     pub(super) fn as_slice(&self) -> &[u8] {
         &self.bytes
     }
