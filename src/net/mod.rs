@@ -33,6 +33,7 @@
 mod connect;
 mod listener;
 mod peer;
+mod serve;
 mod stream;
 mod watch;
 
@@ -40,4 +41,5 @@ mod watch;
 pub use connect::{PeerAddr, PeerAddrLayer};
 pub use listener::WatchedListener;
 pub use peer::{Gone, Peer, PeerEnd};
+pub use serve::{Serve, serve};
 pub use stream::WatchedStream;

@@ -341,11 +341,12 @@ fn settle<B>(
     match owner.clean_shutdown() {
         // The body came to its own end in the same moment: that is what is shown.
         Some(_) if end.outcome.is_complete() => held.clean = true,
-        Some(last_frame) => {
-            held.data = last_frame;
+        Some(Some(last_frame)) => {
+            held.data = Some(last_frame).filter(|frame| !frame.is_empty());
             held.clean = true;
         }
-        None => {}
+        // No last frame was named for this content type: its client must see a broken transfer.
+        Some(None) | None => {}
     }
     let torn_down = owner.end(end.outcome, end.cause);
     inner.set(None);

@@ -31,6 +31,7 @@ pub(crate) mod sealed {
     use super::Scope;
 
     /// What a view says to the machine: which it is, and how it is made.
+    #[allow(unnameable_types, reason = "sealed: it is not to be named outside")]
     pub trait Sealed {
         /// One bit for each view.
         const BITS: u8;

@@ -49,11 +49,12 @@ impl Shutdown {
         })
     }
 
-    /// Ends bodies at once and cleanly: tasks are cancelled, closers run, the stream ends.
+    /// Ends bodies at once: tasks are cancelled, closers run, then the stream ends.
     ///
-    /// A body with a promised length fails instead, since it cannot be cut cleanly. A body that the
-    /// server is not polling, because its client does not read, is reached only when the
-    /// connection is closed.
+    /// It ends cleanly, with a last frame, for the content types named by
+    /// [`Shutdown::last_frame`]; any other body, and one with a promised length, ends in an error,
+    /// since its client could take it for whole. A body that the server is not polling, because its
+    /// client does not read, is reached only when the connection is closed.
     pub fn end_now() -> Self {
         Self::of(ShutdownKind::EndNow {
             last_frames: Vec::new(),
@@ -66,6 +67,9 @@ impl Shutdown {
     }
 
     /// With [`Shutdown::end_now`]: the last frame of bodies whose Content-Type starts so.
+    ///
+    /// It tells the client that the stream was ended, so the body may end cleanly. An empty frame
+    /// just ends it: for formats whose streams may stop anywhere.
     pub fn last_frame(mut self, content_type: &str, frame: impl Into<Bytes>) -> Self {
         if let ShutdownKind::EndNow { last_frames } = &mut self.kind {
             last_frames.push((content_type.to_ascii_lowercase(), frame.into()));

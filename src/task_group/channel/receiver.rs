@@ -90,6 +90,7 @@ impl ChannelHandle {
     }
 
     /// Nothing more goes in, whatever the reason.
+    #[cfg(test)]
     pub(crate) fn is_closed(&self) -> bool {
         self.shared.lock().ended()
     }

@@ -127,6 +127,7 @@ impl State {
     }
 
     /// Nothing more goes in.
+    #[cfg(test)]
     pub(super) fn ended(&self) -> bool {
         self.end.is_some()
     }

@@ -1,0 +1,235 @@
+//! A whole server in one call: connections, shutdown, drain, deadline, report.
+
+use std::{
+    fmt,
+    future::{Future, IntoFuture, pending},
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
+use tower_service::Service;
+
+use super::{Peer, WatchedListener, WatchedStream};
+use crate::{BoxError, DrainReport, Supervisor};
+
+/// How long a drain may take unless [`Serve::deadline`] says otherwise.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Serves `app` on `listener` over HTTP/1.1 and HTTP/2 until the shutdown signal, then drains.
+///
+/// `app` is any clonable tower service, an axum `Router` among them. `await` it: it gives the
+/// [`DrainReport`] once every response has ended and every connection is closed, or the deadline is
+/// over. Without a signal it serves for ever.
+///
+/// ```no_run
+/// use axum::{Router, routing::get};
+/// use bodyguard::{Stack, Supervisor, net};
+///
+/// # async fn run() -> std::io::Result<()> {
+/// let supervisor = Supervisor::new();
+/// let app = Router::new()
+///     .route("/", get(|| async { "hello" }))
+///     .layer(Stack::new().supervisor(&supervisor));
+/// let listener = net::WatchedListener::bind("127.0.0.1:3000").await?;
+/// let report = net::serve(listener, app)
+///     .supervisor(&supervisor)
+///     .shutdown(async { tokio::signal::ctrl_c().await.unwrap_or_default() })
+///     .await?;
+/// println!("{report}");
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Every request carries its connection's [`Peer`] in its extensions, so that the layers can
+/// confirm a disconnect, and (feature `axum`) `ConnectInfo<SocketAddr>`. `TCP_NODELAY` is set.
+///
+/// Compared with `axum::serve`: a shutdown reaches the bodies, and a stalled connection cannot keep
+/// the process from ending.
+///
+/// **On drop** of the future: connections are dropped where they stand; teardowns of their
+/// responses go on as long as the runtime does.
+pub fn serve<A>(listener: impl Into<WatchedListener>, app: A) -> Serve<A> {
+    Serve {
+        listener: listener.into(),
+        app,
+        supervisor: Supervisor::new(),
+        deadline: DEADLINE,
+        signal: Box::pin(pending()),
+    }
+}
+
+/// A server being set up; made by [`serve`].
+#[must_use = "a server does nothing unless it is awaited"]
+pub struct Serve<A> {
+    listener: WatchedListener,
+    app: A,
+    supervisor: Supervisor,
+    deadline: Duration,
+    signal: Signal,
+}
+
+impl<A> Serve<A> {
+    /// The supervisor to drain: the one that the app's layers were given.
+    pub fn supervisor(mut self, supervisor: &Supervisor) -> Self {
+        self.supervisor = supervisor.clone();
+        self
+    }
+
+    /// How long the drain may take, all in all (30 s).
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Shuts down when this future is ready.
+    pub fn shutdown(mut self, signal: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.signal = Box::pin(signal);
+        self
+    }
+}
+
+impl<A, B> IntoFuture for Serve<A>
+where
+    A: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    A::Error: Into<BoxError>,
+    A::Future: Send,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Output = io::Result<DrainReport>;
+    type IntoFuture = Pin<Box<dyn Future<Output = io::Result<DrainReport>> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(run(self))
+    }
+}
+
+async fn run<A, B>(serve: Serve<A>) -> io::Result<DrainReport>
+where
+    A: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    A::Error: Into<BoxError>,
+    A::Future: Send,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let Serve {
+        mut listener,
+        app,
+        supervisor,
+        deadline,
+        mut signal,
+    } = serve;
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = &mut signal => break,
+            stream = accept(&mut listener) => {
+                connections.spawn(connection(stream, app.clone(), supervisor.clone()));
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+    drop(listener);
+    let end = Instant::now() + deadline;
+    let report = supervisor.drain(deadline).await;
+    // Every response is torn down; what is left is bytes on their way, and idle connections.
+    let _ = timeout_at(end, async {
+        while connections.join_next().await.is_some() {}
+    })
+    .await;
+    connections.shutdown().await;
+    Ok(report)
+}
+
+async fn accept(listener: &mut WatchedListener) -> WatchedStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(error) => listener.back_off(&error).await,
+        }
+    }
+}
+
+/// Serves one connection to its end: gracefully from the shutdown on, not at all once it is aborted.
+async fn connection<A, B>(stream: WatchedStream, app: A, supervisor: Supervisor)
+where
+    A: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    A::Error: Into<BoxError>,
+    A::Future: Send,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let service = TowerToHyperService::new(PerConnection {
+        app,
+        peer: stream.peer(),
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new());
+    builder.http2().timer(TokioTimer::new());
+    let mut served = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let shutdown = supervisor.shutdown_token();
+    let mut aborting = pin!(supervisor.aborting());
+    let mut told = false;
+    loop {
+        tokio::select! {
+            // Its error is the client's going or misbehaving: the scopes have their own account.
+            _ = served.as_mut() => return,
+            () = shutdown.cancelled(), if !told => {
+                told = true;
+                served.as_mut().graceful_shutdown();
+            }
+            () = aborting.as_mut() => return,
+        }
+    }
+}
+
+/// The app of one connection: its requests carry the peer.
+#[derive(Clone)]
+struct PerConnection<A> {
+    app: A,
+    peer: Peer,
+}
+
+impl<A: Service<Request<Incoming>>> Service<Request<Incoming>> for PerConnection<A> {
+    type Response = A::Response;
+    type Error = A::Error;
+    type Future = A::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), A::Error>> {
+        self.app.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Incoming>) -> A::Future {
+        let extensions = request.extensions_mut();
+        #[cfg(feature = "axum")]
+        extensions.insert(axum::extract::ConnectInfo(self.peer.addr()));
+        extensions.insert(self.peer.clone());
+        self.app.call(request)
+    }
+}
+
+impl<A> fmt::Debug for Serve<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serve")
+            .field("supervisor", &self.supervisor)
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}

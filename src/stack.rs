@@ -1,0 +1,136 @@
+//! All of it in the right order, in one call.
+
+use std::{sync::Arc, time::Duration};
+
+use http::StatusCode;
+use tower_layer::Layer;
+
+#[cfg(feature = "compression")]
+use crate::compression::{Compression, CompressionLayer};
+use crate::{
+    EndReport, Outcome, Shutdown, Supervisor,
+    scope::{FailurePolicy, Scope, ScopeLayer, ScopeService, Sealed},
+};
+
+/// Every view at once: what [`Stack`] gives handlers through the one scope it opens.
+///
+/// Extract the single views ([`Cleanup`](crate::Cleanup) and so on), not this.
+#[derive(Clone, Debug)]
+pub struct AllViews(());
+
+impl Sealed for AllViews {
+    const BITS: u8 = u8::MAX;
+    const VIEW: &'static str = "AllViews";
+    const LAYER: &'static str = "Stack";
+
+    #[allow(private_interfaces, reason = "the trait is sealed")]
+    fn through(_: Arc<Scope>) -> Self {
+        Self(())
+    }
+}
+
+#[cfg(feature = "compression")]
+type Stacked<S> = Compression<ScopeService<S, AllViews>>;
+#[cfg(not(feature = "compression"))]
+type Stacked<S> = ScopeService<S, AllViews>;
+
+/// One layer with all views, and compression (feature `compression`) outside of them.
+///
+/// Compression is outside, so that lengths and endings are judged on the handler's own bytes, a
+/// last frame passes through the encoder, and the gzip trailer follows the teardown.
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use bodyguard::{Stack, Supervisor};
+///
+/// let supervisor = Supervisor::new();
+/// let app: Router = Router::new()
+///     .route("/", get(|| async { "hello" }))
+///     .layer(Stack::new().supervisor(&supervisor));
+/// ```
+///
+/// Further layers of this crate inside it, on single routes, set options for those routes.
+#[derive(Clone, Debug, Default)]
+pub struct Stack {
+    scope: ScopeLayer<AllViews>,
+    #[cfg(feature = "compression")]
+    compression: CompressionLayer,
+}
+
+impl Stack {
+    /// Everything at its defaults, under a private supervisor.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Replaces the compression and its options.
+    #[cfg(feature = "compression")]
+    pub fn compression(mut self, compression: CompressionLayer) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// See [`ScopeLayer::supervisor`].
+    pub fn supervisor(self, supervisor: &Supervisor) -> Self {
+        self.scope(|scope| scope.supervisor(supervisor))
+    }
+
+    /// See [`ScopeLayer::shutdown`].
+    pub fn shutdown(self, policy: Shutdown) -> Self {
+        self.scope(|scope| scope.shutdown(policy))
+    }
+
+    /// See [`ScopeLayer::on_end`].
+    pub fn on_end(self, hook: impl Fn(&EndReport) + Send + Sync + 'static) -> Self {
+        self.scope(|scope| scope.on_end(hook))
+    }
+
+    /// See [`ScopeLayer::succeeded_when`].
+    pub fn succeeded_when(
+        self,
+        rule: impl Fn(Outcome, Option<StatusCode>) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.scope(|scope| scope.succeeded_when(rule))
+    }
+
+    /// See [`ScopeLayer::failure_policy`].
+    pub fn failure_policy(self, policy: FailurePolicy) -> Self {
+        self.scope(|scope| scope.failure_policy(policy))
+    }
+
+    /// See [`ScopeLayer::closer_limit`].
+    pub fn closer_limit(self, limit: Duration) -> Self {
+        self.scope(|scope| scope.closer_limit(limit))
+    }
+
+    /// See [`ScopeLayer::join_limit`].
+    pub fn join_limit(self, limit: Duration) -> Self {
+        self.scope(|scope| scope.join_limit(limit))
+    }
+
+    /// See [`ScopeLayer::cancel_grace`].
+    pub fn cancel_grace(self, grace: Duration) -> Self {
+        self.scope(|scope| scope.cancel_grace(grace))
+    }
+
+    /// See [`ScopeLayer::error_gap`].
+    pub fn error_gap(self, gap: Duration) -> Self {
+        self.scope(|scope| scope.error_gap(gap))
+    }
+
+    fn scope(mut self, set: impl FnOnce(ScopeLayer<AllViews>) -> ScopeLayer<AllViews>) -> Self {
+        self.scope = set(self.scope);
+        self
+    }
+}
+
+impl<S> Layer<S> for Stack {
+    type Service = Stacked<S>;
+
+    fn layer(&self, inner: S) -> Stacked<S> {
+        let scoped = self.scope.layer(inner);
+        #[cfg(feature = "compression")]
+        let scoped = self.compression.layer(scoped);
+        scoped
+    }
+}
