@@ -1,4 +1,89 @@
-//! Every streaming response gets an owner.
+//! Tower layers that give every streaming HTTP response an owner.
+//!
+//! What a request started is stopped, closed and accounted for when its body ends, however it ends,
+//! and the client can never mistake a broken stream for a whole one.
+//!
+//! Without an owner: when a client leaves, hyper drops the body, and Rust has no async drop, so
+//! transactions stay open and producers leak. When a producer task panics, the client sees a
+//! clean, complete response. With one:
+//!
+#![cfg_attr(
+    all(feature = "axum", feature = "net", feature = "compression"),
+    doc = "```no_run"
+)]
+#![cfg_attr(
+    not(all(feature = "axum", feature = "net", feature = "compression")),
+    doc = "```ignore"
+)]
+//! use axum::{Router, http::header, response::IntoResponse, routing::get};
+//! use bodyguard::{Cleanup, Stack, Supervisor, TaskGroup, net};
+//!
+//! async fn feed(group: TaskGroup, cleanup: Cleanup) -> impl IntoResponse {
+//!     // Runs exactly once, before the client sees the end, or when the client has left.
+//!     cleanup.defer(|ending| async move {
+//!         println!("{}", if ending.succeeded() { "commit" } else { "roll back" });
+//!         Ok(())
+//!     });
+//!     let tasks = group.clone();
+//!     let body = group.body(|tx| async move {
+//!         let news = tx.clone();
+//!         tasks.spawn(async move { Ok(news.send("data: news\n\n").await?) })?;
+//!         tasks.spawn(async move { Ok(tx.send("data: weather\n\n").await?) })?;
+//!         Ok(())
+//!     });
+//!     ([(header::CONTENT_TYPE, "text/event-stream")], body)
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> std::io::Result<()> {
+//!     let supervisor = Supervisor::new();
+//!     let app = Router::new()
+//!         .route("/feed", get(feed))
+//!         .layer(Stack::new().supervisor(&supervisor));
+//!     let listener = net::WatchedListener::bind("127.0.0.1:3000").await?;
+//!     let report = net::serve(listener, app)
+//!         .supervisor(&supervisor)
+//!         .shutdown(async { tokio::signal::ctrl_c().await.unwrap_or_default() })
+//!         .await?;
+//!     println!("{report}");
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Which layer do I need?
+//!
+//! | you have | use | it gives handlers |
+//! |---|---|---|
+//! | something to close behind a stream | [`CleanupLayer`] | [`Cleanup`]: async closers, exactly once, in order |
+//! | producers that feed a response | [`TaskGroupLayer`] | [`TaskGroup`]: tasks that cannot outlive the response |
+//! | work to stop when the client leaves | [`DisconnectLayer`] | [`Disconnect`]: the end as a future, a token, a flag |
+//! | event streams, exports, JSON | `CompressionLayer` | gzip that flushes when idle |
+//! | all of it | [`Stack`] | all views, compression outside |
+//! | a process that shuts down | [`Supervisor`], `net::serve` | a drain with a report |
+//!
+//! Each layer works alone, in any order, on axum or any hyper 1.x service; together they share one
+//! scope per request. Without a layer there are bodies that bring their own scope:
+//! [`cleanup::CleanupBody`] and [`TaskGroupBody`].
+//!
+//! # How a response ends
+//!
+//! [`Outcome`] says how the body ended, [`Ending::succeeded`] is what commit-or-rollback code
+//! branches on, and an [`EndReport`] accounts for each response. On a natural end the teardown
+//! finishes before the client sees the end: a closer that fails makes the transfer a broken one,
+//! or the response a 500 if its head was not sent yet.
+//!
+//! # Features
+//!
+//! | feature | default | what |
+//! |---|---|---|
+//! | `axum` | yes | extractors and `IntoResponse` |
+//! | `compression` | yes | `CompressionLayer` (gzip, pure Rust), and its place in [`Stack`] |
+//! | `net` | yes | `net::serve`, `net::WatchedListener` |
+//! | `bridge` | yes | one thread and one event loop per request for sync code |
+//! | `br`, `zstd`, `deflate` | | further codings |
+//! | `tracing`, `metrics` | | an event and counters for each end report |
+//! | `testing` | | scripted bodies, probes, conformance checks |
+//! | `full` | | all of them |
 
 #[cfg(feature = "axum")]
 mod axum;
