@@ -10,6 +10,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
+use tokio::runtime::Handle;
 
 use super::{
     detector::{Detector, Seen, stops_at_length},
@@ -80,7 +81,19 @@ impl Held {
 #[derive(Debug)]
 struct Failing {
     gap: Limit,
+    runtime: Option<Handle>,
     error: BodyError,
+}
+
+impl Failing {
+    /// The wait is over, or cannot be had: no runtime, or one without timers.
+    fn poll_gap(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let _context = self.runtime.as_ref().map(Handle::enter);
+        match self.gap.poll(cx) {
+            Poll::Pending if !self.gap.is_broken() => Poll::Pending,
+            Poll::Pending | Poll::Ready(()) => Poll::Ready(()),
+        }
+    }
 }
 
 impl<B> ScopeBody<B> {
@@ -146,7 +159,9 @@ where
     pub(crate) fn standalone(scope: Arc<Scope>, inner: B) -> Self {
         let mut owner = Owner::root(scope.clone());
         owner.streams(Detector::promising(inner.size_hint().exact()));
-        Self::streaming(owner, inner, Finisher::new(Some(scope)))
+        // A body that says it is over must not be polled.
+        let inner = (!inner.is_end_stream()).then_some(Inner::Inline(inner));
+        Self::new(owner, inner, Finisher::new(Some(scope)))
     }
 }
 
@@ -205,9 +220,7 @@ where
                     }
                 }
                 Stage::Failing(failing) => {
-                    if !failing.gap.is_broken() {
-                        ready!(failing.gap.poll(cx));
-                    }
+                    ready!(failing.poll_gap(cx));
                     let error = failing.error.clone();
                     *this.stage = Stage::Done { hint: None };
                     return Poll::Ready(Some(Err(error)));
@@ -253,6 +266,8 @@ pub(super) enum Next {
     End,
     /// Someone else started the end.
     Interrupted,
+    /// The last poll panicked, and someone caught it and asks again.
+    Panicked,
 }
 
 /// What is to be done with it.
@@ -348,12 +363,18 @@ fn settle<B>(
         // No last frame was named for this content type: its client must see a broken transfer.
         Some(None) | None => {}
     }
+    // With holds out there is no verdict to come: a broken body is shown as what it is now.
+    let broken = owner.verdict_now(end.outcome, &end.cause);
     let torn_down = owner.end(end.outcome, end.cause);
     inner.set(None);
-    if !torn_down {
-        finisher.leave_to_holds();
+    if torn_down {
+        return Stage::Ending(held);
     }
-    Stage::Ending(held)
+    finisher.leave_to_holds();
+    match broken.and_then(|verdict| verdict.failing(held.clean)) {
+        Some(failing) => Stage::Failing(Box::new(failing)),
+        None => Stage::Ending(held),
+    }
 }
 
 fn poll_inner<B>(
@@ -367,6 +388,9 @@ where
 {
     if owner.is_interrupted() {
         return Poll::Ready(Next::Interrupted);
+    }
+    if owner.has_panicked() {
+        return Poll::Ready(Next::Panicked);
     }
     let Some(inner) = inner.as_pin_mut() else {
         return Poll::Ready(Next::End);
@@ -404,7 +428,14 @@ impl Owner {
                 self.account();
                 match seen {
                     Seen::More => Judged::Pass(data),
-                    Seen::LengthReached if !self.stops_at_length() => Judged::AtLength(data),
+                    // Nothing is held back for a scope with nothing registered.
+                    Seen::LengthReached if !self.stops_at_length() && !self.is_used() => {
+                        Judged::Pass(data)
+                    }
+                    Seen::LengthReached if !self.stops_at_length() => {
+                        self.withheld = true;
+                        Judged::AtLength(data)
+                    }
                     Seen::LengthReached | Seen::Ended(Outcome::Complete) => {
                         Judged::End(End::complete(Some(data), None))
                     }
@@ -415,6 +446,7 @@ impl Owner {
             Next::End => Judged::End(self.end_of_stream(None, None)),
             Next::Error(error) => Judged::End(Self::inner_error(error)),
             Next::Interrupted => Judged::End(Self::interrupted()),
+            Next::Panicked => Judged::End(self.panicked()),
         }
     }
 
@@ -430,6 +462,7 @@ impl Owner {
             Next::End => self.end_of_stream(Some(data), None),
             Next::Error(error) => Self::inner_error(error),
             Next::Interrupted => Self::interrupted(),
+            Next::Panicked => self.panicked(),
         }
     }
 
@@ -454,6 +487,10 @@ impl Owner {
             .is_none_or(|scope| stops_at_length(scope.version))
     }
 
+    fn is_used(&self) -> bool {
+        self.scope().is_some_and(|scope| scope.lock().used)
+    }
+
     fn end_of_stream(&self, data: Option<Bytes>, trailers: Option<http::HeaderMap>) -> End {
         match self.detector.end_of_stream() {
             Seen::Ended(Outcome::Complete) => End::complete(data, trailers),
@@ -476,10 +513,20 @@ impl Owner {
         End::failed(Outcome::Failed, BodyError::new(error).cause().clone())
     }
 
+    fn panicked(&self) -> End {
+        End::failed(Outcome::Panicked, self.panic_cause())
+    }
+
     /// The end was started elsewhere; the outcome given here is not looked at.
     fn interrupted() -> End {
         let outcome = Outcome::Cancelled;
         End::failed(outcome, Failure::new(FailureKind::Ended { outcome }).into())
+    }
+
+    /// The verdict on a body that did not end well, before any teardown.
+    fn verdict_now(&self, outcome: Outcome, cause: &Option<Cause>) -> Option<Verdict> {
+        let scope = self.scope().filter(|_| !outcome.is_complete())?;
+        Some(scope.lock().verdict_on(scope, outcome, cause.clone()))
     }
 
     pub(super) fn is_interrupted(&self) -> bool {
@@ -498,8 +545,7 @@ impl Owner {
     ///
     /// A promised length cannot be cut cleanly; its body ends in an error instead.
     fn clean_shutdown(&self) -> Option<Option<Bytes>> {
-        let scope = self.scope().filter(|scope| scope.is_interrupted())?;
-        let state = scope.lock();
+        let state = self.scope()?.lock();
         match &state.shut_by {
             ShutBy::EndNow(frame) if self.detector.promised().is_none() => Some(frame.clone()),
             _ => None,
@@ -514,6 +560,7 @@ impl Verdict {
         let outcome = self.outcome;
         (!whole).then(|| Failing {
             gap: Limit::new(self.gap),
+            runtime: self.runtime,
             error: BodyError::from(
                 self.cause
                     .unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into()),

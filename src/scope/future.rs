@@ -51,6 +51,8 @@ struct Over {
     parts: Parts,
     held: Held,
     hint: Option<SizeHint>,
+    /// It is broken, and holds keep the scope from saying so.
+    broken: Option<Outcome>,
 }
 
 impl<F, E> ScopeFuture<F, E> {
@@ -118,6 +120,10 @@ fn poll_handler<F: Future>(
     };
     if owner.is_interrupted() {
         return Poll::Ready(None);
+    }
+    if owner.has_panicked() {
+        // Polled again after its panic was caught: futures are not to be.
+        return Poll::Pending;
     }
     match owner.marked(|| handler.poll(cx)) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
@@ -200,27 +206,31 @@ fn end_with(
     owner: &mut Owner,
     finisher: &mut Finisher,
 ) -> Over {
-    end_before_head(owner, finisher, end.outcome, end.cause);
+    let torn_down = end_before_head(owner, finisher, end.outcome, end.cause);
     Over {
         parts,
         held: end.held,
         hint,
+        broken: (!torn_down && !end.outcome.is_complete()).then_some(end.outcome),
     }
 }
 
 /// The end has come and there is no head yet: what fails from here on becomes the head's status.
+/// False if holds keep the scope open, so that the head goes out before the teardown.
 fn end_before_head(
     owner: &mut Owner,
     finisher: &mut Finisher,
     outcome: Outcome,
     cause: Option<Cause>,
-) {
-    if let Some(scope) = owner.scope() {
-        scope.lock().before_head = true;
+) -> bool {
+    let scope = owner.scope().cloned();
+    let torn_down = owner.end(outcome, cause);
+    match scope {
+        Some(scope) if torn_down => scope.lock().before_head = true,
+        Some(_) => finisher.leave_to_holds(),
+        None => {}
     }
-    if !owner.end(outcome, cause) {
-        finisher.leave_to_holds();
-    }
+    torn_down
 }
 
 /// The teardown is finished: the response as it was, or an error in its place.
@@ -230,7 +240,7 @@ fn conclude<B, E>(last: Last<E>, verdict: Option<Verdict>) -> Result<Response<Sc
         .filter(|outcome| !outcome.is_complete());
     match last {
         Last::Error(error) => Err(error),
-        Last::Respond(over) => Ok(match failed {
+        Last::Respond(over) => Ok(match failed.or(over.broken) {
             None => Response::from_parts(over.parts, ScopeBody::over(over.held, over.hint)),
             Some(outcome) => failed_response(outcome, over.parts.extensions),
         }),

@@ -97,6 +97,8 @@ pub(super) struct State {
     /// How the body ended while holds were out.
     pub(super) body_end: Option<(Outcome, Option<Cause>)>,
     pub(super) holds: usize,
+    /// What the holds made of it: the first that was not `Complete`. Counts once the last goes.
+    pub(super) held: Outcome,
     pub(super) shut_by: ShutBy,
     /// What `EndNow` would end this body with, known from its head.
     pub(super) last_frame: Option<Bytes>,
@@ -113,7 +115,7 @@ pub(super) struct State {
     pub(super) signals: Signals,
     pub(super) first_frame: Option<Duration>,
     ended_at: Option<Instant>,
-    keep_report: bool,
+    pub(super) keep_report: bool,
     report: Option<Arc<EndReport>>,
     /// Something was registered once: the response is worth a handle for `close`.
     pub(super) used: bool,
@@ -164,7 +166,8 @@ impl Scope {
         let opening = Opening {
             method: Method::GET,
             uri: Uri::default(),
-            version: Version::HTTP_11,
+            // Unknown: what HTTP/2 may still send behind the promised length is not to be lost.
+            version: Version::HTTP_2,
             options: Arc::default(),
             supervisor: Supervisor::solitary(),
             clock: false,
@@ -174,11 +177,20 @@ impl Scope {
 
     /// Makes a scope the child of this one, if it has no parent and is not done.
     pub(super) fn adopt(self: &Arc<Self>, child: Arc<Scope>) {
-        if child.parent.set(Arc::downgrade(self)).is_ok() {
+        if child.parent.set(Arc::downgrade(self)).is_err() {
+            return;
+        }
+        let ended = {
             let mut state = self.lock();
             if child.lock().phase != Phase::Done {
-                state.children.push(child);
+                state.children.push(child.clone());
             }
+            let unnatural = state.phase != Phase::Live && !state.natural;
+            unnatural.then(|| (state.outcome, state.cause.clone()))
+        };
+        // The parent's end went through its children before this one was among them.
+        if let Some((outcome, cause)) = ended {
+            child.interrupt(outcome, cause);
         }
     }
 
@@ -190,12 +202,12 @@ impl Scope {
         self.registration.id
     }
 
-    /// Starts the end, once. False if it had started before: the first cause wins.
-    pub(super) fn start_end(&self, outcome: Outcome, cause: Option<Cause>) -> bool {
-        let (signals, children) = {
+    /// Starts the end, once: the first cause wins.
+    pub(super) fn start_end(&self, outcome: Outcome, cause: Option<Cause>) -> Started {
+        let (signals, children, owner_gone) = {
             let mut state = self.lock();
             if state.phase != Phase::Live {
-                return false;
+                return Started::Before;
             }
             state.begin(outcome, cause.clone(), self.opened.is_some());
             let children = if state.natural {
@@ -204,26 +216,33 @@ impl Scope {
                 state.children.clone()
             };
             let natural = state.natural;
-            (state.signals.end_started(natural), children)
+            // Read in the same critical section that moves the phase: an owner that goes later
+            // finds the end started, and tears down itself.
+            let owner_gone = state.owner_gone;
+            (state.signals.end_started(natural), children, owner_gone)
         };
         signals.fire();
         for child in children {
             child.interrupt(outcome, cause.clone());
         }
-        true
+        if owner_gone {
+            Started::WithoutOwner
+        } else {
+            Started::UnderOwner
+        }
     }
 
     /// Ends the scope from outside its owner: cancellation, shutdown, a parent's end.
     pub(crate) fn interrupt(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) -> bool {
         let cause = cause.unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into());
-        if !self.start_end(outcome, Some(cause)) {
-            return false;
-        }
-        self.interrupted.store(true, Ordering::Release);
-        if self.lock().owner_gone {
-            teardown::detach(self.clone());
-        } else {
-            self.wake_owner();
+        let started = self.start_end(outcome, Some(cause));
+        match started {
+            Started::Before => return false,
+            Started::WithoutOwner => teardown::detach(self.clone()),
+            Started::UnderOwner => {
+                self.interrupted.store(true, Ordering::Release);
+                self.wake_owner();
+            }
         }
         true
     }
@@ -273,7 +292,7 @@ impl Scope {
         }
         if !state.after_end.is_empty() && !state.settled {
             state.settled = true;
-            return Step::Settled(state.verdict());
+            return Step::Settled(state.verdict(self));
         }
         if let Some(closer) = state.after_end.pop() {
             state.closing = Some(closer.at);
@@ -306,7 +325,7 @@ impl Scope {
             state.report = report.clone();
         }
         Finished {
-            verdict: state.verdict(),
+            verdict: state.verdict(self),
             report,
             options: state.options.clone(),
             done: state.signals.done(),
@@ -353,6 +372,17 @@ impl Scope {
     }
 }
 
+/// Whether a call started the end, and who tears down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Started {
+    /// Someone else had started it.
+    Before,
+    /// The owner tears down.
+    UnderOwner,
+    /// The owner has gone: the caller tears down.
+    WithoutOwner,
+}
+
 /// What the owner shows its client.
 #[derive(Clone, Debug)]
 pub(super) struct Verdict {
@@ -360,6 +390,8 @@ pub(super) struct Verdict {
     pub(super) cause: Option<Cause>,
     /// How long an error waits behind the last frame.
     pub(super) gap: Duration,
+    /// Where that wait finds its timer.
+    pub(super) runtime: Option<Handle>,
 }
 
 /// What the teardown does next.
@@ -421,6 +453,7 @@ impl State {
             owner_gone: false,
             body_end: None,
             holds: 0,
+            held: Outcome::Complete,
             shut_by: ShutBy::Nobody,
             closers: Vec::new(),
             after_end: Vec::new(),
@@ -496,11 +529,25 @@ impl State {
         })
     }
 
-    fn verdict(&self) -> Verdict {
+    fn verdict(&self, scope: &Scope) -> Verdict {
+        self.verdict_on(scope, self.outcome, self.cause.clone())
+    }
+
+    /// What the owner shows for an outcome that is not the scope's own (yet).
+    pub(super) fn verdict_on(
+        &self,
+        scope: &Scope,
+        outcome: Outcome,
+        cause: Option<Cause>,
+    ) -> Verdict {
         Verdict {
-            outcome: self.outcome,
-            cause: self.cause.clone(),
+            outcome,
+            cause,
             gap: self.options.error_gap(),
+            // A whole response waits for nothing.
+            runtime: (!outcome.is_complete())
+                .then(|| scope.runtime.clone())
+                .flatten(),
         }
     }
 

@@ -26,6 +26,8 @@ pub(super) struct Owner {
     mark: bool,
     /// A response head has passed: whoever drops us now drops a body.
     body: bool,
+    /// The frame that reaches the promised length waits for what follows it.
+    pub(super) withheld: bool,
 }
 
 #[derive(Debug)]
@@ -58,6 +60,7 @@ impl Owner {
             detector: Detector::default(),
             mark: false,
             body: false,
+            withheld: false,
         }
     }
 
@@ -122,22 +125,32 @@ impl Drop for Owner {
 impl Owner {
     /// What a drop before the end means.
     fn dropped(&self) -> (Outcome, Option<crate::Cause>) {
+        let whole = self.detector.promised() == Some(self.detector.produced()) && !self.withheld;
         if self.mark {
-            let what = if self.body {
-                "response body"
-            } else {
-                "handler"
-            };
-            let failure = Failure::new(FailureKind::Panicked {
-                what: what.to_owned(),
-                message: "see the panic's own report".to_owned(),
-            });
-            (Outcome::Panicked, Some(failure.into()))
-        } else if self.body && self.detector.promised() == Some(self.detector.produced()) {
+            (Outcome::Panicked, Some(self.panic_cause()))
+        } else if self.body && whole {
             (Outcome::Complete, None)
         } else {
             (Outcome::Dropped, None)
         }
+    }
+
+    /// Inner code panicked: the mark was never cleared.
+    pub(super) fn has_panicked(&self) -> bool {
+        self.mark
+    }
+
+    pub(super) fn panic_cause(&self) -> crate::Cause {
+        let what = if self.body {
+            "response body"
+        } else {
+            "handler"
+        };
+        let failure = Failure::new(FailureKind::Panicked {
+            what: what.to_owned(),
+            message: "see the panic's own report".to_owned(),
+        });
+        failure.into()
     }
 }
 

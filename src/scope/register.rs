@@ -10,7 +10,7 @@ use http::response::Parts;
 use super::{
     close::ResponseScope,
     closers::Closer,
-    machine::{Phase, Scope, ShutBy},
+    machine::{Phase, Scope, ShutBy, Started},
     options::ShutdownKind,
 };
 use crate::{
@@ -119,6 +119,8 @@ impl Scope {
         let (used, end_now) = {
             let mut state = self.lock();
             state.used |= adopted;
+            // Whoever gets the response may close it, also after it has ended.
+            state.keep_report |= state.used;
             state.status = Some(parts.status);
             let end_now = match &state.options.shutdown {
                 Some(policy) if matches!(policy.kind, ShutdownKind::EndNow { .. }) => {
@@ -158,19 +160,22 @@ impl Scope {
 
     /// A hold goes, with what it makes of the outcome.
     pub(crate) fn release_hold(self: &Arc<Self>, outcome: Outcome) {
-        let body_end = {
+        let (body_end, held) = {
             let mut state = self.lock();
             state.holds -= 1;
-            if state.phase != Phase::Live || (outcome.is_complete() && state.holds > 0) {
+            if state.held.is_complete() {
+                state.held = outcome;
+            }
+            if state.phase != Phase::Live || state.holds > 0 {
                 return;
             }
-            state.body_end.clone()
+            (state.body_end.clone(), state.held)
         };
         match body_end {
             // The body ended badly before: the first cause wins.
             Some((first, cause)) if !first.is_complete() => self.end_held(first, cause),
-            _ if !outcome.is_complete() => {
-                self.interrupt(outcome, None);
+            _ if !held.is_complete() => {
+                self.interrupt(held, None);
             }
             Some((first, cause)) => self.end_held(first, cause),
             None => {}
@@ -178,7 +183,7 @@ impl Scope {
     }
 
     fn end_held(self: &Arc<Self>, outcome: Outcome, cause: Option<crate::Cause>) {
-        if self.start_end(outcome, cause) && self.lock().owner_gone {
+        if self.start_end(outcome, cause) == Started::WithoutOwner {
             super::teardown::detach(self.clone());
         }
     }
