@@ -186,7 +186,8 @@ pub struct Counts {
     pub closers_run: u64,
     /// Closers that returned an error, panicked or overran their limit.
     pub closers_failed: u64,
-    /// Closers that could not run: the runtime was gone.
+    /// Closers that did not run, or not to their end: the runtime was gone, or a
+    /// [`close_now`](crate::cleanup::Key::close_now) was dropped.
     pub closers_unrun: u64,
     /// Tasks that finished by themselves, failed ones included.
     pub tasks_joined: u64,

@@ -147,10 +147,10 @@ impl Key {
     /// What the closer returned, or its panic or overrun limit as a
     /// [`Failure`](crate::scope::Failure). It counts in the end report too.
     ///
-    /// **On drop**: the closer is aborted where it stands.
+    /// **On drop**: the closer is aborted where it stands, and counted as unrun.
     pub async fn close_now(self) -> Result<bool, Cause> {
         match self.scope.take_closer(self.key) {
-            Some(closer) => self.scope.close_now(closer).await.map(|()| true),
+            Some(closer) => self.scope.clone().close_now(closer).await.map(|()| true),
             None => Ok(false),
         }
     }

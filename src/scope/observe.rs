@@ -18,7 +18,7 @@ pub(super) fn ended(report: &EndReport) {
     let _ = report;
 }
 
-/// Closers that could not run because the runtime was gone: always an error.
+/// Closers that did not run to their end, mostly because the runtime was gone: always an error.
 pub(super) fn unrun(scope: &Scope) {
     #[cfg(feature = "tracing")]
     tracing::error!(
@@ -26,7 +26,7 @@ pub(super) fn unrun(scope: &Scope) {
         scope = scope.id(),
         method = %scope.method,
         path = scope.uri.path(),
-        "closers could not run: the runtime is gone"
+        "closers did not run to their end"
     );
     let _ = scope;
 }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     outcome::Outcome,
-    supervisor::{LiveScope, Member},
+    supervisor::{Background, LiveScope, Member},
 };
 
 /// Owners, finishers and the registry each hold the scope; more holders are views.
@@ -68,18 +68,20 @@ impl Scope {
     }
 
     /// Runs one closer now, on behalf of its key. Its failure counts like any other.
-    pub(crate) async fn close_now(&self, closer: Closer) -> Result<(), crate::Cause> {
+    pub(crate) async fn close_now(self: Arc<Self>, closer: Closer) -> Result<(), crate::Cause> {
+        let mut alone = Alone::new(&self, &closer);
         let (ending, limit) = {
             let state = self.lock();
             let ending = match state.phase {
                 // Nothing is delivered yet: the safe reading is that the application gave up.
-                Phase::Live => state.ending_as(self, Outcome::Cancelled),
-                Phase::Ending | Phase::Done => state.ending(self),
+                Phase::Live => state.ending_as(&self, Outcome::Cancelled),
+                Phase::Ending | Phase::Done => state.ending(&self),
             };
             (ending, state.options.closer_limit())
         };
         let result = closer.run(ending, limit).await;
         let outcome = result.as_ref().map(|_| ()).map_err(|f| f.cause.clone());
+        alone.ran = true;
         self.closer_ran(result);
         outcome
     }
@@ -92,16 +94,12 @@ impl Scope {
             return;
         }
         let limit = self.lock().options.closer_limit();
-        let late = Late {
-            scope: self.clone(),
-            _background: self.supervisor.background(),
-            ran: false,
-        };
+        let alone = Alone::new(self, &closer);
         let run = async move {
-            let mut late = late;
+            let mut alone = alone;
             let result = closer.run(ending, limit).await;
-            late.ran = true;
-            late.scope.closer_ran(result);
+            alone.ran = true;
+            alone.scope.closer_ran(result);
         };
         let runtime = self.runtime.clone();
         if let Some(runtime) = runtime.or_else(|| tokio::runtime::Handle::try_current().ok()) {
@@ -122,14 +120,16 @@ impl Scope {
             // Whoever gets the response may close it, also after it has ended.
             state.keep_report |= state.used;
             state.status = Some(parts.status);
-            let end_now = match &state.options.shutdown {
-                Some(policy) if matches!(policy.kind, ShutdownKind::EndNow { .. }) => {
+            let policy = state.options.shutdown.clone();
+            let end_now = match policy.as_deref().map(|policy| (policy, &policy.kind)) {
+                Some((policy, ShutdownKind::EndNow { .. })) => {
                     let content_type = parts.headers.get(http::header::CONTENT_TYPE);
                     let content_type = content_type.and_then(|value| value.to_str().ok());
                     state.last_frame = policy.frame_for(content_type.unwrap_or_default());
                     true
                 }
-                _ => false,
+                Some((_, ShutdownKind::Abort)) => true,
+                Some((_, ShutdownKind::Finish { .. })) | None => false,
             };
             (state.used, end_now)
         };
@@ -189,14 +189,28 @@ impl Scope {
     }
 }
 
-/// A closer registered after the end, under way; its drop unfinished means the runtime is gone.
-struct Late {
+/// A closer that runs outside the teardown: registered after the end, or run early by its key.
+///
+/// The drain waits for it. Its drop unfinished means that the runtime is gone, or that whoever ran
+/// it early gave up.
+struct Alone {
     scope: Arc<Scope>,
-    _background: crate::supervisor::Background,
+    _background: Background,
     ran: bool,
 }
 
-impl Drop for Late {
+impl Alone {
+    fn new(scope: &Arc<Scope>, closer: &Closer) -> Self {
+        let name = format!("{} {}: {}", scope.method, scope.uri.path(), closer.name());
+        Self {
+            scope: scope.clone(),
+            _background: scope.supervisor.background(name),
+            ran: false,
+        }
+    }
+}
+
+impl Drop for Alone {
     fn drop(&mut self) {
         if !self.ran {
             self.scope.closer_unrun();

@@ -106,6 +106,9 @@ impl Supervisor {
         for member in self.inner.registry.members() {
             report.stuck.extend(member.still_running());
         }
+        let background = self.in_background();
+        report.stuck.extend(background.iter().map(|(_, name)| name.clone()));
+        drop(background);
         report
     }
 

@@ -9,13 +9,14 @@ mod registry;
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use http::{Method, Uri};
+use slab::Slab;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
@@ -83,8 +84,8 @@ pub struct Supervisor {
 
 struct Inner {
     registry: Registry,
-    /// Late closers: work outside any scope's life.
-    background: AtomicUsize,
+    /// Closers run outside their scope's teardown, by name.
+    background: Mutex<Slab<String>>,
     /// The same as the token's state, cheap to read for every request.
     is_draining: AtomicBool,
     draining: CancellationToken,
@@ -108,7 +109,7 @@ impl Supervisor {
         Self {
             inner: Arc::new(Inner {
                 registry,
-                background: AtomicUsize::new(0),
+                background: Mutex::default(),
                 is_draining: AtomicBool::new(false),
                 draining: CancellationToken::new(),
                 aborting: CancellationToken::new(),
@@ -176,27 +177,36 @@ impl Supervisor {
 
     /// Takes a scope off the list: nothing of it runs any more.
     pub(crate) fn release(&self, registration: &Registration, how: Released, unrun: u64) {
-        let removed = self.inner.registry.remove(registration);
+        // Counted under the shard's lock: a drain that sees the scope gone sees it counted.
+        let removed = self.inner.registry.remove(registration, || {
+            if self.is_draining() {
+                self.tally().count(how, unrun);
+            }
+        });
         drop(removed);
         if self.is_draining() {
-            self.tally().count(how, unrun);
             self.inner.changed.notify_waiters();
         }
     }
 
-    /// Counts a piece of work outside any scope's life until the guard drops.
-    pub(crate) fn background(&self) -> Background {
-        self.inner.background.fetch_add(1, Ordering::Relaxed);
+    /// Keeps a piece of work outside its scope's teardown known until the guard drops.
+    pub(crate) fn background(&self, name: String) -> Background {
         Background {
+            key: self.in_background().insert(name),
             supervisor: self.clone(),
         }
     }
 
-    fn is_idle(&self) -> bool {
-        self.active() == 0 && self.inner.background.load(Ordering::Acquire) == 0
+    fn in_background(&self) -> MutexGuard<'_, Slab<String>> {
+        let background = self.inner.background.lock();
+        background.unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
+    fn is_idle(&self) -> bool {
+        self.active() == 0 && self.in_background().is_empty()
+    }
+
+    fn tally(&self) -> MutexGuard<'_, Tally> {
         self.inner
             .tally
             .lock()
@@ -223,14 +233,15 @@ impl fmt::Debug for Supervisor {
 #[derive(Debug)]
 pub(crate) struct Background {
     supervisor: Supervisor,
+    key: usize,
 }
 
 impl Drop for Background {
     fn drop(&mut self) {
-        let inner = &self.supervisor.inner;
-        inner.background.fetch_sub(1, Ordering::Release);
+        let name = self.supervisor.in_background().try_remove(self.key);
+        drop(name);
         if self.supervisor.is_draining() {
-            inner.changed.notify_waiters();
+            self.supervisor.inner.changed.notify_waiters();
         }
     }
 }

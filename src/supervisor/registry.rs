@@ -61,11 +61,16 @@ impl Registry {
         member
     }
 
-    /// The member is handed back, so that it is dropped outside the lock.
-    pub(super) fn remove(&self, registration: &Registration) -> Option<Arc<dyn Member>> {
-        self.lock(registration.shard)
-            .members
-            .try_remove(registration.key)
+    /// The member is handed back, so that it is dropped outside the lock; `account` runs inside.
+    pub(super) fn remove(
+        &self,
+        registration: &Registration,
+        account: impl FnOnce(),
+    ) -> Option<Arc<dyn Member>> {
+        let mut shard = self.lock(registration.shard);
+        let removed = shard.members.try_remove(registration.key)?;
+        account();
+        Some(removed)
     }
 
     pub(super) fn len(&self) -> usize {
