@@ -168,3 +168,30 @@ fn is_of_one_connection(error: &io::Error) -> bool {
             | io::ErrorKind::Interrupted
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_double_up_to_a_second_and_each_error_is_told() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&told);
+        let mut listener = WatchedListener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .on_accept_error(move |error| log.lock().unwrap().push(error.to_string()));
+        let mut pauses = Vec::new();
+        for _ in 0..9 {
+            let start = Instant::now();
+            listener.back_off(&io::Error::other("none left")).await;
+            pauses.push(start.elapsed().as_millis());
+        }
+        assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
+        assert_eq!(*told.lock().unwrap(), ["none left"; 9]);
+    }
+}

@@ -1,8 +1,8 @@
 //! One connection as its stream, its peers and their waiters see it.
 //!
 //! Invariants:
-//! 1. `socket` and `eye` are the only descriptors of the connection. The stream's drop takes both
-//!    and sets `closed` before it returns, and nothing is armed afterwards: TCP ends there.
+//! 1. `socket` and `eye` are the only descriptors of the connection. The stream's drop takes first the
+//!    one, then the other: without `socket` nothing is armed any more, so TCP ends there.
 //! 2. `end` is set once. It is stored before the waiters' wakers are taken, and a waiter registers
 //!    before it reads `end` the last time, so no wake-up is lost.
 //! 3. Locks: `state`, then `socket`. Under `state` no waker of a waiter is called or dropped, and no
@@ -49,7 +49,6 @@ struct State {
     /// The duplicate, registered for itself. Present only while somebody waits.
     eye: Option<TcpStream>,
     waiters: Waiters,
-    closed: bool,
 }
 
 impl Connection {
@@ -135,11 +134,7 @@ impl Connection {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        let eye = {
-            let mut state = self.state();
-            state.closed = true;
-            state.eye.take()
-        };
+        let eye = self.state().eye.take();
         drop(eye);
         drop(socket);
         self.note(PeerEnd::Closed);
@@ -161,7 +156,7 @@ impl Connection {
             if let Some(end) = self.end() {
                 return Poll::Ready(Ok(end));
             }
-            if state.eye.is_none() && !state.closed {
+            if state.eye.is_none() {
                 state.eye = self.open_eye()?;
             }
             match self.look(&state) {
