@@ -1,0 +1,196 @@
+//! Four producers into one response body, over a loopback socket with HTTP/1.1.
+//!
+//! Ours: `FrameBody::channel(16 KiB)`. Theirs: `spawn`, `tokio::sync::mpsc` with as many slots as
+//! frames fit in 16 KiB, `ReceiverStream` and `StreamBody`. Server and client share the machine,
+//! rounds alternate in pairs, and a ratio is the median over the pairs.
+//!
+//! `cargo bench --bench fan_in [-- --quick]`
+
+use std::{
+    convert::Infallible,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
+
+use bodyguard::{BodyError, task_group::FrameBody};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::{StreamBody, combinators::BoxBody};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpListener, runtime::Runtime, sync::mpsc, task::JoinSet};
+use tokio_stream::wrappers::ReceiverStream;
+
+const BOUND: usize = 16 * 1024;
+const PRODUCERS: usize = 4;
+
+#[derive(Clone, Copy)]
+enum Side {
+    Ours,
+    Theirs,
+}
+
+/// One kind of response: so many frames of such a length, all producers together.
+#[derive(Clone, Copy)]
+struct Load {
+    len: usize,
+    frames: usize,
+}
+
+fn main() {
+    let quick = std::env::args().any(|arg| arg == "--quick");
+    let (rounds, scale) = if quick { (5, 4) } else { (9, 1) };
+    let goals = [
+        (64, 1_200_000, 2.0),
+        (256, 1_000_000, 2.0),
+        (4096, 120_000, 1.0),
+        (16384, 40_000, 1.0),
+    ];
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("runtime");
+    let mut lines = Vec::new();
+    println!("frame bytes | ours, frames/s | theirs, frames/s | median ratio (least, most)");
+    for (len, frames, goal) in goals {
+        let load = Load {
+            len,
+            frames: frames / scale,
+        };
+        let ratio = compare(&runtime, load, rounds);
+        let verdict = if ratio >= goal { "ok" } else { "short" };
+        lines.push(format!(
+            "ratio fan_in_{len} {ratio:.2} goal {goal:.1} {verdict}"
+        ));
+    }
+    for line in lines {
+        println!("{line}");
+    }
+}
+
+/// The median of the paired ratios ours / theirs in frames a second.
+fn compare(runtime: &Runtime, load: Load, rounds: usize) -> f64 {
+    let ours = serve(runtime, load, Side::Ours);
+    let theirs = serve(runtime, load, Side::Theirs);
+    let (mut rates, mut ratios) = ([Vec::new(), Vec::new()], Vec::new());
+    for round in 0..=rounds {
+        // Whoever goes first changes from round to round.
+        let (a, b) = if round % 2 == 0 {
+            let a = fetch(ours, load);
+            (a, fetch(theirs, load))
+        } else {
+            let b = fetch(theirs, load);
+            (fetch(ours, load), b)
+        };
+        // The first round warms up.
+        if round > 0 {
+            rates[0].push(load.frames as f64 / a.as_secs_f64());
+            rates[1].push(load.frames as f64 / b.as_secs_f64());
+            ratios.push(b.as_secs_f64() / a.as_secs_f64());
+        }
+    }
+    let [ours, theirs] = rates.each_mut().map(|rates| median(rates));
+    let ratio = median(&mut ratios);
+    println!(
+        "{:>11} | {ours:>14.0} | {theirs:>16.0} | {ratio:.2} ({:.2}, {:.2})",
+        load.len,
+        ratios[0],
+        ratios[ratios.len() - 1],
+    );
+    ratio
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// A server that answers every request with the load.
+fn serve(runtime: &Runtime, load: Load, side: Side) -> SocketAddr {
+    let listener = runtime
+        .block_on(TcpListener::bind("127.0.0.1:0"))
+        .expect("bind");
+    let address = listener.local_addr().expect("address");
+    runtime.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            let _ = socket.set_nodelay(true);
+            let answer = service_fn(move |_: Request<Incoming>| async move {
+                Ok::<_, Infallible>(Response::new(match side {
+                    Side::Ours => our_body(load),
+                    Side::Theirs => their_body(load),
+                }))
+            });
+            connections.spawn(http1::Builder::new().serve_connection(TokioIo::new(socket), answer));
+        }
+    });
+    address
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what is compared: producers nobody owns"
+)]
+fn our_body(load: Load) -> BoxBody<Bytes, BodyError> {
+    let (sender, body) = FrameBody::channel(BOUND);
+    for _ in 0..PRODUCERS {
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            let frame = Bytes::from(vec![b'x'; load.len]);
+            for _ in 0..load.frames / PRODUCERS {
+                if sender.send(frame.clone()).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    BoxBody::new(body)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what is compared: producers nobody owns"
+)]
+fn their_body(load: Load) -> BoxBody<Bytes, BodyError> {
+    let (sender, receiver) = mpsc::channel::<Bytes>(BOUND / load.len);
+    for _ in 0..PRODUCERS {
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            let frame = Bytes::from(vec![b'x'; load.len]);
+            for _ in 0..load.frames / PRODUCERS {
+                if sender.send(frame.clone()).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    let frames = ReceiverStream::new(receiver).map(|data| Ok(Frame::data(data)));
+    BoxBody::new(StreamBody::new(frames))
+}
+
+/// Reads one response to its end and says how long that took.
+fn fetch(address: SocketAddr, load: Load) -> Duration {
+    let mut socket = TcpStream::connect(address).expect("connect");
+    socket
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .expect("deadline");
+    let mut buffer = vec![0; 128 * 1024];
+    let mut read = 0;
+    let start = Instant::now();
+    socket
+        .write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        .expect("request");
+    loop {
+        match socket.read(&mut buffer).expect("response") {
+            0 => break,
+            some => read += some,
+        }
+    }
+    let took = start.elapsed();
+    assert!(read >= load.frames * load.len, "a byte is missing");
+    took
+}
