@@ -34,7 +34,7 @@ mod state;
 mod sync;
 mod writer;
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;
 
 pub(crate) use self::receiver::FrameReceiver;

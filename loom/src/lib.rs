@@ -1,0 +1,16 @@
+//! Every interleaving of the frame channel's threads, as far as loom can reach.
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each model uses a part of what is shared"
+)]
+
+#[path = "../../src/error.rs"]
+mod error;
+use error::BodyError;
+
+#[path = "../../src/task_group/channel/mod.rs"]
+mod channel;
+
+#[cfg(test)]
+mod models;
