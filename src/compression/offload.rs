@@ -24,11 +24,8 @@ use crate::BoxError;
 /// Bytes that may wait on either side of the encoder.
 const BOUND: usize = 128 << 10;
 
-/// Slices a worker does before the next stream has its turn.
-const SLICES_PER_TURN: usize = 2;
-
-/// Frames smaller than this are copied together before they are encoded.
-const SMALL: usize = 4 << 10;
+/// Bytes a worker takes in before the next stream has its turn.
+const TURN: usize = 32 << 10;
 
 /// A stream's end of its station. Dropped, the encoder goes back to the pool.
 pub(super) struct Offload {
@@ -76,10 +73,11 @@ impl Offload {
     }
 
     pub(super) fn put(&mut self, data: Bytes) {
-        if self.flush_each || data.len() >= SMALL {
+        if self.flush_each || data.len() >= SLICE {
             self.put_gathered();
             self.send(data);
         } else {
+            // Small frames are copied together: a copy costs less than a call.
             self.gathered.extend_from_slice(&data);
             if self.gathered.len() >= SLICE {
                 self.put_gathered();
@@ -235,10 +233,12 @@ impl Job for Station {
             state.scheduled = false;
             return false;
         };
-        for _ in 0..SLICES_PER_TURN {
+        let mut taken = 0;
+        while taken < TURN {
             let Some(piece) = state.next_slice() else {
                 break;
             };
+            taken += piece.data.len();
             drop(state);
             let done = encode(&mut encoder, &piece);
             state = self.state();

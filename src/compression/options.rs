@@ -109,7 +109,7 @@ impl Core {
             pool: Pool::new(options.level, options.resident_limit),
             options,
             stats: Stats::default(),
-            workers: Workers::default(),
+            workers: Workers::new(),
             random: RandomState::new(),
             drawn: AtomicU64::new(0),
         }

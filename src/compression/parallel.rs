@@ -60,7 +60,7 @@ impl Parallel {
 
     /// Enough blocks to keep every worker busy while the first one is being sent.
     pub(super) fn has_room(&self) -> bool {
-        self.blocks.len() < Workers::limit() + 2
+        self.blocks.len() < self.core.workers.limit() + 2
     }
 
     pub(super) fn is_busy(&self) -> bool {

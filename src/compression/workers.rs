@@ -29,8 +29,9 @@ pub(super) trait Job: Send + Sync {
     fn refuse(&self, panicked: bool);
 }
 
-#[derive(Default)]
 pub(super) struct Workers {
+    /// Asking the system costs microseconds: asked once.
+    limit: usize,
     state: Mutex<State>,
 }
 
@@ -41,15 +42,22 @@ struct State {
 }
 
 impl Workers {
+    pub(super) fn new() -> Self {
+        Self {
+            limit: available_parallelism().map_or(1, usize::from),
+            state: Mutex::default(),
+        }
+    }
+
     /// How many jobs run at the same time.
-    pub(super) fn limit() -> usize {
-        available_parallelism().map_or(1, usize::from)
+    pub(super) fn limit(&self) -> usize {
+        self.limit
     }
 
     pub(super) fn submit(core: &Arc<Core>, job: Arc<dyn Job>, handle: &Handle) {
         let mut state = core.workers.state();
         state.queue.push_back((job, handle.clone()));
-        if state.running < Self::limit() {
+        if state.running < core.workers.limit {
             state.running += 1;
             drop(state);
             Worker::spawn(core, handle);

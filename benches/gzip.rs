@@ -1,0 +1,315 @@
+//! gzip throughput and size, against tower-http and a raw flate2 loop, in one run.
+//!
+//! `cargo bench --bench gzip`; `GZIP_FILE=path` adds a corpus of your own.
+
+mod support;
+
+use std::{
+    convert::Infallible,
+    env, fs,
+    io::Write,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use bodyguard::compression::CompressionLayer;
+use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
+use http::{Request, Response};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full, StreamBody};
+use support::{at_least, at_most, chunks, cpu, median};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_http::{CompressionLevel, compression::CompressionLayer as TowerHttp};
+
+const ROUNDS: usize = 5;
+const BYTES: usize = 4 << 20;
+const CHUNKS: [usize; 4] = [256, 4 << 10, 64 << 10, 1 << 20];
+
+/// One run: wall clock, processor time, bytes out.
+type Run<'a> = Box<dyn FnMut() -> Cost + 'a>;
+
+#[derive(Clone, Copy)]
+struct Cost {
+    wall: Duration,
+    cpu: Duration,
+    bytes: usize,
+}
+
+impl Cost {
+    /// Since `begin`, which is a clock reading and the processor time then.
+    fn since(begin: (Instant, Duration), bytes: usize) -> Self {
+        Self {
+            wall: begin.0.elapsed(),
+            cpu: cpu().saturating_sub(begin.1),
+            bytes,
+        }
+    }
+}
+
+fn begin() -> (Instant, Duration) {
+    let cpu = cpu();
+    (Instant::now(), cpu)
+}
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let peer = Peer::build();
+    let mut corpora = vec![
+        ("prose", support::prose(BYTES)),
+        ("json", support::json(BYTES)),
+    ];
+    if let Ok(path) = env::var("GZIP_FILE") {
+        corpora.push(("file", fs::read(path).expect("GZIP_FILE")));
+    }
+    for (name, text) in corpora {
+        let text = Bytes::from(text);
+        let file = peer.store(name, &text);
+        let raw = |chunk: usize, level: u32| -> Run<'_> {
+            let chunks = chunks(&text, chunk);
+            Box::new(move || raw(&chunks, level))
+        };
+        let ours = |chunk: usize, layer: CompressionLayer| -> Run<'_> {
+            let chunks = chunks(&text, chunk);
+            let runtime = &runtime;
+            Box::new(move || runtime.block_on(through(&layer, &chunks)))
+        };
+        let theirs = |chunk: usize, level: i32| -> Run<'_> {
+            let chunks = chunks(&text, chunk);
+            let layer = TowerHttp::new().quality(CompressionLevel::Precise(level));
+            let runtime = &runtime;
+            Box::new(move || runtime.block_on(through(&layer, &chunks)))
+        };
+        let default = |chunk: usize| -> Run<'_> {
+            let (peer, file) = (&peer, file.clone());
+            Box::new(move || peer.run(&file, chunk))
+        };
+
+        println!("\n{name}: levels against tower-http with default features, 64 KiB chunks");
+        for level in 1..=9 {
+            let pair = compare(
+                ours(
+                    64 << 10,
+                    CompressionLayer::new().level(level).random_padding(0),
+                ),
+                default(64 << 10),
+                3,
+            );
+            println!(
+                "level {level}: {:6.1} MB/s, {:.2}x theirs ({:.2}x by processor time), size {:.4} ({:.3}x theirs)",
+                pair.throughput(text.len()),
+                pair.faster,
+                pair.cheaper,
+                pair.bytes as f64 / text.len() as f64,
+                pair.size
+            );
+        }
+        for chunk in CHUNKS {
+            let layer = || CompressionLayer::new().random_padding(0);
+            let about = |what: &str| format!("gzip_{name}_{chunk}_{what}");
+            let pair = compare(ours(chunk, layer()), default(chunk), ROUNDS);
+            at_least(&about("vs_tower_http_default"), pair.faster, 2.4);
+            at_most(&about("size_vs_tower_http_default"), pair.size, 1.02);
+            let pair = compare(ours(chunk, layer().level(6)), theirs(chunk, 6), ROUNDS);
+            at_least(&about("vs_tower_http_zlib_rs"), pair.faster, 1.0);
+            at_least(&about("vs_tower_http_zlib_rs_cpu"), pair.cheaper, 1.0);
+            let pair = compare(ours(chunk, layer().level(6)), raw(chunk, 6), ROUNDS);
+            at_least(&about("vs_flate2_loop"), pair.faster, 0.97);
+            at_least(&about("vs_flate2_loop_cpu"), pair.cheaper, 0.97);
+            let pair = compare(
+                ours(chunk, layer().parallel(true)),
+                ours(chunk, layer()),
+                ROUNDS,
+            );
+            at_least(&about("parallel"), pair.faster, 1.7);
+            at_most(&about("parallel_size"), pair.size, 1.01);
+        }
+    }
+    runtime.block_on(small());
+}
+
+struct Pair {
+    ours: f64,
+    bytes: usize,
+    /// Ratio of wall clocks; of processor times.
+    faster: f64,
+    cheaper: f64,
+    size: f64,
+}
+
+impl Pair {
+    fn throughput(&self, bytes: usize) -> f64 {
+        bytes as f64 / self.ours / 1e6
+    }
+}
+
+/// A B A B; the ratio of each pair, and the median of those.
+fn compare(mut ours: Run<'_>, mut theirs: Run<'_>, rounds: usize) -> Pair {
+    ours();
+    theirs();
+    let pairs: Vec<_> = (0..rounds).map(|_| (ours(), theirs())).collect();
+    let of =
+        |ratio: fn(&Cost, &Cost) -> f64| median(pairs.iter().map(|(a, b)| ratio(a, b)).collect());
+    Pair {
+        ours: of(|a, _| a.wall.as_secs_f64()),
+        bytes: pairs[0].0.bytes,
+        faster: of(|a, b| b.wall.as_secs_f64() / a.wall.as_secs_f64()),
+        cheaper: of(|a, b| b.cpu.as_secs_f64() / a.cpu.as_secs_f64()),
+        size: of(|a, b| a.bytes as f64 / b.bytes as f64),
+    }
+}
+
+fn raw(chunks: &[Bytes], level: u32) -> Cost {
+    let begin = begin();
+    let mut encoder = GzEncoder::new(Vec::with_capacity(BYTES), Compression::new(level));
+    for chunk in chunks {
+        encoder.write_all(chunk).unwrap();
+    }
+    let bytes = encoder.finish().unwrap().len();
+    Cost::since(begin, bytes)
+}
+
+type Chunked =
+    StreamBody<futures_util::stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, Infallible>>>>;
+
+async fn through<L, S, B>(layer: &L, chunks: &[Bytes]) -> Cost
+where
+    L: Layer<HandlerService, Service = S>,
+    S: Service<Request<()>, Response = Response<B>, Error = Infallible>,
+    B: Body<Data = Bytes>,
+    B::Error: std::fmt::Debug,
+{
+    let frames: Vec<_> = chunks
+        .iter()
+        .map(|chunk| Ok(Frame::data(chunk.clone())))
+        .collect();
+    let service = layer.layer(HandlerService(Some(StreamBody::new(
+        futures_util::stream::iter(frames),
+    ))));
+    let begin = begin();
+    let bytes = drain(service).await;
+    Cost::since(begin, bytes)
+}
+
+struct HandlerService(Option<Chunked>);
+
+impl Service<Request<()>> for HandlerService {
+    type Response = Response<Chunked>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Response<Chunked>, Infallible>>;
+
+    fn poll_ready(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Infallible>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<()>) -> Self::Future {
+        std::future::ready(Ok(Response::new(self.0.take().expect("called once"))))
+    }
+}
+
+async fn drain<S, B>(service: S) -> usize
+where
+    S: Service<Request<()>, Response = Response<B>, Error = Infallible>,
+    B: Body<Data = Bytes>,
+    B::Error: std::fmt::Debug,
+{
+    let request = Request::builder()
+        .header("accept-encoding", "gzip")
+        .body(())
+        .unwrap();
+    let response = service.oneshot(request).await.unwrap();
+    let mut body = std::pin::pin!(response.into_body());
+    let mut bytes = 0;
+    while let Some(frame) = body.frame().await {
+        bytes += frame.unwrap().into_data().map_or(0, |data| data.len());
+    }
+    bytes
+}
+
+/// Small answers: how many a second.
+async fn small() {
+    let text = Bytes::from(support::json(1024));
+    let requests = 20_000;
+    let handler = {
+        let text = text.clone();
+        service_fn(move |_: Request<()>| {
+            let response = Response::new(Full::new(text.clone()));
+            async { Ok::<_, Infallible>(response) }
+        })
+    };
+    let ours = CompressionLayer::new().layer(handler.clone());
+    let theirs = TowerHttp::new().layer(handler);
+    let mut ratios = Vec::new();
+    for _ in 0..ROUNDS {
+        let begin = std::time::Instant::now();
+        for _ in 0..requests {
+            drain(ours.clone()).await;
+        }
+        let a = begin.elapsed();
+        let begin = std::time::Instant::now();
+        for _ in 0..requests {
+            drain(theirs.clone()).await;
+        }
+        ratios.push(begin.elapsed().as_secs_f64() / a.as_secs_f64());
+        println!(
+            "1 KB JSON: {:.1} µs a request",
+            a.as_secs_f64() * 1e6 / f64::from(requests)
+        );
+    }
+    at_least("gzip_small_requests", median(ratios), 1.2);
+}
+
+/// tower-http with its own features, in its own process.
+struct Peer {
+    binary: PathBuf,
+    folder: PathBuf,
+}
+
+impl Peer {
+    fn build() -> Self {
+        let package = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("benches/peer-default");
+        let target = package.join("target");
+        let status = Command::new(env::var("CARGO").unwrap_or_else(|_| "cargo".into()))
+            .args(["build", "--release", "--quiet", "--manifest-path"])
+            .arg(package.join("Cargo.toml"))
+            .arg("--target-dir")
+            .arg(&target)
+            .status()
+            .expect("cargo");
+        assert!(status.success(), "the peer does not build");
+        Self {
+            binary: target.join("release/peer-default"),
+            folder: target,
+        }
+    }
+
+    fn store(&self, name: &str, text: &[u8]) -> PathBuf {
+        let file = self.folder.join(name);
+        fs::write(&file, text).expect("corpus");
+        file
+    }
+
+    fn run(&self, file: &PathBuf, chunk: usize) -> Cost {
+        let output = Command::new(&self.binary)
+            .arg(file)
+            .arg(chunk.to_string())
+            .output()
+            .expect("peer");
+        let line = String::from_utf8(output.stdout).expect("numbers");
+        let numbers: Vec<u64> = line
+            .split_whitespace()
+            .map(|n| n.parse().expect("a number"))
+            .collect();
+        Cost {
+            wall: Duration::from_nanos(numbers[0]),
+            cpu: Duration::from_nanos(numbers[1]),
+            bytes: numbers[2] as usize,
+        }
+    }
+}
