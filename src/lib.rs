@@ -87,6 +87,8 @@
 
 #[cfg(feature = "axum")]
 mod axum;
+#[cfg(feature = "bridge")]
+pub mod bridge;
 pub mod cleanup;
 #[cfg(feature = "compression")]
 pub mod compression;

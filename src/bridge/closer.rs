@@ -1,0 +1,21 @@
+//! Cleanup that runs on the request's own thread.
+
+use std::panic::Location;
+
+use super::cx::Cx;
+use crate::BoxError;
+
+/// A closer in the order of registration; a thread-bound one is kept on the thread itself.
+pub(super) struct Closer {
+    pub(super) run: Run,
+    pub(super) called_at: &'static Location<'static>,
+}
+
+pub(super) enum Run {
+    Send(Box<dyn FnOnce(&Cx) -> Result<(), BoxError> + Send>),
+    /// An index into the thread's own list.
+    Bound(usize),
+}
+
+/// A closer that may hold what cannot leave its thread.
+pub(super) type BoundCloser = Box<dyn FnOnce(&Cx) -> Result<(), BoxError>>;

@@ -1,0 +1,244 @@
+//! The owner's side: a request's bridge from its first use to its close.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context as TaskContext, Poll},
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    bound::Bound, error::BridgeError, handle::Bridge, pool::Pool, session::Session, stuck::Stuck,
+};
+use crate::Cause;
+
+/// What owns a request's bridge and closes it.
+///
+/// Making one costs no thread, no lock and no allocation; the first [`bridge`](Self::bridge)
+/// allocates, the first use of that bridge takes a thread.
+///
+/// # On drop
+/// Closes, as [`close`](Self::close) does, without waiting.
+pub struct Context {
+    pool: Pool,
+    session: OnceLock<Arc<Session>>,
+    closed: AtomicBool,
+}
+
+impl Context {
+    /// A context that will take its thread from `pool`.
+    pub fn new(pool: Pool) -> Self {
+        Self {
+            pool,
+            session: OnceLock::new(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// The handle for the request's code.
+    pub fn bridge(&self) -> Bridge {
+        let session = self.session.get_or_init(|| {
+            let session = Session::new(self.pool.clone());
+            if self.closed.load(Ordering::Acquire) {
+                session.request_close();
+            }
+            session
+        });
+        Bridge::new(Arc::clone(session))
+    }
+
+    /// Whether anybody has asked for the handle.
+    pub fn is_used(&self) -> bool {
+        self.session.get().is_some()
+    }
+
+    /// The sync code that is running on the thread now, if any.
+    pub fn stuck(&self) -> Option<Stuck> {
+        self.session.get()?.stuck()
+    }
+
+    /// Drops the local tasks and interrupts waiting calls, but keeps the thread.
+    ///
+    /// The first half of a close, for owners that run closers of their own on the thread
+    /// afterwards. Gives the number of tasks that were dropped, or `None` if the limit of the pool's
+    /// [`close_limit`](super::PoolBuilder::close_limit) passed first. It starts when called.
+    pub fn end_tasks(&self) -> EndTasks {
+        let session = self.session.get();
+        let ended = session.and_then(|session| session.request_end_tasks());
+        EndTasks {
+            bound: bound(&ended, &self.pool),
+            ended,
+        }
+    }
+
+    /// Ends the request's bridge: its tasks, its closers, its hold on the thread.
+    ///
+    /// From now on calls are refused. Sync code that waits on the loop is interrupted, local tasks
+    /// are dropped, then closers run, last registered first; then the thread is back in the pool.
+    /// Sync code that does not come back within the pool's
+    /// [`close_limit`](super::PoolBuilder::close_limit) is named in the report. It starts when
+    /// called; the future only waits.
+    pub fn close(&self) -> Close {
+        self.closed.store(true, Ordering::Release);
+        let session = self.session.get();
+        let closed = session.and_then(|session| session.request_close());
+        Close {
+            bound: bound(&closed, &self.pool),
+            session: session.cloned(),
+            closed,
+        }
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if let Some(session) = self.session.get() {
+            session.request_close();
+        }
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("used", &self.is_used())
+            .finish_non_exhaustive()
+    }
+}
+
+fn bound<T>(wait: &Option<oneshot::Receiver<T>>, pool: &Pool) -> Option<Bound> {
+    wait.as_ref()
+        .and_then(|_| Bound::new(pool.config().close_limit))
+}
+
+/// The wait of [`Context::end_tasks`].
+///
+/// # On drop
+/// The tasks are ended all the same.
+#[must_use = "futures do nothing unless polled"]
+pub struct EndTasks {
+    ended: Option<oneshot::Receiver<usize>>,
+    bound: Option<Bound>,
+}
+
+impl Future for EndTasks {
+    type Output = Option<usize>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let Some(ended) = &mut self.ended else {
+            return Poll::Ready(Some(0));
+        };
+        if let Poll::Ready(ended) = Pin::new(ended).poll(cx) {
+            return Poll::Ready(Some(ended.unwrap_or(0)));
+        }
+        match &mut self.bound {
+            Some(bound) => bound.poll(cx).map(|()| None),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl fmt::Debug for EndTasks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EndTasks").finish_non_exhaustive()
+    }
+}
+
+/// The wait of [`Context::close`].
+///
+/// # On drop
+/// The close goes on all the same.
+#[must_use = "futures do nothing unless polled"]
+pub struct Close {
+    session: Option<Arc<Session>>,
+    closed: Option<oneshot::Receiver<CloseReport>>,
+    bound: Option<Bound>,
+}
+
+impl Future for Close {
+    type Output = CloseReport;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let Some(closed) = &mut self.closed else {
+            return Poll::Ready(CloseReport::default());
+        };
+        if let Poll::Ready(report) = Pin::new(closed).poll(cx) {
+            return Poll::Ready(report.unwrap_or_default());
+        }
+        let late = match &mut self.bound {
+            Some(bound) => bound.poll(cx).is_ready(),
+            None => false,
+        };
+        match &self.session {
+            Some(session) if late => {
+                let report = CloseReport {
+                    unrun: session.pending_closers(),
+                    stuck: session.stuck(),
+                    ..CloseReport::default()
+                };
+                session.interrupt_closers();
+                Poll::Ready(report)
+            }
+            _ => Poll::Pending,
+        }
+    }
+}
+
+impl fmt::Debug for Close {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Close").finish_non_exhaustive()
+    }
+}
+
+/// What a close did.
+#[derive(Clone, Debug, Default)]
+pub struct CloseReport {
+    pub(super) tasks_cancelled: usize,
+    pub(super) closers_run: usize,
+    pub(super) failures: Vec<Cause>,
+    pub(super) unrun: usize,
+    pub(super) stuck: Option<Stuck>,
+}
+
+impl CloseReport {
+    /// Local tasks that were still running, and were dropped.
+    pub fn tasks_cancelled(&self) -> usize {
+        self.tasks_cancelled
+    }
+
+    /// Closers that ran, whatever came of it.
+    pub fn closers_run(&self) -> usize {
+        self.closers_run
+    }
+
+    /// What closers failed with, in the order they ran; a panic is a [`BridgeError`].
+    pub fn failures(&self) -> &[Cause] {
+        &self.failures
+    }
+
+    /// Closers that had not run when the wait was given up.
+    ///
+    /// They run later if the thread comes back, unless there never was a thread.
+    pub fn unrun(&self) -> usize {
+        self.unrun
+    }
+
+    /// The sync code that did not come back in time.
+    pub fn stuck(&self) -> Option<&Stuck> {
+        self.stuck.as_ref()
+    }
+
+    pub(super) fn unrun_for(unrun: usize, error: &BridgeError) -> Self {
+        Self {
+            unrun,
+            failures: vec![Arc::new(error.clone())],
+            ..Self::default()
+        }
+    }
+}

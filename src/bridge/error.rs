@@ -1,0 +1,187 @@
+//! What can go wrong between sync and async code, each with its own name.
+
+use std::{any::Any, error::Error as StdError, fmt, io, panic::Location, sync::Arc, time::Duration};
+
+/// Why a bridge call, wait or task gave no result.
+///
+/// Each way to fail has its own [`BridgeErrorKind`] and its own message; none of them is a hang.
+#[derive(Clone, Debug)]
+pub struct BridgeError {
+    repr: Repr,
+}
+
+/// The ways a bridge can fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum BridgeErrorKind {
+    /// The sync code, or the local task, panicked. Its thread lives on.
+    Panicked,
+    /// `block_on` was called by async code that the same loop is running.
+    InsideLoop,
+    /// `Bridge::block_on` was called on a thread that is not this request's.
+    ForeignThread,
+    /// A call was polled on its own thread by something other than the thread's loop.
+    OwnThread,
+    /// The request has ended, or ended while the code was waiting.
+    Ended,
+    /// The caller of the sync code dropped its call, or the local task was aborted.
+    Cancelled,
+    /// No thread of the pool came free in time.
+    Exhausted,
+    /// Sync code inside async code inside sync code, deeper than the pool allows.
+    TooDeep,
+    /// The operating system refused the thread or its event loop.
+    Start,
+}
+
+#[derive(Clone, Debug)]
+enum Repr {
+    Panicked {
+        message: Arc<str>,
+        at: Option<&'static Location<'static>>,
+    },
+    InsideLoop,
+    ForeignThread,
+    OwnThread,
+    Ended,
+    Cancelled,
+    Exhausted(Duration),
+    TooDeep(usize),
+    Start(Arc<io::Error>),
+}
+
+impl BridgeError {
+    /// What went wrong.
+    pub fn kind(&self) -> BridgeErrorKind {
+        match self.repr {
+            Repr::Panicked { .. } => BridgeErrorKind::Panicked,
+            Repr::InsideLoop => BridgeErrorKind::InsideLoop,
+            Repr::ForeignThread => BridgeErrorKind::ForeignThread,
+            Repr::OwnThread => BridgeErrorKind::OwnThread,
+            Repr::Ended => BridgeErrorKind::Ended,
+            Repr::Cancelled => BridgeErrorKind::Cancelled,
+            Repr::Exhausted(_) => BridgeErrorKind::Exhausted,
+            Repr::TooDeep(_) => BridgeErrorKind::TooDeep,
+            Repr::Start(_) => BridgeErrorKind::Start,
+        }
+    }
+
+    /// The message of the panic, if it was one.
+    pub fn panic_message(&self) -> Option<&str> {
+        match &self.repr {
+            Repr::Panicked { message, .. } => Some(message),
+            _ => None,
+        }
+    }
+
+    /// Where the code that panicked was handed to the bridge, if it panicked.
+    pub fn called_at(&self) -> Option<&'static Location<'static>> {
+        match &self.repr {
+            Repr::Panicked { at, .. } => *at,
+            _ => None,
+        }
+    }
+
+    pub(super) fn panicked(
+        payload: Box<dyn Any + Send>,
+        at: Option<&'static Location<'static>>,
+    ) -> Self {
+        let message = if let Some(text) = payload.downcast_ref::<&'static str>() {
+            Arc::from(*text)
+        } else if let Some(text) = payload.downcast_ref::<String>() {
+            Arc::from(text.as_str())
+        } else {
+            Arc::from("a panic without a message")
+        };
+        Self {
+            repr: Repr::Panicked { message, at },
+        }
+    }
+
+    pub(super) fn start(error: io::Error) -> Self {
+        Self {
+            repr: Repr::Start(Arc::new(error)),
+        }
+    }
+
+    pub(super) fn exhausted(waited: Duration) -> Self {
+        Self {
+            repr: Repr::Exhausted(waited),
+        }
+    }
+
+    pub(super) fn too_deep(limit: usize) -> Self {
+        Self {
+            repr: Repr::TooDeep(limit),
+        }
+    }
+
+    pub(super) const INSIDE_LOOP: Self = Self::plain(Repr::InsideLoop);
+    pub(super) const FOREIGN_THREAD: Self = Self::plain(Repr::ForeignThread);
+    pub(super) const OWN_THREAD: Self = Self::plain(Repr::OwnThread);
+    pub(super) const ENDED: Self = Self::plain(Repr::Ended);
+    pub(super) const CANCELLED: Self = Self::plain(Repr::Cancelled);
+
+    const fn plain(repr: Repr) -> Self {
+        Self { repr }
+    }
+}
+
+impl fmt::Display for BridgeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.repr {
+            Repr::Panicked { message, .. } => write!(f, "bridge code panicked: {message}"),
+            Repr::InsideLoop => f.write_str("block_on called by async code of the same loop"),
+            Repr::ForeignThread => f.write_str("block_on called off the request's thread"),
+            Repr::OwnThread => {
+                f.write_str("bridge call polled on its own thread, outside the loop")
+            }
+            Repr::Ended => f.write_str("the request of this bridge has ended"),
+            Repr::Cancelled => f.write_str("the caller of this bridge code has given up"),
+            Repr::Exhausted(waited) => write!(f, "no bridge thread came free within {waited:?}"),
+            Repr::TooDeep(limit) => write!(f, "bridge calls nested deeper than {limit}"),
+            Repr::Start(_) => f.write_str("bridge thread could not be started"),
+        }
+    }
+}
+
+impl StdError for BridgeError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match &self.repr {
+            Repr::Start(error) => Some(&**error),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_own_message() {
+        let all = [
+            BridgeError::panicked(Box::new("boom"), None),
+            BridgeError::INSIDE_LOOP,
+            BridgeError::FOREIGN_THREAD,
+            BridgeError::OWN_THREAD,
+            BridgeError::ENDED,
+            BridgeError::CANCELLED,
+            BridgeError::exhausted(Duration::from_secs(5)),
+            BridgeError::too_deep(16),
+            BridgeError::start(io::Error::other("no fd")),
+        ];
+        let messages: std::collections::HashSet<_> = all.iter().map(|e| e.to_string()).collect();
+        let kinds: std::collections::HashSet<_> = all.iter().map(BridgeError::kind).collect();
+        assert_eq!(messages.len(), all.len());
+        assert_eq!(kinds.len(), all.len());
+        assert_eq!(all[8].source().unwrap().to_string(), "no fd");
+    }
+
+    #[test]
+    fn a_formatted_panic_keeps_its_message() {
+        let payload = std::panic::catch_unwind(|| panic!("row {}", 7)).unwrap_err();
+        let error = BridgeError::panicked(payload, None);
+        assert_eq!(error.panic_message(), Some("row 7"));
+    }
+}

@@ -1,0 +1,181 @@
+//! The view: what handlers, middleware and closers hold.
+
+use std::{fmt, future::Future, panic::Location, sync::Arc, thread::ThreadId};
+
+use super::{
+    call::Call,
+    closer::{Closer, Run as CloserRun},
+    cx::Cx,
+    error::BridgeError,
+    local,
+    session::Session,
+    stuck::Stuck,
+    task::{self, Run, Task},
+};
+use crate::BoxError;
+
+/// One thread and one event loop for all sync code of a request.
+///
+/// All clones lead to the same thread and the same loop. The thread is taken from the pool at the
+/// first use and kept until the request ends.
+///
+/// Code of a request runs on one thread, so one piece runs at a time: a call that arrives while
+/// other sync code computes waits for it; one that arrives while other sync code *waits* on the loop
+/// runs on top of it, and the one below goes on when it is done.
+///
+/// # On drop
+/// Nothing: the context that the handle came from decides when the request ends.
+#[derive(Clone)]
+pub struct Bridge {
+    pub(super) session: Arc<Session>,
+}
+
+impl Bridge {
+    pub(super) fn new(session: Arc<Session>) -> Self {
+        Self { session }
+    }
+
+    /// Runs sync code on the request's thread.
+    ///
+    /// ```
+    /// # async fn example(bridge: bodyguard::bridge::Bridge) -> Result<(), bodyguard::bridge::BridgeError> {
+    /// let length = bridge
+    ///     .call(|cx| {
+    ///         // Blocking code. To wait for async code from here:
+    ///         cx.block_on(async { "hello".len() })
+    ///     })
+    ///     .await??;
+    /// assert_eq!(length, 5);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `Panicked`; `Exhausted` when no thread came free; `TooDeep` when sync code waits for async
+    /// code that waits for this call, and so on, past the pool's depth; `OwnThread` when polled by
+    /// another executor on the request's own thread; `Ended`; `Start`.
+    #[track_caller]
+    pub fn call<F, T>(&self, f: F) -> Call<F, T>
+    where
+        F: FnOnce(&Cx) -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        Call::new(Arc::clone(&self.session), Location::caller(), f)
+    }
+
+    /// Runs a future, which need not be `Send`, on the request's loop.
+    ///
+    /// The closure makes it there.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call), but never `TooDeep`.
+    #[track_caller]
+    pub fn run<F, Fut>(&self, f: F) -> Run<F, Fut::Output>
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future + 'static,
+        Fut::Output: Send + 'static,
+    {
+        Run::new(Arc::clone(&self.session), Location::caller(), f)
+    }
+
+    /// Starts a future on the request's loop and does not wait for it.
+    ///
+    /// Unlike [`run`](Self::run) it starts at once, and goes on when the [`Task`] is dropped, until
+    /// the request ends.
+    #[track_caller]
+    pub fn spawn_local<F, Fut>(&self, f: F) -> Task<Fut::Output>
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future + 'static,
+        Fut::Output: Send + 'static,
+    {
+        task::spawn(&self.session, Location::caller(), f)
+    }
+
+    /// Waits for a future, from sync code on the request's thread.
+    ///
+    /// As [`Cx::block_on`], for code that was not handed a `Cx`.
+    ///
+    /// # Errors
+    /// `ForeignThread` on any other thread, `Ended` there after the end, else as `Cx::block_on`.
+    pub fn block_on<F: Future>(&self, future: F) -> Result<F::Output, BridgeError> {
+        match local::current() {
+            Some(local) if Arc::ptr_eq(&local.session, &self.session) => {
+                Cx::new(local).block_on(future)
+            }
+            _ if self.session.is_ended() => Err(BridgeError::ENDED),
+            _ => Err(BridgeError::FOREIGN_THREAD),
+        }
+    }
+
+    /// Registers sync code to run on the request's thread at the end.
+    ///
+    /// Closers run last registered first, after the local tasks have been dropped. One that panics
+    /// is reported and the others still run. One may wait in `block_on` for the pool's
+    /// [`closer_limit`](super::PoolBuilder::closer_limit).
+    ///
+    /// # Errors
+    /// `Ended` once the end has begun; the closer is dropped unrun.
+    #[track_caller]
+    pub fn defer<F>(&self, closer: F) -> Result<(), BridgeError>
+    where
+        F: FnOnce(&Cx) + Send + 'static,
+    {
+        self.push_closer(CloserRun::Send(Box::new(move |cx| {
+            closer(cx);
+            Ok(())
+        })))
+    }
+
+    /// Registers fallible sync code to run on the request's thread at the end.
+    ///
+    /// Its error is in the [`CloseReport`](super::CloseReport).
+    ///
+    /// # Errors
+    /// As [`defer`](Self::defer).
+    #[track_caller]
+    pub fn try_defer<F, E>(&self, closer: F) -> Result<(), BridgeError>
+    where
+        F: FnOnce(&Cx) -> Result<(), E> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        self.push_closer(CloserRun::Send(Box::new(move |cx| {
+            closer(cx).map_err(Into::into)
+        })))
+    }
+
+    #[track_caller]
+    fn push_closer(&self, run: CloserRun) -> Result<(), BridgeError> {
+        let closer = Closer {
+            run,
+            called_at: Location::caller(),
+        };
+        self.session
+            .push_closer(closer)
+            .map_err(|_| BridgeError::ENDED)
+    }
+
+    /// The request's thread, once it has one.
+    pub fn thread_id(&self) -> Option<ThreadId> {
+        self.session.thread_id()
+    }
+
+    /// Whether the request has ended, so that calls fail.
+    pub fn is_ended(&self) -> bool {
+        self.session.is_ended()
+    }
+
+    /// The sync code that is running on the thread now, if any.
+    pub fn stuck(&self) -> Option<Stuck> {
+        self.session.stuck()
+    }
+}
+
+impl fmt::Debug for Bridge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bridge")
+            .field("thread", &self.thread_id())
+            .finish_non_exhaustive()
+    }
+}

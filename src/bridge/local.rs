@@ -1,0 +1,389 @@
+//! The thread's half of a session: the loop, and the sync code around it.
+//!
+//! A current-thread runtime cannot be entered twice, so sync code is never run *inside* the loop.
+//! The thread drives the loop until mail arrives that asks for sync code, **leaves** the loop, runs
+//! the code on its own stack, and drives the loop again. Sync code that waits does the same one
+//! level up: [`Cx::block_on`] drives the loop until its future is ready, and leaves it whenever a
+//! nested call arrives. The future of an outer `block_on` rests on the stack meanwhile; local tasks
+//! do not, since every level drives the same set of them.
+
+use std::{
+    any::{Any, TypeId},
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+};
+
+use tokio::{
+    runtime::Runtime,
+    sync::oneshot,
+    task::LocalSet,
+    time::{Instant, Sleep, sleep, sleep_until},
+};
+
+use super::{
+    closer::{BoundCloser, Run},
+    context::CloseReport,
+    cx::Cx,
+    error::BridgeError,
+    session::{Gone, Interrupt, Session, Step, SyncJob},
+};
+use crate::Cause;
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
+}
+
+pub(super) struct Local {
+    pub(super) session: Arc<Session>,
+    pub(super) runtime: Runtime,
+    pub(super) tasks: RefCell<Rc<LocalSet>>,
+    pub(super) alive: Rc<Cell<usize>>,
+    pub(super) values: RefCell<HashMap<TypeId, Rc<dyn Any>>>,
+    pub(super) closers: RefCell<Vec<Option<BoundCloser>>>,
+    /// How many pieces of sync code are on the stack.
+    depth: Cell<usize>,
+    /// Whether the loop is running right now, so that what runs is async code.
+    driving: Cell<bool>,
+    /// Of the innermost sync call: whether its caller has gone.
+    gone: RefCell<Option<Gone>>,
+    stop_at: Cell<Interrupt>,
+    /// Until when the closer that is running may wait.
+    deadline: Cell<Option<Instant>>,
+}
+
+/// Where code runs, seen from a session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Place {
+    Elsewhere,
+    /// On the session's thread, in sync code.
+    Sync,
+    /// On the session's thread, in async code that its loop is running.
+    Loop,
+}
+
+/// Where the calling code runs.
+pub(super) fn place_of(session: &Arc<Session>) -> Place {
+    with_current(|local| match local {
+        Some(local) if Arc::ptr_eq(&local.session, session) => {
+            if local.driving.get() {
+                Place::Loop
+            } else {
+                Place::Sync
+            }
+        }
+        _ => Place::Elsewhere,
+    })
+}
+
+/// The session of the calling thread.
+pub(super) fn current() -> Option<Rc<Local>> {
+    with_current(|local| local.cloned())
+}
+
+fn with_current<R>(f: impl FnOnce(Option<&Rc<Local>>) -> R) -> R {
+    let mut f = Some(f);
+    let seen = CURRENT.try_with(|current| {
+        let current = current.try_borrow().ok();
+        f.take().map(|f| f(current.as_deref().and_then(Option::as_ref)))
+    });
+    match (seen, f) {
+        (Ok(Some(result)), _) => result,
+        // The thread is ending.
+        (_, Some(f)) => f(None),
+        (_, None) => unreachable!("called once"),
+    }
+}
+
+/// What is left of a session after it was served.
+pub(super) struct Served {
+    /// The loop, if the session did not want it any more.
+    pub(super) unused: Option<Runtime>,
+    pub(super) finished: Option<Finished>,
+}
+
+/// Tells those who wait for the close, once the thread is free again.
+pub(super) struct Finished {
+    closes: Vec<oneshot::Sender<CloseReport>>,
+    report: CloseReport,
+}
+
+impl Drop for Finished {
+    fn drop(&mut self) {
+        for close in self.closes.drain(..) {
+            let _ = close.send(self.report.clone());
+        }
+    }
+}
+
+/// Serves one session on this thread, to its end.
+pub(super) fn serve(session: Arc<Session>, runtime: Runtime) -> Served {
+    if !session.open() {
+        return Served {
+            unused: Some(runtime),
+            finished: None,
+        };
+    }
+    let local = Rc::new(Local::new(Arc::clone(&session), runtime));
+    CURRENT.with(|current| *current.borrow_mut() = Some(Rc::clone(&local)));
+    let cx = Cx::new(local);
+    let report = {
+        let _entered = cx.local.runtime.enter();
+        cx.local.serve(&cx)
+    };
+    CURRENT.with(|current| *current.borrow_mut() = None);
+    let closes = session.take_closes();
+    if let Ok(local) = Rc::try_unwrap(cx.local) {
+        // Drops what was spawned on the runtime; does not wait for its blocking threads.
+        let _ = catch_unwind(AssertUnwindSafe(|| local.runtime.shutdown_background()));
+    }
+    Served {
+        unused: None,
+        finished: Some(Finished { closes, report }),
+    }
+}
+
+impl Local {
+    fn new(session: Arc<Session>, runtime: Runtime) -> Self {
+        Self {
+            session,
+            runtime,
+            tasks: RefCell::new(Rc::new(LocalSet::new())),
+            alive: Rc::default(),
+            values: RefCell::default(),
+            closers: RefCell::default(),
+            depth: Cell::new(0),
+            driving: Cell::new(false),
+            gone: RefCell::new(None),
+            stop_at: Cell::new(Interrupt::Calls),
+            deadline: Cell::new(None),
+        }
+    }
+
+    fn serve(&self, cx: &Cx) -> CloseReport {
+        loop {
+            match self.drive(cx, |_| Poll::<()>::Pending) {
+                Driven::Step(Step::Sync(job)) => self.run_sync(cx, job),
+                Driven::Step(Step::EndTasks) => {
+                    let cancelled = self.end_tasks();
+                    self.session.tasks_ended(cancelled);
+                }
+                Driven::Step(Step::Close) => break,
+                // Local jobs are started by `drive`, and nothing is waiting at this level.
+                Driven::Step(Step::Local(_) | Step::Interrupted) | Driven::Done(()) => {}
+            }
+        }
+        let mut report = CloseReport {
+            tasks_cancelled: self.end_tasks(),
+            ..CloseReport::default()
+        };
+        self.session.tasks_ended(report.tasks_cancelled);
+        self.run_closers(cx, &mut report);
+        self.end_tasks();
+        let values = self.values.take();
+        for (_, value) in values {
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(value)));
+        }
+        report
+    }
+
+    /// Blocks on `future`, and does whatever else arrives for this thread meanwhile.
+    pub(super) fn block_on<F: Future>(&self, cx: &Cx, future: F) -> Result<F::Output, BridgeError> {
+        if self.driving.get() {
+            return Err(BridgeError::INSIDE_LOOP);
+        }
+        let mut future = std::pin::pin!(future);
+        loop {
+            match self.drive(cx, |task| future.as_mut().poll(task)) {
+                Driven::Done(output) => return Ok(output),
+                Driven::Step(Step::Sync(job)) => self.run_sync(cx, job),
+                Driven::Step(_) => return Err(self.interruption()),
+            }
+        }
+    }
+
+    fn interruption(&self) -> BridgeError {
+        if self.session.is_ended() || !self.is_gone() {
+            BridgeError::ENDED
+        } else {
+            BridgeError::CANCELLED
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        let gone = self.gone.borrow();
+        gone.as_ref().is_some_and(|gone| gone.load(Ordering::Acquire))
+    }
+
+    /// Runs the loop until `poll` is ready, or there is something to do outside the loop.
+    fn drive<T>(
+        &self,
+        cx: &Cx,
+        mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Driven<T> {
+        let tasks = Rc::clone(&self.tasks.borrow());
+        let _driving = Driving::new(&self.driving);
+        let mut limits = Limits::default();
+        self.runtime.block_on(tasks.run_until(poll_fn(|task| {
+            if let Poll::Ready(output) = poll(task) {
+                return Poll::Ready(Driven::Done(output));
+            }
+            self.poll_mail(cx, task, &mut limits).map(Driven::Step)
+        })))
+    }
+
+    fn poll_mail(&self, cx: &Cx, task: &mut Context<'_>, limits: &mut Limits) -> Poll<Step> {
+        let depth = self.depth.get();
+        loop {
+            if depth > 0 && self.is_gone() {
+                return Poll::Ready(Step::Interrupted);
+            }
+            let mut too_deep = VecDeque::new();
+            let step = self
+                .session
+                .poll_step(task, depth, self.stop_at.get(), &mut too_deep);
+            let limit = self.session.pool.config().max_depth;
+            for job in too_deep {
+                job.job.reject(BridgeError::too_deep(limit));
+            }
+            match step {
+                Poll::Ready(Step::Local(job)) => job.run(cx),
+                Poll::Ready(step) => return Poll::Ready(step),
+                Poll::Pending => {
+                    if limits.closer_is_late(task, self.deadline.get()) {
+                        return Poll::Ready(Step::Interrupted);
+                    }
+                    if depth >= limit && limits.waited_too_deep(task, &self.session) {
+                        for job in self.session.take_jobs() {
+                            job.job.reject(BridgeError::too_deep(limit));
+                        }
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    fn run_sync(&self, cx: &Cx, job: SyncJob) {
+        let SyncJob {
+            job,
+            gone,
+            called_at,
+            ..
+        } = job;
+        if gone.load(Ordering::Acquire) {
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(job)));
+            return;
+        }
+        let outer = self.gone.replace(Some(gone));
+        self.session.enter(called_at);
+        self.depth.set(self.depth.get() + 1);
+        // The job answers for its own panic; this one is for values that panic when dropped.
+        let _ = catch_unwind(AssertUnwindSafe(|| job.run(cx)));
+        self.depth.set(self.depth.get() - 1);
+        self.session.leave();
+        self.gone.replace(outer);
+    }
+
+    /// Drops every local task, and says how many there were.
+    fn end_tasks(&self) -> usize {
+        let tasks = self.tasks.replace(Rc::new(LocalSet::new()));
+        let cancelled = self.alive.get();
+        // Code that runs in a `Drop` may block on the loop, as sync code one level down.
+        self.depth.set(self.depth.get() + 1);
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(tasks)));
+        self.depth.set(self.depth.get() - 1);
+        cancelled
+    }
+
+    fn run_closers(&self, cx: &Cx, report: &mut CloseReport) {
+        self.stop_at.set(Interrupt::Closers);
+        self.depth.set(1);
+        while let Some(closer) = self.session.pop_closer() {
+            let run: BoundCloser = match closer.run {
+                Run::Send(run) => run,
+                Run::Bound(index) => match self.closers.borrow_mut()[index].take() {
+                    Some(run) => run,
+                    None => continue,
+                },
+            };
+            let limit = self.session.pool.config().closer_limit;
+            self.deadline.set(Instant::now().checked_add(limit));
+            self.session.enter(closer.called_at);
+            let result = catch_unwind(AssertUnwindSafe(|| run(cx)));
+            self.session.leave();
+            report.closers_run += 1;
+            match result {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => report.failures.push(Cause::from(error)),
+                Err(panic) => {
+                    let error = BridgeError::panicked(panic, Some(closer.called_at));
+                    report.failures.push(Arc::new(error));
+                }
+            }
+        }
+        self.deadline.set(None);
+        self.depth.set(0);
+    }
+}
+
+enum Driven<T> {
+    Done(T),
+    Step(Step),
+}
+
+/// Marks the loop as running, also when a future panics out of it.
+struct Driving<'a>(&'a Cell<bool>);
+
+impl<'a> Driving<'a> {
+    fn new(driving: &'a Cell<bool>) -> Self {
+        driving.set(true);
+        Self(driving)
+    }
+}
+
+impl Drop for Driving<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}
+
+/// Timers of one wait, made only when it lasts.
+#[derive(Default)]
+struct Limits {
+    closer: Option<Pin<Box<Sleep>>>,
+    depth: Option<Pin<Box<Sleep>>>,
+}
+
+impl Limits {
+    fn closer_is_late(&mut self, task: &mut Context<'_>, deadline: Option<Instant>) -> bool {
+        let Some(deadline) = deadline else {
+            return false;
+        };
+        let sleep = self
+            .closer
+            .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        sleep.as_mut().poll(task).is_ready()
+    }
+
+    /// Calls from other threads are let in once the stack is less deep, but not waited for forever:
+    /// they may be what the code on the stack waits for.
+    fn waited_too_deep(&mut self, task: &mut Context<'_>, session: &Session) -> bool {
+        if !session.has_jobs() {
+            self.depth = None;
+            return false;
+        }
+        let limit = session.pool.config().wait_limit;
+        let wait = self.depth.get_or_insert_with(|| Box::pin(sleep(limit)));
+        let over = wait.as_mut().poll(task).is_ready();
+        if over {
+            self.depth = None;
+        }
+        over
+    }
+}
