@@ -1,6 +1,8 @@
 //! What can go wrong between sync and async code, each with its own name.
 
-use std::{any::Any, error::Error as StdError, fmt, io, panic::Location, sync::Arc, time::Duration};
+use std::{
+    any::Any, error::Error as StdError, fmt, io, panic::Location, sync::Arc, time::Duration,
+};
 
 /// Why a bridge call, wait or task gave no result.
 ///

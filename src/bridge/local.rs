@@ -90,7 +90,8 @@ fn with_current<R>(f: impl FnOnce(Option<&Rc<Local>>) -> R) -> R {
     let mut f = Some(f);
     let seen = CURRENT.try_with(|current| {
         let current = current.try_borrow().ok();
-        f.take().map(|f| f(current.as_deref().and_then(Option::as_ref)))
+        f.take()
+            .map(|f| f(current.as_deref().and_then(Option::as_ref)))
     });
     match (seen, f) {
         (Ok(Some(result)), _) => result,
@@ -217,15 +218,12 @@ impl Local {
 
     fn is_gone(&self) -> bool {
         let gone = self.gone.borrow();
-        gone.as_ref().is_some_and(|gone| gone.load(Ordering::Acquire))
+        gone.as_ref()
+            .is_some_and(|gone| gone.load(Ordering::Acquire))
     }
 
     /// Runs the loop until `poll` is ready, or there is something to do outside the loop.
-    fn drive<T>(
-        &self,
-        cx: &Cx,
-        mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
-    ) -> Driven<T> {
+    fn drive<T>(&self, cx: &Cx, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Driven<T> {
         let tasks = Rc::clone(&self.tasks.borrow());
         let _driving = Driving::new(&self.driving);
         let mut limits = Limits::default();

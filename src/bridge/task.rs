@@ -139,7 +139,11 @@ impl<T> Future for Task<T> {
             return Poll::Ready(Err(BridgeError::CANCELLED));
         };
         let result = std::task::ready!(reply.poll(cx, &this.session));
-        this.abort();
+        if result.is_err() {
+            this.abort();
+        } else {
+            this.reply = None;
+        }
         Poll::Ready(result)
     }
 }
