@@ -81,6 +81,14 @@ pub(super) fn place_of(session: &Arc<Session>) -> Place {
     })
 }
 
+/// Whether the calling code is the very future that sync code of this thread blocks on.
+///
+/// Local tasks are driven by nested calls as well; this future is not.
+pub(super) fn is_blocking_directly() -> bool {
+    with_current(|local| local.is_some_and(|local| local.driving.get()))
+        && tokio::task::try_id().is_none()
+}
+
 /// The session of the calling thread.
 pub(super) fn current() -> Option<Rc<Local>> {
     with_current(|local| local.cloned())

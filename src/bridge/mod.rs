@@ -8,9 +8,11 @@ mod cx;
 mod error;
 mod handle;
 mod local;
+mod pipe;
 mod pool;
 mod session;
 mod stuck;
+mod sync_body;
 mod task;
 
 pub use call::Call;
@@ -20,4 +22,5 @@ pub use error::{BridgeError, BridgeErrorKind};
 pub use handle::Bridge;
 pub use pool::{Pool, PoolBuilder};
 pub use stuck::Stuck;
+pub use sync_body::SyncBody;
 pub use task::{Run, Task};

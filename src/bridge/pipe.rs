@@ -1,0 +1,282 @@
+//! The bytes between sync code that writes and the body that is read: bounded, in order.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use bytes::{Bytes, BytesMut};
+
+/// What small writes are gathered in.
+const CHUNK: usize = 16 * 1024;
+
+/// Chunks smaller than this are copied together instead of passed on one by one.
+const SMALL: usize = 2 * 1024;
+
+/// A byte queue with one writer and one reader.
+///
+/// The reader takes all that was gathered since its last turn: small writes become large frames
+/// when the reader is slower, and leave at once when it is not, so there is no flush to forget.
+/// A full pipe lets the writer sleep until it is half empty, not until the next byte is free.
+pub(super) struct Pipe {
+    state: Mutex<State>,
+}
+
+struct State {
+    limit: usize,
+    frames: VecDeque<Bytes>,
+    /// What comes after the frames, still growing.
+    tail: BytesMut,
+    bytes: usize,
+    closed: bool,
+    reader: Option<Waker>,
+    writer: Option<(Waker, usize)>,
+}
+
+/// Why nothing was written.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    Full,
+    /// The reader has gone.
+    Closed,
+}
+
+impl Pipe {
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            state: Mutex::new(State {
+                limit: limit.max(1),
+                frames: VecDeque::new(),
+                tail: BytesMut::new(),
+                bytes: 0,
+                closed: false,
+                reader: None,
+                writer: None,
+            }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes how many bytes may wait; what waits already stays.
+    pub(super) fn set_limit(&self, limit: usize) {
+        let mut state = self.lock();
+        state.limit = limit.max(1);
+        let writer = state.writer_to_wake();
+        drop(state);
+        wake(writer);
+    }
+
+    /// Copies in as much as there is room for.
+    pub(super) fn write(&self, data: &[u8]) -> Result<usize, Refused> {
+        let mut state = self.lock();
+        let room = state.room()?;
+        let taken = room.min(data.len());
+        state.append(&data[..taken]);
+        let reader = state.reader.take();
+        drop(state);
+        wake(reader);
+        Ok(taken)
+    }
+
+    /// Passes a chunk on whole; one larger than the limit goes alone.
+    pub(super) fn push(&self, data: &Bytes) -> Result<(), Refused> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(Refused::Closed);
+        }
+        if !state.has_room_for(data.len()) {
+            return Err(Refused::Full);
+        }
+        if data.len() < SMALL {
+            state.append(data);
+        } else {
+            state.seal();
+            state.frames.push_back(data.clone());
+            state.bytes += data.len();
+        }
+        let reader = state.reader.take();
+        drop(state);
+        wake(reader);
+        Ok(())
+    }
+
+    /// Ready once a write of `len` bytes is worth another try.
+    pub(super) fn poll_room(&self, cx: &mut Context<'_>, len: usize) -> Poll<()> {
+        let mut state = self.lock();
+        if state.closed || state.is_worth_waking_for(len) {
+            return Poll::Ready(());
+        }
+        state.writer = Some((cx.waker().clone(), len));
+        Poll::Pending
+    }
+
+    /// The next frame.
+    pub(super) fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Bytes> {
+        let mut state = self.lock();
+        let Some(frame) = state.take() else {
+            state.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        let writer = state.writer_to_wake();
+        drop(state);
+        wake(writer);
+        Poll::Ready(frame)
+    }
+
+    /// The next frame, if there is one.
+    pub(super) fn read_now(&self) -> Option<Bytes> {
+        self.lock().take()
+    }
+
+    /// The reader goes: what waits is dropped, writes are refused.
+    pub(super) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        let frames = (
+            std::mem::take(&mut state.frames),
+            std::mem::take(&mut state.tail),
+        );
+        let writer = state.writer.take().map(|(writer, _)| writer);
+        drop(state);
+        drop(frames);
+        wake(writer);
+    }
+}
+
+impl State {
+    fn room(&self) -> Result<usize, Refused> {
+        if self.closed {
+            return Err(Refused::Closed);
+        }
+        match self.limit.saturating_sub(self.bytes) {
+            0 => Err(Refused::Full),
+            room => Ok(room),
+        }
+    }
+
+    fn has_room_for(&self, len: usize) -> bool {
+        self.bytes == 0 || self.bytes.saturating_add(len) <= self.limit
+    }
+
+    fn is_worth_waking_for(&self, len: usize) -> bool {
+        self.bytes <= self.limit / 2 && self.has_room_for(len)
+    }
+
+    fn writer_to_wake(&mut self) -> Option<Waker> {
+        let (_, len) = self.writer.as_ref()?;
+        if self.is_worth_waking_for(*len) {
+            return self.writer.take().map(|(writer, _)| writer);
+        }
+        None
+    }
+
+    fn append(&mut self, data: &[u8]) {
+        if self.tail.capacity() - self.tail.len() < data.len() {
+            self.seal();
+            self.tail = BytesMut::with_capacity(CHUNK.max(data.len()));
+        }
+        self.tail.extend_from_slice(data);
+        self.bytes += data.len();
+    }
+
+    /// Makes what was gathered a frame of its own.
+    fn seal(&mut self) {
+        if !self.tail.is_empty() {
+            let frame = self.tail.split().freeze();
+            self.frames.push_back(frame);
+        }
+    }
+
+    fn take(&mut self) -> Option<Bytes> {
+        let frame = match self.frames.pop_front() {
+            Some(frame) => frame,
+            None if self.tail.is_empty() => return None,
+            None => self.tail.split().freeze(),
+        };
+        self.bytes -= frame.len();
+        Some(frame)
+    }
+}
+
+/// Outside the lock: a waker may run anything.
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cx() -> Context<'static> {
+        Context::from_waker(Waker::noop())
+    }
+
+    #[test]
+    fn small_writes_leave_as_one_frame() {
+        let pipe = Pipe::new(100);
+        assert_eq!(pipe.write(b"ab"), Ok(2));
+        assert_eq!(pipe.write(b"cd"), Ok(2));
+        assert_eq!(pipe.read_now().unwrap(), "abcd");
+        assert_eq!(pipe.write(b"e"), Ok(1));
+        assert_eq!(pipe.read_now().unwrap(), "e");
+        assert_eq!(pipe.read_now(), None);
+    }
+
+    #[test]
+    fn the_bound_is_in_bytes_and_room_is_offered_at_half() {
+        let pipe = Pipe::new(10);
+        assert_eq!(pipe.write(&[0; 6]), Ok(6));
+        assert_eq!(pipe.push(&Bytes::from_static(&[1; 4])), Ok(()));
+        assert_eq!(pipe.write(b"x"), Err(Refused::Full));
+        assert!(pipe.poll_room(&mut cx(), 1).is_pending());
+        assert!(pipe.poll_read(&mut cx()).is_ready());
+        assert!(pipe.poll_room(&mut cx(), 1).is_ready());
+        assert_eq!(pipe.write(&[2; 20]), Ok(10));
+    }
+
+    #[test]
+    fn a_chunk_larger_than_the_bound_passes_alone_and_uncopied() {
+        let pipe = Pipe::new(16);
+        let big = Bytes::from(vec![7; 5_000]);
+        assert_eq!(pipe.write(b"first"), Ok(5));
+        assert_eq!(pipe.push(&big), Err(Refused::Full));
+        assert!(pipe.poll_room(&mut cx(), big.len()).is_pending());
+        assert_eq!(pipe.read_now().unwrap(), "first");
+        assert!(pipe.poll_room(&mut cx(), big.len()).is_ready());
+        assert_eq!(pipe.push(&big), Ok(()));
+        assert_eq!(pipe.write(b"x"), Err(Refused::Full));
+        assert_eq!(pipe.read_now().unwrap().as_ptr(), big.as_ptr());
+    }
+
+    #[test]
+    fn order_is_kept_between_copied_and_passed_chunks() {
+        let pipe = Pipe::new(1 << 20);
+        let big = Bytes::from(vec![b'-'; SMALL]);
+        pipe.write(b"a").unwrap();
+        pipe.push(&big).unwrap();
+        pipe.write(b"b").unwrap();
+        pipe.push(&Bytes::from_static(b"c")).unwrap();
+        let frames: Vec<_> = std::iter::from_fn(|| pipe.read_now()).collect();
+        assert_eq!(
+            frames,
+            [Bytes::from_static(b"a"), big, Bytes::from_static(b"bc")]
+        );
+    }
+
+    #[test]
+    fn a_closed_pipe_refuses() {
+        let pipe = Pipe::new(4);
+        pipe.write(b"abcd").unwrap();
+        pipe.close();
+        assert_eq!(pipe.write(b"e"), Err(Refused::Closed));
+        assert_eq!(pipe.push(&Bytes::from_static(b"e")), Err(Refused::Closed));
+        assert!(pipe.poll_room(&mut cx(), 1).is_ready());
+        assert_eq!(pipe.read_now(), None);
+    }
+}

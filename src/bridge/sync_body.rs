@@ -1,0 +1,372 @@
+//! Bodies whose bytes come from blocking code.
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context as TaskContext, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio::{
+    runtime::Handle,
+    time::{Sleep, sleep},
+};
+
+use super::{
+    context::{Close, Context},
+    cx::Cx,
+    error::{BridgeError, BridgeErrorKind},
+    handle::Bridge,
+    local::is_blocking_directly,
+    pipe::{Pipe, Refused},
+    pool::Pool,
+};
+use crate::{BodyError, BoxError};
+
+/// How many bytes may wait for the client.
+const BUFFER: usize = 64 * 1024;
+
+/// What hyper needs to hand over the last frame before an error.
+const ERROR_GAP: Duration = Duration::from_millis(10);
+
+/// A response body that blocking code writes.
+///
+/// The code, an iterator or a closure that is given a [`std::io::Write`], runs on the thread of its
+/// request: [`Bridge::body_from_iter`] and [`Bridge::body_writer`] use the one that the request's
+/// other sync code runs on, [`SyncBody::from_iter`] and [`SyncBody::writer`] one of their own. It
+/// starts with the first poll, and is never more than the [`buffer`](Self::buffer) ahead of the
+/// client. While a write waits, the request's loop is driven, so its local tasks and other calls
+/// go on.
+///
+/// ```
+/// use bodyguard::bridge::SyncBody;
+/// use std::io::Write as _;
+///
+/// let body = SyncBody::writer(|out| {
+///     for row in 0..1_000 {
+///         writeln!(out, "{row};{}", row * row)?;
+///     }
+///     Ok(())
+/// });
+/// ```
+///
+/// What was written is on its way at once; there is nothing to flush.
+///
+/// # Errors
+/// An error that the producer returns, and a panic in it, become the body's error: never a clean
+/// end. So does a [`BridgeError`] when no thread can be had.
+///
+/// # On drop
+/// The producer's next write fails with [`BrokenPipe`](io::ErrorKind::BrokenPipe), and so does the
+/// one that is waiting. The closure or iterator is dropped on its own thread. One that was never
+/// polled has not been started, and is dropped with the body.
+#[must_use = "a body does nothing unless polled"]
+pub struct SyncBody {
+    // Dropped in this order: the pipe is closed before the call is given up, so that the producer
+    // sees a broken pipe rather than a cancelled wait; a context of its own is closed last.
+    reader: Reader,
+    stage: Stage,
+    context: Option<Context>,
+    begun: bool,
+}
+
+type Producing = Pin<Box<dyn Future<Output = Result<Result<(), BoxError>, BridgeError>> + Send>>;
+
+enum Stage {
+    /// In a mutex that is never locked, for the body to be `Sync`.
+    Producing(Mutex<Producing>),
+    Draining(Result<(), BodyError>),
+    Closing(Close, Result<(), BodyError>),
+    Gap(Pin<Box<Sleep>>, BodyError),
+    Failed(BodyError),
+    Done,
+}
+
+impl SyncBody {
+    /// The chunks of an iterator, on a thread of the [global pool](Pool::global).
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "FromIterator must consume its iterator at once and cannot ask for Send"
+    )]
+    pub fn from_iter<I>(iter: I) -> Self
+    where
+        I: IntoIterator + Send + 'static,
+        I::Item: Into<Bytes>,
+    {
+        Self::in_pool(Pool::global(), |bridge| bridge.body_from_iter(iter))
+    }
+
+    /// The chunks of a fallible iterator, on a thread of the [global pool](Pool::global).
+    pub fn try_from_iter<I, D, E>(iter: I) -> Self
+    where
+        I: IntoIterator<Item = Result<D, E>> + Send + 'static,
+        D: Into<Bytes>,
+        E: Into<BoxError>,
+    {
+        Self::in_pool(Pool::global(), |bridge| bridge.body_try_from_iter(iter))
+    }
+
+    /// What a closure writes, on a thread of the [global pool](Pool::global).
+    pub fn writer<F>(write: F) -> Self
+    where
+        F: FnOnce(&mut dyn io::Write) -> io::Result<()> + Send + 'static,
+    {
+        Self::in_pool(Pool::global(), |bridge| bridge.body_writer(write))
+    }
+
+    /// A body with a context of its own, on a thread of `pool`.
+    ///
+    /// The closure makes the body from the context's handle, and may register closers with it.
+    /// They run before the body's end is seen; one that fails fails the body.
+    pub fn in_pool(pool: Pool, make: impl FnOnce(&Bridge) -> Self) -> Self {
+        let context = Context::new(pool);
+        let mut body = make(&context.bridge());
+        body.context = Some(context);
+        body
+    }
+
+    /// Sets how many bytes may wait for the client (default 64 KiB).
+    ///
+    /// An iterator's chunk that is larger passes alone.
+    pub fn buffer(self, bytes: usize) -> Self {
+        self.reader.0.set_limit(bytes);
+        self
+    }
+
+    fn new<P>(bridge: &Bridge, produce: P) -> Self
+    where
+        P: FnOnce(&mut Out<'_>) -> Result<(), BoxError> + Send + 'static,
+    {
+        let pipe = Arc::new(Pipe::new(BUFFER));
+        let writer = Arc::clone(&pipe);
+        let call = bridge.call(move |cx| produce(&mut Out { pipe: &writer, cx }));
+        Self {
+            reader: Reader(pipe),
+            stage: Stage::Producing(Mutex::new(Box::pin(call))),
+            context: None,
+            begun: false,
+        }
+    }
+
+    /// What comes after the last frame: an error a little later, or hyper would drop the frame.
+    fn after(&self, result: Result<(), BodyError>) -> Stage {
+        match result {
+            Ok(()) => Stage::Done,
+            Err(error) if self.begun && Handle::try_current().is_ok() => {
+                Stage::Gap(Box::pin(sleep(ERROR_GAP)), error)
+            }
+            Err(error) => Stage::Failed(error),
+        }
+    }
+}
+
+impl Bridge {
+    /// A body from the chunks of an iterator, on the request's thread.
+    ///
+    /// See [`SyncBody`].
+    pub fn body_from_iter<I>(&self, iter: I) -> SyncBody
+    where
+        I: IntoIterator + Send + 'static,
+        I::Item: Into<Bytes>,
+    {
+        self.body_from_iter_with(move |_| iter)
+    }
+
+    /// A body from the chunks of an iterator that is made on the request's thread.
+    ///
+    /// The iterator need not be `Send`: it may hold what [`Cx::insert`] keeps.
+    pub fn body_from_iter_with<F, I>(&self, make: F) -> SyncBody
+    where
+        F: FnOnce(&Cx) -> I + Send + 'static,
+        I: IntoIterator,
+        I::Item: Into<Bytes>,
+    {
+        SyncBody::new(self, move |out| {
+            for chunk in make(out.cx) {
+                out.push(chunk.into())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// A body from the chunks of a fallible iterator, on the request's thread.
+    ///
+    /// Its first error is the body's.
+    pub fn body_try_from_iter<I, D, E>(&self, iter: I) -> SyncBody
+    where
+        I: IntoIterator<Item = Result<D, E>> + Send + 'static,
+        D: Into<Bytes>,
+        E: Into<BoxError>,
+    {
+        SyncBody::new(self, move |out| {
+            for chunk in iter {
+                out.push(chunk.map_err(Into::into)?.into())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// A body from what a closure writes, on the request's thread.
+    ///
+    /// See [`SyncBody`]. Inside, [`Cx::with_current`] gives the request's loop.
+    pub fn body_writer<F>(&self, write: F) -> SyncBody
+    where
+        F: FnOnce(&mut dyn io::Write) -> io::Result<()> + Send + 'static,
+    {
+        SyncBody::new(self, move |out| write(out).map_err(Into::into))
+    }
+}
+
+impl Body for SyncBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        loop {
+            match &mut this.stage {
+                Stage::Producing(call) => {
+                    let call = call.get_mut().unwrap_or_else(PoisonError::into_inner);
+                    if let Poll::Ready(result) = call.as_mut().poll(cx) {
+                        this.stage = Stage::Draining(match result {
+                            Ok(result) => result.map_err(BodyError::new),
+                            Err(error) => Err(BodyError::new(error)),
+                        });
+                        continue;
+                    }
+                    let frame = this.reader.0.poll_read(cx);
+                    if frame.is_pending() && is_blocking_directly() {
+                        // Sync code of the same thread collects this body: below the producer on
+                        // the stack, it could not read while the producer waits for room.
+                        this.reader.0.set_limit(usize::MAX);
+                    }
+                    let frame = ready!(frame);
+                    this.begun = true;
+                    return Poll::Ready(Some(Ok(Frame::data(frame))));
+                }
+                Stage::Draining(result) => {
+                    if let Some(frame) = this.reader.0.read_now() {
+                        this.begun = true;
+                        return Poll::Ready(Some(Ok(Frame::data(frame))));
+                    }
+                    let result = std::mem::replace(result, Ok(()));
+                    if let Some(context) = &this.context {
+                        this.stage = Stage::Closing(context.close(), result);
+                        continue;
+                    }
+                    this.stage = this.after(result);
+                }
+                Stage::Closing(close, result) => {
+                    let report = ready!(Pin::new(close).poll(cx));
+                    let mut result = std::mem::replace(result, Ok(()));
+                    if let (Ok(()), Some(failure)) = (&result, report.failures().first()) {
+                        result = Err(BodyError::from(Arc::clone(failure)));
+                    }
+                    this.stage = this.after(result);
+                }
+                Stage::Gap(gap, error) => {
+                    ready!(gap.as_mut().poll(cx));
+                    this.stage = Stage::Failed(error.clone());
+                }
+                Stage::Failed(error) => {
+                    let error = error.clone();
+                    this.stage = Stage::Done;
+                    return Poll::Ready(Some(Err(error)));
+                }
+                Stage::Done => return Poll::Ready(None),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.stage, Stage::Done)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.stage {
+            Stage::Done => SizeHint::with_exact(0),
+            _ => SizeHint::default(),
+        }
+    }
+}
+
+impl fmt::Debug for SyncBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SyncBody").finish_non_exhaustive()
+    }
+}
+
+/// The reader's end; the writer's knows when it has gone.
+struct Reader(Arc<Pipe>);
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// The writer's end, on the request's thread.
+struct Out<'a> {
+    pipe: &'a Pipe,
+    cx: &'a Cx,
+}
+
+impl Out<'_> {
+    fn push(&mut self, data: Bytes) -> io::Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        loop {
+            match self.pipe.push(&data) {
+                Ok(()) => return Ok(()),
+                Err(refused) => self.refused(refused, data.len())?,
+            }
+        }
+    }
+
+    /// Waits for room, if there can be any.
+    fn refused(&self, refused: Refused, len: usize) -> io::Result<()> {
+        match refused {
+            Refused::Full => self
+                .cx
+                .block_on(poll_fn(|task| self.pipe.poll_room(task, len)))
+                .map_err(interrupted),
+            Refused::Closed => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+}
+
+impl io::Write for Out<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if data.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            match self.pipe.write(data) {
+                Ok(written) => return Ok(written),
+                Err(refused) => self.refused(refused, 1)?,
+            }
+        }
+    }
+
+    /// Nothing to do: what was written is on its way.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn interrupted(error: BridgeError) -> io::Error {
+    let kind = match error.kind() {
+        BridgeErrorKind::Ended | BridgeErrorKind::Cancelled => io::ErrorKind::BrokenPipe,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
+}
