@@ -34,6 +34,8 @@ pub enum BridgeErrorKind {
     TooDeep,
     /// The operating system refused the thread or its event loop.
     Start,
+    /// The request carries no `Bridge`: the layer is missing.
+    Missing,
 }
 
 #[derive(Clone, Debug)]
@@ -50,6 +52,7 @@ enum Repr {
     Exhausted(Duration),
     TooDeep(usize),
     Start(Arc<io::Error>),
+    Missing,
 }
 
 impl BridgeError {
@@ -65,6 +68,7 @@ impl BridgeError {
             Repr::Exhausted(_) => BridgeErrorKind::Exhausted,
             Repr::TooDeep(_) => BridgeErrorKind::TooDeep,
             Repr::Start(_) => BridgeErrorKind::Start,
+            Repr::Missing => BridgeErrorKind::Missing,
         }
     }
 
@@ -124,6 +128,16 @@ impl BridgeError {
     pub(super) const ENDED: Self = Self::plain(Repr::Ended);
     pub(super) const CANCELLED: Self = Self::plain(Repr::Cancelled);
 
+    pub(super) const MISSING: Self = Self::plain(Repr::Missing);
+
+    /// What a client is told: to try again if there was no thread, else only that it failed.
+    pub(super) fn status(&self) -> http::StatusCode {
+        match self.repr {
+            Repr::Exhausted(_) | Repr::Start(_) => http::StatusCode::SERVICE_UNAVAILABLE,
+            _ => http::StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
     const fn plain(repr: Repr) -> Self {
         Self { repr }
     }
@@ -143,6 +157,7 @@ impl fmt::Display for BridgeError {
             Repr::Exhausted(waited) => write!(f, "no bridge thread came free within {waited:?}"),
             Repr::TooDeep(limit) => write!(f, "bridge calls nested deeper than {limit}"),
             Repr::Start(_) => f.write_str("bridge thread could not be started"),
+            Repr::Missing => f.write_str("no bridge in the request: the layer is missing"),
         }
     }
 }
@@ -172,6 +187,7 @@ mod tests {
             BridgeError::exhausted(Duration::from_secs(5)),
             BridgeError::too_deep(16),
             BridgeError::start(io::Error::other("no fd")),
+            BridgeError::MISSING,
         ];
         let messages: std::collections::HashSet<_> = all.iter().map(|e| e.to_string()).collect();
         let kinds: std::collections::HashSet<_> = all.iter().map(BridgeError::kind).collect();

@@ -63,6 +63,15 @@ impl Bridge {
         Call::new(Arc::clone(&self.session), Location::caller(), f)
     }
 
+    /// As `call`, for code that was registered somewhere else than it is called.
+    pub(super) fn call_from<F, T>(&self, at: &'static Location<'static>, f: F) -> Call<F, T>
+    where
+        F: FnOnce(&Cx) -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        Call::new(Arc::clone(&self.session), at, f)
+    }
+
     /// Runs a future, which need not be `Send`, on the request's loop.
     ///
     /// The closure makes it there.

@@ -1,0 +1,98 @@
+//! axum: handlers written as blocking functions, and bodies and errors as responses.
+
+use std::{fmt, future::Future, panic::Location, pin::Pin};
+
+use axum::{
+    body::Body,
+    extract::{FromRequest, Request},
+    handler::Handler,
+    response::{IntoResponse, Response},
+};
+
+use super::{cx::Cx, error::BridgeError, handle::Bridge, sync_body::SyncBody};
+
+/// Makes an axum handler of a blocking function that runs on the request's thread.
+///
+/// The function is given the [`Cx`] and what one extractor gives it; a tuple of extractors is one.
+/// They are extracted in async code, before the function is called.
+///
+/// ```
+/// use axum::{Router, extract::{Path, Query}, routing::get};
+/// use bodyguard::bridge::{BridgeError, Cx, sync_handler};
+///
+/// fn report(cx: &Cx, (Path(id), Query(q)): (Path<u32>, Query<Vec<(String, String)>>)) -> Result<String, BridgeError> {
+///     let looked_up = cx.block_on(async move { id * 2 })?;
+///     Ok(format!("{looked_up} {}", q.len()))
+/// }
+///
+/// let app: Router = Router::new().route("/report/{id}", get(sync_handler(report)));
+/// # let _ = app;
+/// ```
+///
+/// # Errors
+/// Without a [`Bridge`] in the request's extensions, and on a panic, it answers 500; when no
+/// thread can be had, 503. The [`BridgeError`] is in the response's extensions.
+#[track_caller]
+pub fn sync_handler<F>(f: F) -> SyncHandler<F> {
+    SyncHandler {
+        f,
+        at: Location::caller(),
+    }
+}
+
+/// The handler made by [`sync_handler`].
+#[derive(Clone)]
+pub struct SyncHandler<F> {
+    f: F,
+    at: &'static Location<'static>,
+}
+
+impl<F> fmt::Debug for SyncHandler<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SyncHandler")
+            .field("at", &self.at)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<F, T, R, M, S> Handler<(M, T, R), S> for SyncHandler<F>
+where
+    F: Fn(&Cx, T) -> R + Clone + Send + Sync + 'static,
+    T: FromRequest<S, M> + Send + 'static,
+    R: IntoResponse,
+    S: Send + Sync + 'static,
+{
+    type Future = Pin<Box<dyn Future<Output = Response> + Send>>;
+
+    fn call(self, request: Request, state: S) -> Self::Future {
+        Box::pin(async move {
+            let Some(bridge) = request.extensions().get::<Bridge>().cloned() else {
+                return BridgeError::MISSING.into_response();
+            };
+            let extracted = match T::from_request(request, &state).await {
+                Ok(extracted) => extracted,
+                Err(rejection) => return rejection.into_response(),
+            };
+            let f = self.f;
+            bridge
+                .call_from(self.at, move |cx| f(cx, extracted).into_response())
+                .await
+                .unwrap_or_else(IntoResponse::into_response)
+        })
+    }
+}
+
+/// An empty response with status 503 when no thread could be had, else 500.
+impl IntoResponse for BridgeError {
+    fn into_response(self) -> Response {
+        let mut response = self.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl IntoResponse for SyncBody {
+    fn into_response(self) -> Response {
+        Response::new(Body::new(self))
+    }
+}

@@ -1,0 +1,304 @@
+//! Blocking middleware and handlers on the request's bridge.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    sync::{Arc, Mutex, mpsc},
+    thread,
+    time::Duration,
+};
+
+use axum::{
+    Extension, Router,
+    body::Body,
+    extract::{Path, Request},
+    middleware::{self, from_fn_with_state},
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
+use bodyguard::bridge::{
+    Bridge, BridgeError, BridgeErrorKind as Kind, Context, Cx, Next, NextError, Pool, from_fn_sync,
+    sync_handler,
+};
+use http::StatusCode;
+use http_body_util::BodyExt as _;
+use tokio::{runtime::Handle, sync::oneshot};
+use tower::ServiceExt as _;
+
+async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(20), future)
+        .await
+        .expect("took too long")
+}
+
+type Seen = Arc<Mutex<Vec<(thread::ThreadId, tokio::runtime::Id)>>>;
+type AxumNext = Next<Body, Body, Infallible>;
+type AxumResult = Result<Response, NextError<Infallible>>;
+
+fn here() -> (thread::ThreadId, tokio::runtime::Id) {
+    (thread::current().id(), Handle::current().id())
+}
+
+/// What a scope does: opens the context, and keeps it until the body is gone.
+async fn own(
+    axum::extract::State(pool): axum::extract::State<Pool>,
+    mut request: Request,
+    next: middleware::Next,
+) -> Response {
+    let context = Context::new(pool);
+    request.extensions_mut().insert(context.bridge());
+    let response = next.run(request).await;
+    response.map(|body| {
+        Body::new(body.map_err(move |error| {
+            let _until_the_body_goes = &context;
+            error
+        }))
+    })
+}
+
+fn pool(threads: usize) -> Pool {
+    Pool::builder()
+        .max_threads(threads)
+        .wait_limit(Duration::from_millis(50))
+        .build()
+}
+
+fn request(path: &str) -> Request {
+    Request::builder().uri(path).body(Body::empty()).unwrap()
+}
+
+async fn get_text(app: Router, path: &str) -> (StatusCode, String) {
+    let response = soon(app.oneshot(request(path))).await.unwrap();
+    let status = response.status();
+    let bytes = soon(response.into_body().collect())
+        .await
+        .unwrap()
+        .to_bytes();
+    (status, String::from_utf8(bytes.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn middleware_handler_closer_and_body_share_thread_and_loop() {
+    let seen = Seen::default();
+    let (by_middleware, by_handler) = (Arc::clone(&seen), Arc::clone(&seen));
+    let (closed, has_closed) = mpsc::channel();
+    let middleware = move |cx: &Cx, mut request: Request, next: AxumNext| -> AxumResult {
+        by_middleware.lock().unwrap().push(here());
+        request.extensions_mut().insert(7_u32);
+        let (by_closer, closed) = (Arc::clone(&by_middleware), closed.clone());
+        cx.defer(move |cx| {
+            by_closer
+                .lock()
+                .unwrap()
+                .extend([here(), cx.block_on(async { here() }).unwrap()]);
+            closed.send(()).unwrap();
+        })?;
+        let mut response = next.run(cx, request)?;
+        by_middleware
+            .lock()
+            .unwrap()
+            .push(cx.block_on(async { here() })?);
+        response
+            .headers_mut()
+            .insert("x-sync", "yes".parse().unwrap());
+        Ok(response)
+    };
+    // An async handler in the middle: its calls run on top of the middleware that waits for it.
+    let handler = move |Extension(bridge): Extension<Bridge>, Extension(n): Extension<u32>| async move {
+        let (by_call, by_body) = (Arc::clone(&by_handler), by_handler);
+        bridge
+            .call(move |_| by_call.lock().unwrap().push(here()))
+            .await
+            .unwrap();
+        bridge
+            .body_writer(move |out| {
+                by_body.lock().unwrap().push(here());
+                write!(out, "{n}")
+            })
+            .into_response()
+    };
+    let pool = pool(1);
+    let app = Router::new()
+        .route("/", get(handler))
+        .layer(from_fn_sync(middleware))
+        .layer(from_fn_with_state(pool.clone(), own));
+    let (status, text) = get_text(app, "/").await;
+    assert_eq!((status, text.as_str()), (StatusCode::OK, "7"));
+    soon(tokio::task::spawn_blocking(move || {
+        has_closed.recv().unwrap()
+    }))
+    .await
+    .unwrap();
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 6);
+    assert!(seen.iter().all(|at| *at == seen[0]), "{seen:?}");
+    assert_ne!(seen[0], here());
+}
+
+#[tokio::test]
+async fn what_the_inner_service_spawns_outlives_the_request() {
+    let (spawned, task) = oneshot::channel();
+    let spawned = Arc::new(Mutex::new(Some(spawned)));
+    let handler = move || async move {
+        let task = Handle::current().spawn(async { 5 });
+        spawned
+            .lock()
+            .unwrap()
+            .take()
+            .unwrap()
+            .send((task, here()))
+            .unwrap();
+    };
+    let app = Router::new()
+        .route("/", get(handler))
+        .layer(from_fn_sync(
+            |cx: &Cx, request: Request, next: AxumNext| -> AxumResult { next.run(cx, request) },
+        ))
+        .layer(from_fn_with_state(pool(1), own));
+    get_text(app, "/").await;
+    let (task, at) = soon(task).await.unwrap();
+    assert_eq!(at.1, Handle::current().id());
+    assert_eq!(soon(task).await.unwrap(), 5);
+}
+
+#[tokio::test]
+async fn blocking_middleware_may_answer_by_itself_or_fail() {
+    let middleware = |cx: &Cx, request: Request, next: AxumNext| -> AxumResult {
+        match request.uri().path() {
+            "/own" => Ok("own answer".into_response()),
+            "/panic" => panic!("middleware"),
+            "/inside" => {
+                let error = cx.block_on(async { cx.block_on(async {}) })?.unwrap_err();
+                Err(error.into())
+            }
+            _ => next.run(cx, request),
+        }
+    };
+    let app = Router::new()
+        .fallback(|| async { "inner" })
+        .layer(from_fn_sync(middleware))
+        .layer(from_fn_with_state(pool(1), own));
+    assert_eq!(
+        get_text(app.clone(), "/").await,
+        (StatusCode::OK, "inner".into())
+    );
+    assert_eq!(
+        get_text(app.clone(), "/own").await,
+        (StatusCode::OK, "own answer".into())
+    );
+    for (path, kind) in [("/panic", Kind::Panicked), ("/inside", Kind::InsideLoop)] {
+        let response = soon(app.clone().oneshot(request(path))).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(
+            response.extensions().get::<BridgeError>().unwrap().kind(),
+            kind
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_inner_services_own_error_passes_through() {
+    let inner = tower::service_fn(|_: http::Request<String>| async {
+        Err::<http::Response<String>, _>(std::io::Error::other("inner"))
+    });
+    let layer = from_fn_sync(
+        |cx: &Cx, request, next: Next<String, String, std::io::Error>| next.run(cx, request),
+    );
+    let service = tower_layer::Layer::layer(&layer, inner);
+    let context = Context::new(pool(1));
+    let mut request = http::Request::new(String::new());
+    request.extensions_mut().insert(context.bridge());
+    let error = soon(service.oneshot(request)).await.unwrap_err();
+    assert_eq!(error.to_string(), "inner");
+}
+
+#[tokio::test]
+async fn a_dropped_request_interrupts_its_blocking_middleware() {
+    let (told, was_told) = mpsc::channel();
+    let (dropped, was_dropped) = mpsc::channel::<()>();
+    let dropped = Arc::new(Mutex::new(Some(dropped)));
+    let layer = from_fn_sync(
+        move |cx: &Cx, request: Request, next: AxumNext| -> AxumResult {
+            let result = next.run(cx, request);
+            told.send(result.as_ref().err().map(|error| format!("{error:?}")))
+                .unwrap();
+            result
+        },
+    );
+    let (started, is_started) = oneshot::channel();
+    let started = Arc::new(Mutex::new(Some(started)));
+    let app = Router::new()
+        .fallback(move || async move {
+            let _held = dropped.lock().unwrap().take();
+            started.lock().unwrap().take().unwrap().send(()).unwrap();
+            std::future::pending::<()>().await
+        })
+        .layer(layer)
+        .layer(from_fn_with_state(pool(1), own));
+    let mut response = Box::pin(app.oneshot(request("/")));
+    soon(async {
+        tokio::select! {
+            _ = &mut response => panic!("answered"),
+            started = is_started => started.unwrap(),
+        }
+    })
+    .await;
+    drop(response);
+    let told = tokio::task::spawn_blocking(move || {
+        assert!(was_dropped.recv().is_err(), "the handler is dropped");
+        was_told.recv().unwrap()
+    });
+    let error = soon(told).await.unwrap().unwrap();
+    assert!(
+        error.contains("Ended") || error.contains("Cancelled"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn blocking_handlers_take_extractors() {
+    fn handler(cx: &Cx, (Path(n), Extension(more)): (Path<u32>, Extension<u32>)) -> String {
+        format!("{}", cx.block_on(async { n + more }).unwrap())
+    }
+    let pool = pool(1);
+    let app = Router::new()
+        .route("/{n}", get(sync_handler(handler)))
+        .layer(Extension(40_u32))
+        .layer(from_fn_with_state(pool.clone(), own));
+    assert_eq!(
+        get_text(app.clone(), "/2").await,
+        (StatusCode::OK, "42".into())
+    );
+    assert_eq!(
+        get_text(app.clone(), "/no").await.0,
+        StatusCode::BAD_REQUEST
+    );
+    // Every thread taken: told to come back.
+    let holder = Context::new(pool);
+    soon(holder.bridge().call(|_| ())).await.unwrap();
+    assert_eq!(
+        get_text(app, "/2").await,
+        (StatusCode::SERVICE_UNAVAILABLE, String::new())
+    );
+}
+
+#[tokio::test]
+async fn without_a_bridge_both_say_so() {
+    let app = Router::new().route("/", get(sync_handler(|_: &Cx, ()| "never")));
+    let response = soon(app.oneshot(request("/"))).await.unwrap();
+    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(
+        response.extensions().get::<BridgeError>().unwrap().kind(),
+        Kind::Missing
+    );
+    let app = Router::new()
+        .fallback(|| async { "never" })
+        .layer(from_fn_sync(
+            |cx: &Cx, request: Request, next: AxumNext| -> AxumResult { next.run(cx, request) },
+        ));
+    let response = soon(app.oneshot(request("/"))).await.unwrap();
+    assert_eq!(
+        response.extensions().get::<BridgeError>().unwrap().kind(),
+        Kind::Missing
+    );
+}
