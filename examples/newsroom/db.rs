@@ -229,12 +229,6 @@ impl Db {
 }
 
 impl Export {
-    /// This export's id in `newsroom_exports`.
-    #[cfg(test)]
-    pub(crate) fn id(&self) -> i64 {
-        self.id
-    }
-
     /// How many rows have been read so far.
     #[cfg(test)]
     pub(crate) fn rows(&self) -> i64 {

@@ -23,8 +23,8 @@ fn drop_one(victim: usize, granted: bool) {
         drop(sends[victim].take());
         assert_eq!(take_data(&mut receiver).len(), 10);
     }
-    let mut arrived = Vec::new();
-    let mut expected = Vec::new();
+    let mut arrived: Vec<u8> = Vec::new();
+    let mut expected: Vec<u8> = Vec::new();
     for at in (0..3).filter(|at| *at != victim) {
         let send = sends[at].as_mut().unwrap();
         assert!(counts[at].wakes() >= 1, "{at} was not woken");

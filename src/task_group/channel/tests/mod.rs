@@ -87,7 +87,7 @@ fn handles_are_send_and_sync() {
     check::<super::FrameSink>();
     check::<super::FrameWriter>();
     check::<super::FrameBody>();
-    check::<super::ChannelHandle>();
+    check::<super::receiver::ChannelHandle>();
     fn check_send<T: Send>(_: &T) {}
     let (sender, _receiver) = channel(1);
     check_send(&sender.closed());
