@@ -398,7 +398,7 @@ where
     match owner.marked(|| inner.poll_frame(cx)) {
         Poll::Ready(frame) => Poll::Ready(Next::from(frame)),
         // Registered before the second look, so that an interruption in between is not missed.
-        Poll::Pending if owner.watch(cx.waker()) => Poll::Ready(Next::Interrupted),
+        Poll::Pending if owner.watch(cx) => Poll::Ready(Next::Interrupted),
         Poll::Pending => Poll::Pending,
     }
 }
@@ -531,14 +531,6 @@ impl Owner {
 
     pub(super) fn is_interrupted(&self) -> bool {
         self.scope().is_some_and(|scope| scope.is_interrupted())
-    }
-
-    /// Remembers the poller; true if an interruption has come meanwhile.
-    pub(super) fn watch(&self, waker: &std::task::Waker) -> bool {
-        self.scope().is_some_and(|scope| {
-            scope.watch(waker);
-            scope.is_interrupted()
-        })
     }
 
     /// If the scope is being ended cleanly for a shutdown: the frame to end with.

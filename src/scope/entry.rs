@@ -9,6 +9,7 @@ use std::{
 use http::{Extensions, Request};
 
 use super::{
+    connection::Connection,
     machine::{Opening, Scope},
     options::Options,
 };
@@ -159,6 +160,7 @@ impl Arriving<'_> {
             method: request.method().clone(),
             uri: request.uri().clone(),
             version: request.version(),
+            connection: Connection::of(request.extensions()),
             options,
             supervisor: supervisor.clone(),
             clock: self.clock,

@@ -127,7 +127,7 @@ fn poll_handler<F: Future>(
     }
     match owner.marked(|| handler.poll(cx)) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending if owner.watch(cx.waker()) => Poll::Ready(None),
+        Poll::Pending if owner.watch(cx) => Poll::Ready(None),
         Poll::Pending => Poll::Pending,
     }
 }

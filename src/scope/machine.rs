@@ -27,6 +27,7 @@ use tokio::runtime::Handle;
 
 use super::{
     closers::Closer,
+    connection::Connection,
     failure::{Failure, FailureKind, contained},
     options::Options,
     signals::Signals,
@@ -45,6 +46,7 @@ pub(crate) struct Scope {
     pub(super) uri: Uri,
     pub(super) version: Version,
     pub(super) opened: Option<Instant>,
+    pub(super) connection: Connection,
     pub(super) runtime: Option<Handle>,
     pub(crate) supervisor: Supervisor,
     pub(super) registration: Registration,
@@ -128,6 +130,7 @@ pub(super) struct Opening {
     pub(super) method: Method,
     pub(super) uri: Uri,
     pub(super) version: Version,
+    pub(super) connection: Connection,
     pub(super) options: Arc<Options>,
     pub(super) supervisor: Supervisor,
     pub(super) clock: bool,
@@ -143,6 +146,7 @@ impl Scope {
                 uri: opening.uri,
                 version: opening.version,
                 opened: opening.clock.then(Instant::now),
+                connection: opening.connection,
                 runtime: Handle::try_current().ok(),
                 supervisor: opening.supervisor,
                 registration,
@@ -168,6 +172,7 @@ impl Scope {
             uri: Uri::default(),
             // Unknown: what HTTP/2 may still send behind the promised length is not to be lost.
             version: Version::HTTP_2,
+            connection: Connection::default(),
             options: Arc::default(),
             supervisor: Supervisor::solitary(),
             clock: false,

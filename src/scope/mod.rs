@@ -14,6 +14,7 @@
 mod body;
 mod close;
 mod closers;
+mod connection;
 mod detector;
 mod entry;
 mod failure;

@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{
+    connection::Watch,
     detector::Detector,
     failure::{Failure, FailureKind},
     machine::{Scope, Verdict},
@@ -28,6 +29,7 @@ pub(super) struct Owner {
     body: bool,
     /// The frame that reaches the promised length waits for what follows it.
     pub(super) withheld: bool,
+    watch: Watch,
 }
 
 #[derive(Debug)]
@@ -61,6 +63,7 @@ impl Owner {
             mark: false,
             body: false,
             withheld: false,
+            watch: Watch::default(),
         }
     }
 
@@ -94,6 +97,21 @@ impl Owner {
         }
     }
 
+    /// The inner code is pending: remembers who polls, and looks after the connection.
+    ///
+    /// True if the end has come from elsewhere: an interruption, or the client's going.
+    pub(super) fn watch(&mut self, cx: &mut Context<'_>) -> bool {
+        let Role::Root(scope) = &self.role else {
+            return false;
+        };
+        scope.watch(cx.waker());
+        if self.watch.poll(&scope.connection, cx) {
+            scope.lock().client_gone = true;
+            scope.interrupt(Outcome::Disconnected, None);
+        }
+        scope.is_interrupted()
+    }
+
     /// A joined layer's handler has answered: nothing was lost.
     pub(super) fn release(&mut self) {
         self.role = Role::Free;
@@ -110,8 +128,9 @@ impl Drop for Owner {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.role, Role::Free) {
             Role::Root(scope) => {
-                let (outcome, cause) = self.dropped();
-                if self.body && !self.mark && !outcome.is_complete() {
+                let (outcome, cause) = self.dropped(&scope);
+                let left = self.body && !self.mark && !outcome.is_complete();
+                if left || outcome == Outcome::Disconnected {
                     scope.lock().client_gone = true;
                 }
                 scope.owner_ended(outcome, cause);
@@ -124,12 +143,14 @@ impl Drop for Owner {
 
 impl Owner {
     /// What a drop before the end means.
-    fn dropped(&self) -> (Outcome, Option<crate::Cause>) {
+    fn dropped(&self, scope: &Scope) -> (Outcome, Option<crate::Cause>) {
         let whole = self.detector.promised() == Some(self.detector.produced()) && !self.withheld;
         if self.mark {
             (Outcome::Panicked, Some(self.panic_cause()))
         } else if self.body && whole {
             (Outcome::Complete, None)
+        } else if scope.connection.is_gone() {
+            (Outcome::Disconnected, None)
         } else {
             (Outcome::Dropped, None)
         }

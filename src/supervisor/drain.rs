@@ -107,7 +107,9 @@ impl Supervisor {
             report.stuck.extend(member.still_running());
         }
         let background = self.in_background();
-        report.stuck.extend(background.iter().map(|(_, name)| name.clone()));
+        report
+            .stuck
+            .extend(background.iter().map(|(_, name)| name.clone()));
         drop(background);
         report
     }

@@ -1,0 +1,92 @@
+//! The connection a request came on: whether its client has gone, and the wait for that.
+//!
+//! Without the `net` feature, or a listener that watches, nothing is known and nothing is waited for.
+
+use std::task::Context;
+
+use http::Extensions;
+
+#[cfg(feature = "net")]
+use std::future::Future;
+
+#[cfg(feature = "net")]
+use super::failure::contained;
+#[cfg(feature = "net")]
+use crate::net::{Gone, Peer, PeerEnd};
+
+/// How long a request has to be pending before its connection is watched: most are done sooner.
+#[cfg(feature = "net")]
+const ARM_AFTER: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// What is known of a request's connection. Keeps nothing open.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Connection {
+    #[cfg(feature = "net")]
+    peer: Option<Peer>,
+}
+
+/// The wait for a connection's end, armed at the first poll.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    #[cfg(feature = "net")]
+    armed: bool,
+    #[cfg(feature = "net")]
+    gone: Option<Gone>,
+}
+
+#[cfg(feature = "net")]
+impl Connection {
+    pub(super) fn of(extensions: &Extensions) -> Self {
+        Self {
+            peer: Peer::of(extensions).cloned(),
+        }
+    }
+
+    /// Whether the client is known to have gone. Our own closing says nothing about the client.
+    pub(super) fn is_gone(&self) -> bool {
+        let end = self.peer.as_ref().and_then(Peer::end);
+        matches!(end, Some(PeerEnd::Fin | PeerEnd::Rst))
+    }
+}
+
+#[cfg(feature = "net")]
+impl Watch {
+    /// True once the client has gone.
+    pub(super) fn poll(&mut self, connection: &Connection, cx: &mut Context<'_>) -> bool {
+        if !self.armed {
+            self.armed = true;
+            // A runtime without timers cannot delay the watch: then there is none.
+            self.gone = connection
+                .peer
+                .as_ref()
+                .and_then(|peer| contained(|| peer.gone_after(ARM_AFTER)).ok());
+        }
+        let Some(gone) = &mut self.gone else {
+            return false;
+        };
+        // Timers panic where their runtime is shutting down; nobody needs the watch then.
+        match contained(|| std::pin::Pin::new(gone).poll(cx)) {
+            Ok(std::task::Poll::Pending) => return false,
+            Ok(std::task::Poll::Ready(_)) | Err(_) => self.gone = None,
+        }
+        connection.is_gone()
+    }
+}
+
+#[cfg(not(feature = "net"))]
+impl Connection {
+    pub(super) fn of(_: &Extensions) -> Self {
+        Self {}
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(not(feature = "net"))]
+impl Watch {
+    pub(super) fn poll(&mut self, _: &Connection, _: &mut Context<'_>) -> bool {
+        false
+    }
+}
