@@ -42,7 +42,7 @@ struct Load {
 
 fn main() {
     let quick = std::env::args().any(|arg| arg == "--quick");
-    let (rounds, scale) = if quick { (5, 4) } else { (9, 1) };
+    let (rounds, scale) = if quick { (5, 4) } else { (11, 1) };
     let goals = [
         (64, 1_200_000, 2.0),
         (256, 1_000_000, 2.0),

@@ -79,6 +79,17 @@ impl Buffer {
         Some(frame)
     }
 
+    /// Gives back what a burst has grown, once all of it is taken.
+    pub(super) fn rest(&mut self) {
+        rest(&mut self.whole);
+    }
+
+    /// Frames there is a place for.
+    #[cfg(test)]
+    pub(super) fn slots(&self) -> usize {
+        self.whole.capacity()
+    }
+
     /// Makes `merging` the place for `more` bytes if there is, or was, a small frame to merge with.
     ///
     /// `None` if there is none; else the neighbour that was copied into `merging`, if one was.
@@ -114,5 +125,12 @@ impl Buffer {
     fn take_merging(&mut self) -> Bytes {
         self.last_merged = self.merging.len();
         mem::take(&mut self.merging).freeze()
+    }
+}
+
+/// Frees an empty queue that has grown; one of its first size is kept, for the next frame.
+pub(super) fn rest<T>(queue: &mut VecDeque<T>) {
+    if queue.is_empty() && queue.capacity() > 4 {
+        *queue = VecDeque::new();
     }
 }

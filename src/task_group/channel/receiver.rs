@@ -60,6 +60,12 @@ impl FrameReceiver {
         self.shared.lock().waiting()
     }
 
+    /// Places in its queues.
+    #[cfg(test)]
+    pub(super) fn slots(&self) -> usize {
+        self.shared.lock().slots()
+    }
+
     /// A handle that outlives neither side's interest: it keeps memory, not the stream.
     pub(crate) fn handle(&self) -> ChannelHandle {
         ChannelHandle {

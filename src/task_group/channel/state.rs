@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 
 use super::{
-    buffer::{Buffer, Spent},
+    buffer::{Buffer, Spent, rest},
     error::{Closed, Reason},
 };
 
@@ -244,6 +244,8 @@ impl State {
         if self.end.is_some() {
             return Poll::Ready(None);
         }
+        self.buffer.rest();
+        rest(&mut self.line);
         match &mut self.receiver {
             Some(waker) => refresh(waker, cx, after),
             none => *none = Some(cx.waker().clone()),
@@ -274,6 +276,11 @@ impl State {
     #[cfg(test)]
     pub(super) fn waiting(&self) -> usize {
         self.line.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn slots(&self) -> usize {
+        self.buffer.slots() + self.line.capacity()
     }
 
     // ---- watchers ----

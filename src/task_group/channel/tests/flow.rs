@@ -287,3 +287,20 @@ fn trailers_end_the_stream_behind_those_who_waited() {
     }
     assert!(is_end(&mut receiver));
 }
+
+#[test]
+fn a_burst_leaves_no_memory_behind() {
+    let (sender, mut receiver) = channel(1000);
+    receiver.set_preserve_frames(true);
+    for _ in 0..1000 {
+        sender.try_send("a").expect("room");
+    }
+    let mut sends: Vec<_> = (0..100).map(|_| sender.send("b")).collect();
+    for send in &mut sends {
+        assert!(poll(send).is_pending());
+    }
+    assert!(receiver.slots() >= 1100);
+    drop(sends);
+    while take(&mut receiver).is_ready() {}
+    assert!(receiver.slots() <= 8);
+}
