@@ -73,7 +73,7 @@ impl Body for FrameBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.receiver.remaining() == (0, false)
+        self.receiver.is_end()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -23,6 +23,7 @@
 //!
 //! There is one lock and nothing is called under it, so there is no order of locks to get wrong.
 
+mod after;
 mod body;
 mod buffer;
 mod error;

@@ -13,6 +13,8 @@ use super::{shared::Shared, state::Next, sync::Arc};
 /// Takes the frames. Dropping it closes the channel and frees what is buffered.
 pub(crate) struct FrameReceiver {
     shared: Arc<Shared>,
+    /// Seen at the last poll, so that servers may ask at every frame without the lock.
+    ended: bool,
 }
 
 /// Lets the owner of a stream refuse further frames, from anywhere.
@@ -23,13 +25,20 @@ pub(crate) struct ChannelHandle {
 
 impl FrameReceiver {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self {
+            shared,
+            ended: false,
+        }
     }
 
     /// The next frame; `None` when every sender is gone and all is taken, after trailers, and
     /// after [`close`](Self::close).
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
-        let next = self.shared.with(|state, after| state.poll_next(cx, after));
+        let (next, ended) = self.shared.with(|state, after| {
+            let next = state.poll_next(cx, after);
+            (next, state.remaining() == (0, false))
+        });
+        self.ended = ended;
         next.map(|next| {
             next.map(|next| match next {
                 Next::Data(data) => Frame::data(data),
@@ -43,6 +52,11 @@ impl FrameReceiver {
         self.shared.lock().set_preserve_frames(preserve);
     }
 
+    /// Whether nothing comes any more, as far as that is known without a poll.
+    pub(crate) fn is_end(&self) -> bool {
+        self.ended || (!self.shared.has_senders() && self.remaining() == (0, false))
+    }
+
     /// Bytes buffered now, and whether anything may come behind them, trailers included.
     pub(crate) fn remaining(&self) -> (usize, bool) {
         self.shared.lock().remaining()
@@ -52,6 +66,7 @@ impl FrameReceiver {
     pub(crate) fn close(&mut self) {
         // What is discarded is dropped here, after the lock.
         drop(self.shared.with(|state, after| state.receiver_gone(after)));
+        self.ended = true;
     }
 
     /// Senders in line.

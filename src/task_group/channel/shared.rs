@@ -3,7 +3,8 @@
 use std::sync::{PoisonError, atomic::Ordering};
 
 use super::{
-    state::{After, State},
+    after::After,
+    state::State,
     sync::{AtomicUsize, Mutex, MutexGuard},
 };
 
@@ -39,6 +40,11 @@ impl Shared {
     pub(super) fn add_sender(&self) {
         // Relaxed: whoever adds one holds one, so the count cannot reach 0 meanwhile.
         self.senders.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Relaxed: a hint, to be confirmed under the lock.
+    pub(super) fn has_senders(&self) -> bool {
+        self.senders.load(Ordering::Relaxed) > 0
     }
 
     pub(super) fn remove_sender(&self) {

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use http::HeaderMap;
 
 use super::{
-    buffer::{Buffer, Spent, rest},
+    after::{After, refresh},
+    buffer::{Buffer, rest},
     error::{Closed, Reason},
 };
 
@@ -55,28 +56,6 @@ pub(super) enum Need {
     Bytes(usize),
     /// No room, but the end: what was granted before has to be in.
     Trailers,
-}
-
-/// What is left to do once the lock is released.
-#[derive(Default)]
-pub(super) struct After {
-    receiver: Option<Waker>,
-    /// To be woken.
-    senders: Vec<Waker>,
-    /// Only to be dropped.
-    stale: Option<Waker>,
-    pub(super) spent: Spent,
-}
-
-impl After {
-    pub(super) fn run(self) {
-        for waker in self.senders {
-            waker.wake();
-        }
-        if let Some(waker) = self.receiver {
-            waker.wake();
-        }
-    }
 }
 
 /// What the receiver finds.
@@ -394,12 +373,5 @@ impl State {
             .senders
             .extend(watchers.into_iter().map(|watcher| watcher.1));
         after.receiver = self.receiver.take();
-    }
-}
-
-/// Keeps the waker current; the one replaced is dropped outside the lock.
-fn refresh(waker: &mut Waker, cx: &Context<'_>, after: &mut After) {
-    if !waker.will_wake(cx.waker()) {
-        after.stale = Some(mem::replace(waker, cx.waker().clone()));
     }
 }

@@ -1,0 +1,37 @@
+//! What a change of the state leaves to be done outside its lock.
+
+use std::{
+    mem,
+    task::{Context, Waker},
+};
+
+use super::buffer::Spent;
+
+/// What is left to do once the lock is released.
+#[derive(Default)]
+pub(super) struct After {
+    pub(super) receiver: Option<Waker>,
+    /// To be woken.
+    pub(super) senders: Vec<Waker>,
+    /// Only to be dropped.
+    pub(super) stale: Option<Waker>,
+    pub(super) spent: Spent,
+}
+
+impl After {
+    pub(super) fn run(self) {
+        for waker in self.senders {
+            waker.wake();
+        }
+        if let Some(waker) = self.receiver {
+            waker.wake();
+        }
+    }
+}
+
+/// Keeps the waker current; the one replaced is dropped outside the lock.
+pub(super) fn refresh(waker: &mut Waker, cx: &Context<'_>, after: &mut After) {
+    if !waker.will_wake(cx.waker()) {
+        after.stale = Some(mem::replace(waker, cx.waker().clone()));
+    }
+}
