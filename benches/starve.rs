@@ -11,7 +11,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     thread,
     time::{Duration, Instant},
@@ -34,7 +34,11 @@ use tower::{Layer, Service};
 use tower_http::compression::CompressionLayer as TowerHttp;
 
 const ROUNDS: usize = 3;
-const REQUESTS: usize = 250;
+/// How long each measurement lasts, and how often a request is made meanwhile.
+const SPAN: Duration = Duration::from_secs(4);
+const PACE: Duration = Duration::from_millis(2);
+/// What each download must have received before measuring begins.
+const UNDER_WAY: usize = 200 << 10;
 const DOWNLOADS: usize = 2;
 
 fn main() {
@@ -145,43 +149,51 @@ impl Service<Request<Incoming>> for Handler {
 /// Milliseconds, and megabytes a second that the downloads got meanwhile.
 fn p99(address: SocketAddr, downloads: usize) -> (f64, f64) {
     let stop = Arc::new(AtomicBool::new(false));
+    let received = Arc::new(AtomicUsize::new(0));
     let clients: Vec<_> = (0..downloads)
         .map(|_| {
-            let stop = Arc::clone(&stop);
+            let (stop, received) = (Arc::clone(&stop), Arc::clone(&received));
             thread::spawn(move || {
                 let mut socket = ask(address, "/large", "gzip");
-                let (mut buffer, mut bytes) = (vec![0; 64 << 10], 0);
+                let mut buffer = vec![0; 64 << 10];
                 while !stop.load(Relaxed) {
                     match socket.read(&mut buffer) {
                         Ok(0) | Err(_) => break,
-                        Ok(read) => bytes += read,
-                    }
+                        Ok(read) => received.fetch_add(read, Relaxed),
+                    };
                 }
-                bytes
             })
         })
         .collect();
+    while received.load(Relaxed) < downloads * UNDER_WAY {
+        pause();
+    }
     let mut socket = TcpStream::connect(address).expect("a server");
     socket.set_nodelay(true).expect("a socket");
-    let begin = Instant::now();
-    let mut times: Vec<f64> = (0..REQUESTS)
-        .filter_map(|n| {
-            let begin = Instant::now();
-            small(&mut socket);
-            // The downloads are under way by then.
-            (n >= REQUESTS / 5).then(|| begin.elapsed().as_secs_f64() * 1e3)
-        })
-        .collect();
+    let (begin, before) = (Instant::now(), received.load(Relaxed));
+    let mut times = Vec::new();
+    while begin.elapsed() < SPAN {
+        pause();
+        let begin = Instant::now();
+        small(&mut socket);
+        times.push(begin.elapsed().as_secs_f64() * 1e3);
+    }
+    let bytes = received.load(Relaxed) - before;
+    let rate = bytes as f64 / 1e6 / begin.elapsed().as_secs_f64();
     stop.store(true, Relaxed);
-    let bytes: usize = clients
-        .into_iter()
-        .map(|client| client.join().expect("a client"))
-        .sum();
+    for client in clients {
+        client.join().expect("a client");
+    }
     times.sort_by(f64::total_cmp);
-    (
-        times[times.len() * 99 / 100],
-        bytes as f64 / 1e6 / begin.elapsed().as_secs_f64(),
-    )
+    (times[times.len() * 99 / 100], rate)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a client's own thread, outside the runtime"
+)]
+fn pause() {
+    thread::sleep(PACE);
 }
 
 fn ask(address: SocketAddr, path: &str, accept: &str) -> TcpStream {
