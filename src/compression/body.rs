@@ -3,7 +3,7 @@
 use std::{
     fmt,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, Bytes};
@@ -103,16 +103,21 @@ where
             }
             Mode::Head => Poll::Ready(None),
             Mode::Plain => {
-                let InnerProjection::Plain(inner) = this.inner.project() else {
+                let mut source = this.inner;
+                let InnerProjection::Plain(inner) = source.as_mut().project() else {
                     return Poll::Ready(None);
                 };
-                inner.poll_frame(cx).map(|frame| match frame? {
+                let frame = ready!(inner.poll_frame(cx));
+                if !matches!(frame, Some(Ok(_))) {
+                    // Its end or its error: it is not to be polled again.
+                    source.set(Inner::Gone);
+                }
+                Poll::Ready(frame.map(|frame| match frame {
                     Ok(frame) => {
-                        let frame = frame.map_data(|mut data| data.copy_to_bytes(data.remaining()));
-                        Some(Ok(frame))
+                        Ok(frame.map_data(|mut data| data.copy_to_bytes(data.remaining())))
                     }
-                    Err(error) => Some(Err(BodyError::new(error))),
-                })
+                    Err(error) => Err(BodyError::new(error)),
+                }))
             }
         }
     }

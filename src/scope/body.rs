@@ -336,7 +336,11 @@ where
         Some(Ok(frame)) => Some(Ok(
             frame.map_data(|mut data| data.copy_to_bytes(data.remaining()))
         )),
-        Some(Err(error)) => Some(Err(BodyError::new(error))),
+        Some(Err(error)) => {
+            inner.set(None);
+            *stage = Stage::Done { hint: None };
+            Some(Err(BodyError::new(error)))
+        }
         None => {
             inner.set(None);
             *stage = Stage::Done { hint: None };

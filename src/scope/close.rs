@@ -142,6 +142,11 @@ impl CloseError {
         &self.report
     }
 
+    /// The same, to be kept.
+    pub fn into_report(self) -> Arc<EndReport> {
+        self.report
+    }
+
     /// Every failure, in the order they were seen.
     pub fn errors(&self) -> &[Cause] {
         &self.report.errors

@@ -13,8 +13,12 @@
 //! # });
 //! ```
 
+mod client;
+mod conformance;
 mod probe;
 mod script;
 
+pub use client::{Taken, take_frames};
+pub use conformance::{conformance, conformance_of_content};
 pub use probe::Probe;
 pub use script::{Script, ScriptError};

@@ -20,7 +20,7 @@ use super::Probe;
 #[derive(Debug)]
 pub struct Script {
     steps: VecDeque<Step>,
-    hint: SizeHint,
+    hint: Option<SizeHint>,
     end_hint: bool,
     over: bool,
     probe: Probe,
@@ -54,7 +54,7 @@ impl Script {
         let probe = Probe::default();
         Self {
             steps: VecDeque::new(),
-            hint: SizeHint::default(),
+            hint: Some(SizeHint::default()),
             end_hint: false,
             over: false,
             _dropped: DropGuard(probe.clone()),
@@ -101,7 +101,14 @@ impl Script {
     /// The size hint it gives, right or wrong; it stays as it is while the body is read.
     #[must_use]
     pub fn hint(mut self, hint: SizeHint) -> Self {
-        self.hint = hint;
+        self.hint = Some(hint);
+        self
+    }
+
+    /// An exact size hint, right at every moment: what is left of the data.
+    #[must_use]
+    pub fn exact_hint(mut self) -> Self {
+        self.hint = None;
         self
     }
 
@@ -115,6 +122,15 @@ impl Script {
     /// A watch on this body.
     pub fn probe(&self) -> Probe {
         self.probe.clone()
+    }
+
+    /// Bytes of data that are still to come.
+    fn data_left(&self) -> u64 {
+        let of = |step: &Step| match step {
+            Step::Data(data) => data.len() as u64,
+            _ => 0,
+        };
+        self.steps.iter().map(of).sum()
     }
 
     fn then(mut self, step: Step) -> Self {
@@ -173,7 +189,10 @@ impl Body for Script {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.hint.clone()
+        match &self.hint {
+            Some(hint) => hint.clone(),
+            None => SizeHint::with_exact(self.data_left()),
+        }
     }
 }
 
