@@ -51,8 +51,8 @@ where
 
 /// Lets handlers that extract `ConnectInfo<SocketAddr>` work beside a [`Peer`].
 ///
-/// An app has one connect info, and with a watched listener that is `ConnectInfo<Peer>`. One line keeps the
-/// older handlers going (axum's traits cannot be implemented for `SocketAddr` from here):
+/// An app has one connect info, and with a watched listener that is `ConnectInfo<Peer>`. One line
+/// keeps the older handlers going (axum's trait cannot be implemented for `SocketAddr` from here):
 ///
 /// ```
 /// # use axum::{extract::ConnectInfo, routing::get, Router};

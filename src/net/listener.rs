@@ -64,9 +64,9 @@ impl WatchedListener {
 
     /// Whether a client may finish sending and go on reading. Default: `false`.
     ///
-    /// With `true` a FIN is the client's right and only RST ends a [`Peer`](super::Peer): a client that
-    /// closed is then noticed when the server next writes, since RST is the answer. Set it like
-    /// hyper's option of the same name.
+    /// With `true` a FIN is the client's right and only RST ends a [`Peer`](super::Peer): a client
+    /// that closed is then noticed when the server next writes, since RST is the answer. Set it
+    /// like hyper's option of the same name.
     #[must_use]
     pub fn half_close(mut self, half_close: bool) -> Self {
         self.half_close = half_close;
@@ -93,9 +93,10 @@ impl WatchedListener {
 
     /// The next connection.
     ///
-    /// A connection that was gone before it was accepted is skipped. When file descriptors or memory run out,
-    /// the error is reported ([`on_accept_error`](Self::on_accept_error)) and accepting goes on after a pause of
-    /// 10 ms, doubled up to 1 s: clients meanwhile wait in the listener's queue.
+    /// A connection that was gone before it was accepted is skipped. When file descriptors or
+    /// memory run out, the error is reported ([`on_accept_error`](Self::on_accept_error)) and
+    /// accepting goes on after a pause of 10 ms, doubled each time up to 1 s: clients meanwhile
+    /// wait in the listener's queue.
     ///
     /// # Errors
     /// Only if the listening socket itself is unusable.

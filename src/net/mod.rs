@@ -17,12 +17,12 @@
 //! [`WatchedListener::half_close`].
 //!
 //! # How
-//! The watch is lazy. A `Peer` that nobody waits for costs nothing. The first
-//! [`Gone`] future polled duplicates the descriptor and registers the duplicate with the runtime's
-//! reactor, so that hyper's own registration stays untouched. It is driven by edges: one short
-//! look per burst of arriving bytes, without a task, shared by all requests of the connection. The last `Gone`
-//! dropped closes the duplicate, and so does the stream when it is dropped: TCP never
-//! stays open for the watch.
+//! The watch is lazy: a `Peer` that nobody waits for costs nothing. The first [`Gone`] future
+//! polled duplicates the descriptor and registers the duplicate with the runtime's reactor, so
+//! that hyper's own registration stays untouched. It is driven by edges: one short look per burst
+//! of arriving bytes, without a task, shared by all requests of the connection. The last `Gone`
+//! dropped closes the duplicate, and so does the stream when it is dropped: TCP never stays open
+//! for the watch.
 //!
 //! Whatever the stream's own reads and writes reveal (end of file, a reset, a broken pipe) is
 //! noted too, also while nothing is armed.

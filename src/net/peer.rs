@@ -90,8 +90,8 @@ impl Peer {
 
     /// How the connection ended, if it has been seen to.
     ///
-    /// Reads one atomic. While nobody waits in [`gone`](Self::gone), only what the server's own reads and
-    /// writes ran into is known.
+    /// Reads one atomic. While nobody waits in [`gone`](Self::gone), only what the server's own
+    /// reads and writes ran into is known.
     pub fn end(&self) -> Option<PeerEnd> {
         self.connection.end()
     }
@@ -109,7 +109,8 @@ impl Peer {
     /// Waits until the connection ends, and watches it meanwhile.
     ///
     /// The watch is armed at the first poll. It costs one more descriptor per *connection* while
-    /// anybody waits. When none is to be had, arming is tried again every second (with a warning through `tracing`, if enabled).
+    /// anybody waits. When none is to be had, arming is tried again every second (with a warning
+    /// through `tracing`, if enabled).
     pub fn gone(&self) -> Gone {
         Gone {
             connection: Arc::clone(&self.connection),
@@ -134,8 +135,8 @@ impl Peer {
 
     /// Ends the connection, both ways, after what is queued for sending.
     ///
-    /// The server's pending reads and writes fail at once, so that a connection held up by a client that does not read
-    /// comes to its end. Does nothing to a connection that has ended.
+    /// The server's pending reads and writes fail at once, so that a connection held up by a
+    /// client that does not read comes to its end. Does nothing to a connection that has ended.
     pub fn close(&self) {
         self.connection.shut_down(false);
     }
@@ -143,8 +144,8 @@ impl Peer {
     /// Like [`close`](Self::close), but discards what is queued and sends RST.
     ///
     /// The client then cannot take a response without a length for a whole one, and the kernel
-    /// holds no queue for a client that never reads. RST goes out when the server drops the connection, which
-    /// it does as its reads and writes now fail.
+    /// holds no queue for a client that never reads. RST goes out when the server drops the
+    /// connection, which it does as its reads and writes now fail.
     pub fn reset(&self) {
         self.connection.shut_down(true);
     }

@@ -10,7 +10,10 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
 };
 
 use super::{
@@ -24,8 +27,8 @@ use super::{
 /// `TcpStream` (take the [`peer`](Self::peer) first).
 ///
 /// # On drop
-/// The connection is closed as a `TcpStream` is, at once: no [`Peer`] and no watch keeps it open. Whoever waits for the
-/// peer wakes up.
+/// The connection is closed as a `TcpStream` is, at once: no [`Peer`] and no watch keeps it open.
+/// Whoever waits for the peer wakes up.
 ///
 /// ```no_run
 /// # use bodyguard::net::WatchedListener;
@@ -50,7 +53,11 @@ use super::{
 /// ```
 pub struct WatchedStream {
     connection: Arc<Connection>,
+    /// Taken by the drop alone.
+    reader: Option<OwnedReadHalf>,
 }
+
+const OPEN: &str = "only this stream's drop takes the socket";
 
 impl WatchedStream {
     /// Wraps a connection that was accepted elsewhere; `half_close` as on the
@@ -67,8 +74,10 @@ impl WatchedStream {
     }
 
     pub(super) fn with_addr(socket: TcpStream, addr: SocketAddr, half_close: bool) -> Self {
+        let (connection, reader) = Connection::new(socket, addr, half_close);
         Self {
-            connection: Connection::new(socket, addr, half_close),
+            connection,
+            reader: Some(reader),
         }
     }
 
@@ -91,22 +100,20 @@ impl WatchedStream {
     }
 
     /// Runs `f` on the socket, for its options.
-    ///
-    /// Reading or writing there is possible, and seldom wise. Reads and writes of the stream wait meanwhile.
     pub fn with_socket<R>(&self, f: impl FnOnce(&TcpStream) -> R) -> R {
-        self.connection
-            .with_socket(|socket| f(socket))
-            .expect("only this stream's drop takes the socket")
+        f(self.reader.as_ref().expect(OPEN).as_ref())
     }
 
-    fn poll_socket<T>(
+    fn poll_writer<T>(
         &self,
-        f: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<T>>,
+        f: impl FnOnce(Pin<&mut OwnedWriteHalf>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        let polled = self
-            .connection
-            .with_socket(|socket| f(Pin::new(socket)))
-            .expect("only this stream's drop takes the socket");
+        let polled = self.connection.with_writer(|writer| f(Pin::new(writer)));
+        self.noted(polled.expect(OPEN))
+    }
+
+    /// What the server's own reads and writes run into is a sighting, too.
+    fn noted<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(error)) = &polled {
             self.connection.note_error(error);
         }
@@ -116,17 +123,17 @@ impl WatchedStream {
 
 impl AsyncRead for WatchedStream {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let room = buf.remaining();
-        let polled = self.poll_socket(|socket| socket.poll_read(cx, buf));
+        let polled = Pin::new(self.reader.as_mut().expect(OPEN)).poll_read(cx, buf);
         let end_of_file = room > 0 && buf.remaining() == room;
         if end_of_file && !self.connection.half_close && matches!(polled, Poll::Ready(Ok(()))) {
             self.connection.note(PeerEnd::Fin);
         }
-        polled
+        self.noted(polled)
     }
 }
 
@@ -136,7 +143,7 @@ impl AsyncWrite for WatchedStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_socket(|socket| socket.poll_write(cx, buf))
+        self.poll_writer(|writer| writer.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -144,7 +151,7 @@ impl AsyncWrite for WatchedStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_socket(|socket| socket.poll_write_vectored(cx, bufs))
+        self.poll_writer(|writer| writer.poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -152,19 +159,20 @@ impl AsyncWrite for WatchedStream {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_socket(|socket| socket.poll_flush(cx))
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // A TCP socket has nothing to flush, and servers ask often: no lock.
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.connection.finish();
-        self.poll_socket(|socket| socket.poll_shutdown(cx))
+        self.poll_writer(|writer| writer.poll_shutdown(cx))
     }
 }
 
 impl Drop for WatchedStream {
     fn drop(&mut self) {
-        self.connection.close();
+        self.connection.close(self.reader.take());
     }
 }
 

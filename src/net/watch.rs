@@ -1,11 +1,12 @@
 //! One connection as its stream, its peers and their waiters see it.
 //!
 //! Invariants:
-//! 1. `socket` and `eye` are the only descriptors of the connection. The stream's drop takes first the
-//!    one, then the other: without `socket` nothing is armed any more, so TCP ends there.
+//! 1. The socket (one half in the stream, one in `writer`) and `eye` are the only descriptors of the
+//!    connection. The stream's drop takes first the writer, without which nothing is armed any
+//!    more, then the eye, and gives its own half: TCP ends there.
 //! 2. `end` is set once. It is stored before the waiters' wakers are taken, and a waiter registers
 //!    before it reads `end` the last time, so no wake-up is lost.
-//! 3. Locks: `state`, then `socket`. Under `state` no waker of a waiter is called or dropped, and no
+//! 3. Locks: `state`, then `writer`. Under `state` no waker of a waiter is called or dropped, and no
 //!    registration is dropped: either could come back here.
 //! 4. The reactor holds the eye's waker, an `Arc` of this connection, and this connection holds the eye: a
 //!    cycle while armed. The last waiter's drop and the stream's take the eye out and so end it.
@@ -25,7 +26,10 @@ use std::{
 
 use tokio::{
     io::{AsyncWrite, Interest},
-    net::TcpStream,
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     runtime::Handle,
 };
 
@@ -40,7 +44,8 @@ pub(super) struct Connection {
     finished: AtomicBool,
     /// 0, or a `PeerEnd`; first one wins.
     end: AtomicU8,
-    socket: Mutex<Option<TcpStream>>,
+    /// Shared with peers, who shut it down or duplicate it; the stream reads without this lock.
+    writer: Mutex<Option<OwnedWriteHalf>>,
     state: Mutex<State>,
 }
 
@@ -52,16 +57,23 @@ struct State {
 }
 
 impl Connection {
-    pub(super) fn new(socket: TcpStream, addr: SocketAddr, half_close: bool) -> Arc<Self> {
-        Arc::new(Self {
+    /// The connection, and the half that its stream reads from.
+    pub(super) fn new(
+        socket: TcpStream,
+        addr: SocketAddr,
+        half_close: bool,
+    ) -> (Arc<Self>, OwnedReadHalf) {
+        let (reader, writer) = socket.into_split();
+        let connection = Self {
             addr,
             half_close,
             runtime: Handle::current(),
             finished: AtomicBool::new(false),
             end: AtomicU8::new(0),
-            socket: Mutex::new(Some(socket)),
+            writer: Mutex::new(Some(writer)),
             state: Mutex::new(State::default()),
-        })
+        };
+        (Arc::new(connection), reader)
     }
 
     pub(super) fn end(&self) -> Option<PeerEnd> {
@@ -81,10 +93,9 @@ impl Connection {
         }
     }
 
-    /// Runs `f` on the socket; `None` once the stream has been dropped.
-    pub(super) fn with_socket<R>(&self, f: impl FnOnce(&mut TcpStream) -> R) -> Option<R> {
-        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        socket.as_mut().map(f)
+    /// Runs `f` on the writer; `None` once the stream has been dropped.
+    pub(super) fn with_writer<R>(&self, f: impl FnOnce(&mut OwnedWriteHalf) -> R) -> Option<R> {
+        self.writer().as_mut().map(f)
     }
 
     /// Our side is about to send its FIN.
@@ -111,32 +122,31 @@ impl Connection {
     pub(super) fn shut_down(&self, reset: bool) {
         self.note(PeerEnd::Closed);
         self.finish();
-        self.with_socket(|socket| {
+        self.with_writer(|writer| {
             if reset {
-                set_zero_linger(socket);
+                set_zero_linger(writer.as_ref());
             }
             // std shuts down both directions, for which it needs a descriptor of its own. When
             // none is left, the write side alone makes the server's next write fail, too.
-            match duplicate(socket) {
+            match duplicate(writer.as_ref()) {
                 Ok(socket) => drop(socket.shutdown(Shutdown::Both)),
                 Err(_) => {
                     let mut cx = Context::from_waker(Waker::noop());
-                    let _ = Pin::new(socket).poll_shutdown(&mut cx);
+                    let _ = Pin::new(writer).poll_shutdown(&mut cx);
                 }
             }
         });
     }
 
-    /// The stream has been dropped: closes every descriptor, now (invariant 1).
-    pub(super) fn close(&self) {
-        let socket = self
-            .socket
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+    /// The stream is being dropped: closes every descriptor, now (invariant 1).
+    pub(super) fn close(&self, reader: Option<OwnedReadHalf>) {
+        if let Some(writer) = self.writer().take() {
+            // Not shut down but closed, with the reader.
+            writer.forget();
+        }
         let eye = self.state().eye.take();
         drop(eye);
-        drop(socket);
+        drop(reader);
         self.note(PeerEnd::Closed);
     }
 
@@ -184,8 +194,12 @@ impl Connection {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn writer(&self) -> MutexGuard<'_, Option<OwnedWriteHalf>> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn open_eye(&self) -> io::Result<Option<TcpStream>> {
-        match self.with_socket(|socket| duplicate(socket)) {
+        match self.with_writer(|writer| duplicate(writer.as_ref())) {
             Some(Ok(duplicate)) => {
                 let _context = self.runtime.enter();
                 TcpStream::from_std(duplicate).map(Some)
