@@ -503,10 +503,8 @@ async fn an_exhausted_pool_is_an_error_and_the_line_is_kept() {
     assert_eq!(pool.waiting(), 0);
 
     // The same bridge works once there is a thread.
-    let mut call = Box::pin(bridge.call(|_| 9));
-    assert!(futures_util::poll!(&mut call).is_pending());
     soon(holder.close()).await;
-    assert_eq!(soon(call).await.unwrap(), 9);
+    assert_eq!(soon(bridge.call(|_| 9)).await.unwrap(), 9);
     assert_eq!(pool.threads(), 1);
 }
 
@@ -590,6 +588,38 @@ async fn values_that_panic_when_dropped_do_not_cost_the_thread() {
     let next = Context::new(pool.clone());
     soon(next.bridge().call(|_| ())).await.unwrap();
     assert_eq!(pool.threads(), 1);
+}
+
+#[tokio::test]
+async fn closures_that_panic_when_dropped_unrun_do_not_cost_the_thread() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("dropped unrun");
+        }
+    }
+    let pool = small(1);
+    let context = Context::new(pool.clone());
+    let bridge = context.bridge();
+    let (release, released) = mpsc::channel::<()>();
+    let (running, is_running) = oneshot::channel();
+    let busy = background(bridge.call(move |_| {
+        running.send(()).unwrap();
+        released.recv().unwrap();
+    }));
+    soon(is_running).await.unwrap();
+    // In the mail box of a busy thread when their callers give up.
+    let (one, two) = (Bomb, Bomb);
+    let mut call = Box::pin(bridge.call(move |_| drop(one)));
+    let mut run = Box::pin(bridge.run(move || async move { drop(two) }));
+    assert!(futures_util::poll!(&mut call).is_pending());
+    assert!(futures_util::poll!(&mut run).is_pending());
+    drop((call, run));
+    release.send(()).unwrap();
+    soon(busy).await.unwrap().unwrap();
+    assert_eq!(soon(bridge.call(|_| 1)).await.unwrap(), 1);
+    soon(context.close()).await;
+    assert_eq!((pool.threads(), pool.idle()), (1, 1));
 }
 
 #[tokio::test]

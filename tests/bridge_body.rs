@@ -397,6 +397,29 @@ async fn sync_code_may_collect_a_body_of_its_own_request() {
 }
 
 #[tokio::test]
+async fn another_requests_body_keeps_its_bound_when_sync_code_reads_it() {
+    let pool = pool(2);
+    let (reader, writer) = (Context::new(pool.clone()), Context::new(pool));
+    let mut body = writer
+        .bridge()
+        .body_writer(|out| out.write_all(&[1; 100_000]))
+        .buffer(1_000);
+    let largest = soon(reader.bridge().call(move |cx| {
+        cx.block_on(async {
+            let mut largest = 0;
+            while let Some(frame) = body.frame().await {
+                largest = largest.max(frame.unwrap().into_data().unwrap().len());
+            }
+            largest
+        })
+    }))
+    .await
+    .unwrap()
+    .unwrap();
+    assert!(largest <= 1_000);
+}
+
+#[tokio::test]
 async fn the_end_is_an_end() {
     let mut body = SyncBody::from_iter(["a"]);
     assert!(!body.is_end_stream());

@@ -18,8 +18,9 @@ use super::{
     bound::Bound,
     cx::Cx,
     error::BridgeError,
+    job::{Gone, Job, SyncJob},
     local::{Place, place_of},
-    session::{Gone, Job, Session, SyncJob},
+    session::Session,
 };
 
 /// The result of sync code that runs on the request's thread.
@@ -184,7 +185,12 @@ impl<T> Reply<T> {
                 self.bound = None;
             } else if bound.poll(cx).is_ready() {
                 let limit = session.pool.config().wait_limit;
-                return Poll::Ready(Err(BridgeError::exhausted(limit)));
+                if session.pool.is_in_line(session) {
+                    return Poll::Ready(Err(BridgeError::exhausted(limit)));
+                }
+                // It has its thread, which only has to wake up.
+                self.bound = Bound::new(limit);
+                cx.waker().wake_by_ref();
             }
         }
         Poll::Pending

@@ -12,10 +12,12 @@ pub(super) struct Closer {
 }
 
 pub(super) enum Run {
-    Send(Box<dyn FnOnce(&Cx) -> Result<(), BoxError> + Send>),
+    Send(SendCloser),
     /// An index into the thread's own list.
     Bound(usize),
 }
+
+type SendCloser = Box<dyn FnOnce(&Cx) -> Result<(), BoxError> + Send>;
 
 /// A closer that may hold what cannot leave its thread.
 pub(super) type BoundCloser = Box<dyn FnOnce(&Cx) -> Result<(), BoxError>>;

@@ -13,25 +13,21 @@ use std::{
     collections::{HashMap, VecDeque},
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::Pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
 };
 
-use tokio::{
-    runtime::Runtime,
-    sync::oneshot,
-    task::LocalSet,
-    time::{Instant, Sleep, sleep, sleep_until},
-};
+use tokio::{runtime::Runtime, sync::oneshot, task::LocalSet, time::Instant};
 
 use super::{
     closer::{BoundCloser, Run},
     context::CloseReport,
     cx::Cx,
     error::BridgeError,
-    session::{Gone, Interrupt, Session, Step, SyncJob},
+    job::{Gone, Interrupt, Step, SyncJob},
+    limits::Limits,
+    session::Session,
 };
 use crate::Cause;
 
@@ -81,12 +77,11 @@ pub(super) fn place_of(session: &Arc<Session>) -> Place {
     })
 }
 
-/// Whether the calling code is the very future that sync code of this thread blocks on.
+/// Whether the calling code is the very future that sync code of the session blocks on.
 ///
 /// Local tasks are driven by nested calls as well; this future is not.
-pub(super) fn is_blocking_directly() -> bool {
-    with_current(|local| local.is_some_and(|local| local.driving.get()))
-        && tokio::task::try_id().is_none()
+pub(super) fn is_blocking_directly(session: &Arc<Session>) -> bool {
+    place_of(session) == Place::Loop && tokio::task::try_id().is_none()
 }
 
 /// The session of the calling thread.
@@ -149,7 +144,7 @@ pub(super) fn serve(session: Arc<Session>, runtime: Runtime) -> Served {
     let closes = session.take_closes();
     if let Ok(local) = Rc::try_unwrap(cx.local) {
         // Drops what was spawned on the runtime; does not wait for its blocking threads.
-        let _ = catch_unwind(AssertUnwindSafe(|| local.runtime.shutdown_background()));
+        quietly(|| local.runtime.shutdown_background());
     }
     Served {
         unused: None,
@@ -196,7 +191,7 @@ impl Local {
         self.end_tasks();
         let values = self.values.take();
         for (_, value) in values {
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(value)));
+            quietly(|| drop(value));
         }
         report
     }
@@ -254,24 +249,31 @@ impl Local {
                 .session
                 .poll_step(task, depth, self.stop_at.get(), &mut too_deep);
             let limit = self.session.pool.config().max_depth;
-            for job in too_deep {
-                job.job.reject(BridgeError::too_deep(limit));
-            }
+            self.reject_too_deep(too_deep);
             match step {
-                Poll::Ready(Step::Local(job)) => job.run(cx),
+                Poll::Ready(Step::Local(job)) => quietly(|| {
+                    if job.is_live() {
+                        job.run(cx);
+                    }
+                }),
                 Poll::Ready(step) => return Poll::Ready(step),
                 Poll::Pending => {
                     if limits.closer_is_late(task, self.deadline.get()) {
                         return Poll::Ready(Step::Interrupted);
                     }
                     if depth >= limit && limits.waited_too_deep(task, &self.session) {
-                        for job in self.session.take_jobs() {
-                            job.job.reject(BridgeError::too_deep(limit));
-                        }
+                        self.reject_too_deep(self.session.take_jobs());
                     }
                     return Poll::Pending;
                 }
             }
+        }
+    }
+
+    fn reject_too_deep(&self, jobs: VecDeque<SyncJob>) {
+        let limit = self.session.pool.config().max_depth;
+        for job in jobs {
+            quietly(|| job.job.reject(BridgeError::too_deep(limit)));
         }
     }
 
@@ -283,14 +285,14 @@ impl Local {
             ..
         } = job;
         if gone.load(Ordering::Acquire) {
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(job)));
+            quietly(|| drop(job));
             return;
         }
         let outer = self.gone.replace(Some(gone));
         self.session.enter(called_at);
         self.depth.set(self.depth.get() + 1);
-        // The job answers for its own panic; this one is for values that panic when dropped.
-        let _ = catch_unwind(AssertUnwindSafe(|| job.run(cx)));
+        // The job answers for its own panic; this is for values that panic when dropped.
+        quietly(|| job.run(cx));
         self.depth.set(self.depth.get() - 1);
         self.session.leave();
         self.gone.replace(outer);
@@ -302,7 +304,7 @@ impl Local {
         let cancelled = self.alive.get();
         // Code that runs in a `Drop` may block on the loop, as sync code one level down.
         self.depth.set(self.depth.get() + 1);
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(tasks)));
+        quietly(|| drop(tasks));
         self.depth.set(self.depth.get() - 1);
         cancelled
     }
@@ -338,6 +340,11 @@ impl Local {
     }
 }
 
+/// Runs what may panic only by dropping something of the user's; the thread outlives that.
+fn quietly(f: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(f));
+}
+
 enum Driven<T> {
     Done(T),
     Step(Step),
@@ -356,40 +363,5 @@ impl<'a> Driving<'a> {
 impl Drop for Driving<'_> {
     fn drop(&mut self) {
         self.0.set(false);
-    }
-}
-
-/// Timers of one wait, made only when it lasts.
-#[derive(Default)]
-struct Limits {
-    closer: Option<Pin<Box<Sleep>>>,
-    depth: Option<Pin<Box<Sleep>>>,
-}
-
-impl Limits {
-    fn closer_is_late(&mut self, task: &mut Context<'_>, deadline: Option<Instant>) -> bool {
-        let Some(deadline) = deadline else {
-            return false;
-        };
-        let sleep = self
-            .closer
-            .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        sleep.as_mut().poll(task).is_ready()
-    }
-
-    /// Calls from other threads are let in once the stack is less deep, but not waited for forever:
-    /// they may be what the code on the stack waits for.
-    fn waited_too_deep(&mut self, task: &mut Context<'_>, session: &Session) -> bool {
-        if !session.has_jobs() {
-            self.depth = None;
-            return false;
-        }
-        let limit = session.pool.config().wait_limit;
-        let wait = self.depth.get_or_insert_with(|| Box::pin(sleep(limit)));
-        let over = wait.as_mut().poll(task).is_ready();
-        if over {
-            self.depth = None;
-        }
-        over
     }
 }

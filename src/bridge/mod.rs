@@ -1,4 +1,64 @@
 //! One thread and one event loop per request, for sync code.
+//!
+//! A [`Bridge`] takes async code to sync code ([`Bridge::call`]) and sync code to async code
+//! ([`Cx::block_on`]), and within one request always to the same thread and the same loop: what one
+//! call has bound to the loop, a connection or a task, the next one can use. It is taken from a
+//! [`Pool`] at the first use and given back when the request's [`Context`] closes, after the response
+//! body has ended.
+//!
+//! ```
+//! use bodyguard::bridge::{BridgeError, Context, Pool};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), BridgeError> {
+//! let context = Context::new(Pool::new());
+//! let bridge = context.bridge();
+//! let again = bridge.clone();
+//! let sum = bridge
+//!     .call(move |cx| {
+//!         let first = cx.block_on(async { 1 })?;
+//!         // Back to sync code, on this very thread.
+//!         let second = cx.block_on(again.call(|_| 2))??;
+//!         Ok::<_, BridgeError>(first + second)
+//!     })
+//!     .await??;
+//! assert_eq!(sum, 3);
+//! context.close().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What runs when
+//! One piece of code at a time runs on the thread. Sync code that computes keeps it to itself. Sync
+//! code that **waits**, in `block_on` or in a write to a full [`SyncBody`], lets everything else of
+//! the request go on: local tasks, and further calls, which run on top of it. So calls finish last
+//! in, first out; and the *future* of an outer `block_on` is not polled while a call runs on top,
+//! since it lies below on the stack. What a nested call has to wait for belongs into a local task.
+//! Calls nest to [`PoolBuilder::max_depth`].
+//!
+//! # Misuse that is detected
+//! Each is an error with its own [`BridgeErrorKind`], none a hang.
+//!
+//! | what | error |
+//! |---|---|
+//! | `block_on` in async code that the loop is running | `InsideLoop` |
+//! | `Bridge::block_on` on another thread | `ForeignThread` |
+//! | a call awaited with another executor on the request's own thread | `OwnThread` |
+//! | anything after the end; waiting when the end comes | `Ended` |
+//! | waiting for a caller that has dropped its call | `Cancelled` |
+//! | no thread within the pool's limit | `Exhausted` |
+//! | a call from the loop, nested deeper than the pool allows | `TooDeep`, at once |
+//! | the same by way of another thread, or many calls at once | waits; `TooDeep` at the wait limit |
+//! | blocking middleware or handlers in a request without a bridge | `Missing` |
+//!
+//! Not detected: `tokio::runtime::Handle::block_on` in sync code, which waits without driving the
+//! loop; and two pieces of sync code of one request that wait for each other.
+//!
+//! # At the end
+//! Waiting code is interrupted, local tasks are dropped, closers run last registered first, then
+//! values kept with [`Cx::insert`] are dropped, all on the request's thread; the loop goes with
+//! them, and whatever was spawned on it. Thread-locals of the code itself stay. Sync code that does
+//! not come back keeps its thread, and is named: [`CloseReport::stuck`], [`Pool::stuck`].
 
 mod bound;
 mod call;
@@ -10,13 +70,17 @@ mod from_fn;
 mod handle;
 #[cfg(feature = "axum")]
 mod handler;
+mod job;
+mod limits;
 mod local;
 mod pipe;
 mod pool;
 mod session;
+mod settings;
 mod stuck;
 mod sync_body;
 mod task;
+mod worker;
 
 pub use call::Call;
 pub use context::{Close, CloseReport, Context, EndTasks};
@@ -26,7 +90,8 @@ pub use from_fn::{FromFnSync, FromFnSyncLayer, Next, NextError, ResponseFuture, 
 pub use handle::Bridge;
 #[cfg(feature = "axum")]
 pub use handler::{SyncHandler, sync_handler};
-pub use pool::{Pool, PoolBuilder};
+pub use pool::Pool;
+pub use settings::PoolBuilder;
 pub use stuck::Stuck;
 pub use sync_body::SyncBody;
 pub use task::{Run, Task};

@@ -2,18 +2,18 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    fmt, io,
-    sync::{
-        Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
-        mpsc::{self, RecvTimeoutError},
-    },
+    fmt,
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak, mpsc},
     thread,
-    time::Duration,
 };
 
-use tokio::runtime::Runtime;
-
-use super::{error::BridgeError, local, session::Session, stuck::Stuck};
+use super::{
+    error::BridgeError,
+    session::Session,
+    settings::{Config, PoolBuilder},
+    stuck::Stuck,
+    worker::{Wake, Worker},
+};
 
 /// The threads that requests with sync code share, one request at a time on each.
 ///
@@ -36,40 +36,6 @@ pub struct Pool {
     handle: Arc<Handle>,
 }
 
-/// How a [`Pool`] is made.
-#[derive(Clone, Debug)]
-#[must_use = "a builder does nothing until `build` is called"]
-pub struct PoolBuilder {
-    config: Config,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Config {
-    pub(super) max_threads: usize,
-    pub(super) wait_limit: Duration,
-    pub(super) idle_timeout: Duration,
-    pub(super) max_depth: usize,
-    pub(super) close_limit: Duration,
-    pub(super) closer_limit: Duration,
-    pub(super) stack_size: Option<usize>,
-    pub(super) thread_name: String,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            max_threads: 128,
-            wait_limit: Duration::from_secs(5),
-            idle_timeout: Duration::from_secs(10),
-            max_depth: 16,
-            close_limit: Duration::from_secs(30),
-            closer_limit: Duration::from_secs(30),
-            stack_size: None,
-            thread_name: "bridge".into(),
-        }
-    }
-}
-
 impl Pool {
     /// A pool with the default settings, of its own.
     pub fn new() -> Self {
@@ -80,6 +46,17 @@ impl Pool {
     pub fn builder() -> PoolBuilder {
         PoolBuilder {
             config: Config::default(),
+        }
+    }
+
+    pub(super) fn with(config: Config) -> Self {
+        Self {
+            handle: Arc::new(Handle {
+                shared: Arc::new(Shared {
+                    config,
+                    state: Mutex::default(),
+                }),
+            }),
         }
     }
 
@@ -150,11 +127,7 @@ impl Pool {
         if let Some(size) = shared.config.stack_size {
             builder = builder.stack_size(size);
         }
-        let worker = Worker {
-            shared: Arc::clone(shared),
-            id,
-            signed_off: false,
-        };
+        let worker = Worker::new(Arc::clone(shared), id);
         let first = Arc::clone(&session);
         if let Err(error) = builder.spawn(move || worker.run(first)) {
             // The closure was dropped, and the worker in it has signed off.
@@ -170,6 +143,12 @@ impl Pool {
                 }
             }
         }
+    }
+
+    /// Whether the session waits for a thread to come free.
+    pub(super) fn is_in_line(&self, session: &Arc<Session>) -> bool {
+        let state = self.handle.shared.lock();
+        state.queue.iter().any(|entry| Arc::ptr_eq(entry, session))
     }
 
     /// Takes a session out of the line that nobody waits for any more.
@@ -206,71 +185,6 @@ impl fmt::Debug for Pool {
     }
 }
 
-impl PoolBuilder {
-    /// The most threads there may be at a time (default 128, at least 1).
-    ///
-    /// A request keeps its thread from its first bridge call to the end of its response body.
-    pub fn max_threads(mut self, threads: usize) -> Self {
-        self.config.max_threads = threads.max(1);
-        self
-    }
-
-    /// How long a request waits for a thread (default 5 s).
-    pub fn wait_limit(mut self, limit: Duration) -> Self {
-        self.config.wait_limit = limit;
-        self
-    }
-
-    /// How long an idle thread is kept (default 10 s).
-    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
-        self.config.idle_timeout = timeout;
-        self
-    }
-
-    /// How many sync calls may be nested on one thread (default 16, at least 1).
-    pub fn max_depth(mut self, depth: usize) -> Self {
-        self.config.max_depth = depth.max(1);
-        self
-    }
-
-    /// How long [`Context::close`](super::Context::close) waits for sync code (default 30 s).
-    pub fn close_limit(mut self, limit: Duration) -> Self {
-        self.config.close_limit = limit;
-        self
-    }
-
-    /// How long one closer may wait in `block_on` (default 30 s).
-    pub fn closer_limit(mut self, limit: Duration) -> Self {
-        self.config.closer_limit = limit;
-        self
-    }
-
-    /// The stack of each thread in bytes (default: that of the standard library, 2 MiB).
-    pub fn stack_size(mut self, bytes: usize) -> Self {
-        self.config.stack_size = Some(bytes);
-        self
-    }
-
-    /// What thread names begin with (default `bridge`).
-    pub fn thread_name(mut self, prefix: impl Into<String>) -> Self {
-        self.config.thread_name = prefix.into();
-        self
-    }
-
-    /// Makes the pool; no thread is started yet.
-    #[must_use]
-    pub fn build(self) -> Pool {
-        Pool {
-            handle: Arc::new(Handle {
-                shared: Arc::new(Shared {
-                    config: self.config,
-                    state: Mutex::default(),
-                }),
-            }),
-        }
-    }
-}
-
 /// What clones of the pool share; threads hold only the [`Shared`] in it, so its end is theirs.
 struct Handle {
     shared: Arc<Shared>,
@@ -286,135 +200,30 @@ impl Drop for Handle {
     }
 }
 
-struct Shared {
-    config: Config,
+pub(super) struct Shared {
+    pub(super) config: Config,
     state: Mutex<State>,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Invariant: a session is in line only while every thread is taken and there are `max_threads`.
 #[derive(Default)]
-struct State {
-    threads: usize,
-    last_id: u64,
+pub(super) struct State {
+    pub(super) threads: usize,
+    pub(super) last_id: u64,
     /// The last to become idle is the first to be used, so that the others can retire.
-    idle: Vec<Idle>,
-    queue: VecDeque<Arc<Session>>,
-    serving: HashMap<u64, Weak<Session>>,
-    closed: bool,
+    pub(super) idle: Vec<Idle>,
+    pub(super) queue: VecDeque<Arc<Session>>,
+    pub(super) serving: HashMap<u64, Weak<Session>>,
+    pub(super) closed: bool,
 }
 
-struct Idle {
-    id: u64,
-    wake: mpsc::Sender<Wake>,
-}
-
-enum Wake {
-    Serve(Arc<Session>),
-    Exit,
-}
-
-struct Worker {
-    shared: Arc<Shared>,
-    id: u64,
-    signed_off: bool,
-}
-
-impl Worker {
-    fn run(mut self, first: Arc<Session>) {
-        let (wake, woken) = mpsc::channel();
-        let mut next = Some(first);
-        let mut runtime = None;
-        loop {
-            let session = match next.take() {
-                Some(session) => session,
-                None => match self.wait(&woken) {
-                    Some(session) => session,
-                    None => return,
-                },
-            };
-            let finished = match runtime.take().map_or_else(new_loop, Ok) {
-                Ok(fresh) => {
-                    let served = local::serve(session, fresh);
-                    runtime = served.unused;
-                    served.finished
-                }
-                Err(error) => {
-                    session.fail(&BridgeError::start(error));
-                    None
-                }
-            };
-            let Ok(coming) = self.check_in(&wake) else {
-                drop(finished);
-                return;
-            };
-            next = coming;
-            // Whoever waited for the close finds the thread free, or already at work again.
-            drop(finished);
-            if next.is_none() && runtime.is_none() {
-                runtime = new_loop().ok();
-            }
-        }
-    }
-
-    /// The next in line, or a place among the idle; `Err` when the pool is gone.
-    fn check_in(&self, wake: &mpsc::Sender<Wake>) -> Result<Option<Arc<Session>>, ()> {
-        let mut state = self.shared.lock();
-        state.serving.remove(&self.id);
-        if let Some(session) = state.queue.pop_front() {
-            state.serving.insert(self.id, Arc::downgrade(&session));
-            return Ok(Some(session));
-        }
-        if state.closed {
-            return Err(());
-        }
-        state.idle.push(Idle {
-            id: self.id,
-            wake: wake.clone(),
-        });
-        Ok(None)
-    }
-
-    fn wait(&mut self, woken: &mpsc::Receiver<Wake>) -> Option<Arc<Session>> {
-        let mut wake = woken.recv_timeout(self.shared.config.idle_timeout);
-        if let Err(RecvTimeoutError::Timeout) = wake {
-            let mut state = self.shared.lock();
-            if let Some(at) = state.idle.iter().position(|idle| idle.id == self.id) {
-                state.idle.remove(at);
-                // In one step with leaving the list, or a session could get in line for nobody.
-                state.threads -= 1;
-                self.signed_off = true;
-                return None;
-            }
-            drop(state);
-            // Taken off the list in the meantime: a message is on its way.
-            wake = woken.recv().map_err(|_| RecvTimeoutError::Disconnected);
-        }
-        match wake {
-            Ok(Wake::Serve(session)) => Some(session),
-            Ok(Wake::Exit) | Err(_) => None,
-        }
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        if !self.signed_off {
-            let mut state = self.shared.lock();
-            state.threads -= 1;
-            state.serving.remove(&self.id);
-        }
-    }
-}
-
-/// A loop for one request.
-fn new_loop() -> io::Result<Runtime> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
+pub(super) struct Idle {
+    pub(super) id: u64,
+    pub(super) wake: mpsc::Sender<Wake>,
 }

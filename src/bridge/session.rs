@@ -8,63 +8,27 @@
 //!    waits for an answer that does not come, and no closure keeps its handle, hence the session,
 //!    alive in a circle.
 
+mod thread;
+
 use std::{
     collections::VecDeque,
     panic::Location,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll, Waker},
-    thread::{self, ThreadId},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    task::Waker,
+    thread::ThreadId,
     time::Instant,
 };
 
 use tokio::sync::oneshot;
 
 use super::{
-    closer::Closer, context::CloseReport, cx::Cx, error::BridgeError, pool::Pool, stuck::Stuck,
+    closer::Closer,
+    context::CloseReport,
+    error::BridgeError,
+    job::{Interrupt, Job, SyncJob},
+    pool::Pool,
+    stuck::Stuck,
 };
-
-/// Something to do on the thread, for someone who waits for its result.
-pub(super) trait Job: Send {
-    /// Whether its result is still wanted.
-    fn is_live(&self) -> bool;
-    fn run(self: Box<Self>, cx: &Cx);
-    fn reject(self: Box<Self>, error: BridgeError);
-}
-
-/// Set once the caller has dropped its call.
-pub(super) type Gone = Arc<AtomicBool>;
-
-/// A sync call; it is run outside the loop, so that it can block on the loop.
-pub(super) struct SyncJob {
-    pub(super) job: Box<dyn Job>,
-    pub(super) gone: Gone,
-    pub(super) called_at: &'static Location<'static>,
-    /// Whether the loop itself submitted it: then whoever waits for it may be what blocks it.
-    pub(super) from_loop: bool,
-}
-
-/// What the code that is waiting on the loop has to do next.
-pub(super) enum Step {
-    Sync(SyncJob),
-    /// Start a local task, from inside the loop.
-    Local(Box<dyn Job>),
-    EndTasks,
-    Close,
-    Interrupted,
-}
-
-/// How hard code that waits on the loop is being told to stop.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Interrupt {
-    None,
-    /// Calls must stop waiting.
-    Calls,
-    /// Closers too: the close has taken too long.
-    Closers,
-}
 
 pub(super) struct Session {
     pub(super) pool: Pool,
@@ -118,8 +82,6 @@ impl Session {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    // ---- from any thread -------------------------------------------------------------------
 
     pub(super) fn push_sync(self: &Arc<Self>, job: SyncJob) -> Result<(), SyncJob> {
         self.push(job, |inner, job| inner.jobs.push_back(job))
@@ -315,111 +277,6 @@ impl Session {
             called_at,
             running_for: since.elapsed(),
         })
-    }
-
-    // ---- from the session's thread ---------------------------------------------------------
-
-    /// Whether this thread is to serve the session.
-    pub(super) fn open(&self) -> bool {
-        let mut inner = self.lock();
-        if inner.state != State::Queued {
-            return false;
-        }
-        if !inner.is_wanted() {
-            inner.state = State::Idle;
-            return false;
-        }
-        inner.state = State::Open;
-        let thread = thread::current();
-        inner.thread = Some((thread.id(), thread.name().unwrap_or("bridge").to_owned()));
-        true
-    }
-
-    /// What comes next for code that waits on the loop, `depth` sync calls down.
-    pub(super) fn poll_step(
-        &self,
-        cx: &mut Context<'_>,
-        depth: usize,
-        stop_at: Interrupt,
-        too_deep: &mut VecDeque<SyncJob>,
-    ) -> Poll<Step> {
-        let mut inner = self.lock();
-        if depth > 0 && inner.interrupt >= stop_at {
-            return Poll::Ready(Step::Interrupted);
-        }
-        if depth == 0 && inner.closing {
-            return Poll::Ready(Step::Close);
-        }
-        if depth == 0 && !inner.end_tasks.is_empty() {
-            return Poll::Ready(Step::EndTasks);
-        }
-        if let Some(local) = inner.locals.pop_front() {
-            return Poll::Ready(Step::Local(local));
-        }
-        if depth < self.pool.config().max_depth {
-            if let Some(job) = inner.jobs.pop_front() {
-                return Poll::Ready(Step::Sync(job));
-            }
-        } else if inner.jobs.iter().any(|job| job.from_loop) {
-            let (deeper, later) = std::mem::take(&mut inner.jobs)
-                .into_iter()
-                .partition(|job| job.from_loop);
-            inner.jobs = later;
-            *too_deep = deeper;
-        }
-        match &mut inner.waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
-        }
-        Poll::Pending
-    }
-
-    /// Whether calls from elsewhere wait because the thread is as deep as it may be.
-    pub(super) fn has_jobs(&self) -> bool {
-        !self.lock().jobs.is_empty()
-    }
-
-    pub(super) fn take_jobs(&self) -> VecDeque<SyncJob> {
-        std::mem::take(&mut self.lock().jobs)
-    }
-
-    pub(super) fn enter(&self, called_at: &'static Location<'static>) {
-        self.lock().running.push((called_at, Instant::now()));
-    }
-
-    pub(super) fn leave(&self) {
-        self.lock().running.pop();
-    }
-
-    /// The local tasks have ended: those who asked are told, and calls may wait again.
-    pub(super) fn tasks_ended(&self, cancelled: usize) {
-        let mut inner = self.lock();
-        let waiting = std::mem::take(&mut inner.end_tasks);
-        if !inner.closing {
-            inner.interrupt = Interrupt::None;
-        }
-        drop(inner);
-        for done in waiting {
-            let _ = done.send(cancelled);
-        }
-    }
-
-    pub(super) fn pop_closer(&self) -> Option<Closer> {
-        let mut inner = self.lock();
-        let closer = inner.closers.pop();
-        if closer.is_none() {
-            // In one step with finding none left: a closer is run or refused, never lost.
-            inner.state = State::Ended;
-        }
-        closer
-    }
-
-    /// Those who are to be told of the close.
-    pub(super) fn take_closes(&self) -> Vec<oneshot::Sender<CloseReport>> {
-        let mut inner = self.lock();
-        inner.state = State::Ended;
-        inner.waker = None;
-        std::mem::take(&mut inner.closes)
     }
 }
 

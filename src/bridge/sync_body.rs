@@ -1,8 +1,10 @@
 //! Bodies whose bytes come from blocking code.
 
+mod produce;
+
 use std::{
     fmt,
-    future::{Future, poll_fn},
+    future::Future,
     io,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -17,14 +19,15 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
+use self::produce::Out;
 use super::{
     context::{Close, Context},
-    cx::Cx,
-    error::{BridgeError, BridgeErrorKind},
+    error::BridgeError,
     handle::Bridge,
     local::is_blocking_directly,
-    pipe::{Pipe, Refused},
+    pipe::Pipe,
     pool::Pool,
+    session::Session,
 };
 use crate::{BodyError, BoxError};
 
@@ -72,6 +75,7 @@ pub struct SyncBody {
     reader: Reader,
     stage: Stage,
     context: Option<Context>,
+    session: Arc<Session>,
     begun: bool,
 }
 
@@ -149,6 +153,7 @@ impl SyncBody {
             reader: Reader(pipe),
             stage: Stage::Producing(Mutex::new(Box::pin(call))),
             context: None,
+            session: Arc::clone(&bridge.session),
             begun: false,
         }
     }
@@ -162,63 +167,6 @@ impl SyncBody {
             }
             Err(error) => Stage::Failed(error),
         }
-    }
-}
-
-impl Bridge {
-    /// A body from the chunks of an iterator, on the request's thread.
-    ///
-    /// See [`SyncBody`].
-    pub fn body_from_iter<I>(&self, iter: I) -> SyncBody
-    where
-        I: IntoIterator + Send + 'static,
-        I::Item: Into<Bytes>,
-    {
-        self.body_from_iter_with(move |_| iter)
-    }
-
-    /// A body from the chunks of an iterator that is made on the request's thread.
-    ///
-    /// The iterator need not be `Send`: it may hold what [`Cx::insert`] keeps.
-    pub fn body_from_iter_with<F, I>(&self, make: F) -> SyncBody
-    where
-        F: FnOnce(&Cx) -> I + Send + 'static,
-        I: IntoIterator,
-        I::Item: Into<Bytes>,
-    {
-        SyncBody::new(self, move |out| {
-            for chunk in make(out.cx) {
-                out.push(chunk.into())?;
-            }
-            Ok(())
-        })
-    }
-
-    /// A body from the chunks of a fallible iterator, on the request's thread.
-    ///
-    /// Its first error is the body's.
-    pub fn body_try_from_iter<I, D, E>(&self, iter: I) -> SyncBody
-    where
-        I: IntoIterator<Item = Result<D, E>> + Send + 'static,
-        D: Into<Bytes>,
-        E: Into<BoxError>,
-    {
-        SyncBody::new(self, move |out| {
-            for chunk in iter {
-                out.push(chunk.map_err(Into::into)?.into())?;
-            }
-            Ok(())
-        })
-    }
-
-    /// A body from what a closure writes, on the request's thread.
-    ///
-    /// See [`SyncBody`]. Inside, [`Cx::with_current`] gives the request's loop.
-    pub fn body_writer<F>(&self, write: F) -> SyncBody
-    where
-        F: FnOnce(&mut dyn io::Write) -> io::Result<()> + Send + 'static,
-    {
-        SyncBody::new(self, move |out| write(out).map_err(Into::into))
     }
 }
 
@@ -243,7 +191,7 @@ impl Body for SyncBody {
                         continue;
                     }
                     let frame = this.reader.0.poll_read(cx);
-                    if frame.is_pending() && is_blocking_directly() {
+                    if frame.is_pending() && is_blocking_directly(&this.session) {
                         // Sync code of the same thread collects this body: below the producer on
                         // the stack, it could not read while the producer waits for room.
                         this.reader.0.set_limit(usize::MAX);
@@ -311,62 +259,4 @@ impl Drop for Reader {
     fn drop(&mut self) {
         self.0.close();
     }
-}
-
-/// The writer's end, on the request's thread.
-struct Out<'a> {
-    pipe: &'a Pipe,
-    cx: &'a Cx,
-}
-
-impl Out<'_> {
-    fn push(&mut self, data: Bytes) -> io::Result<()> {
-        if data.is_empty() {
-            return Ok(());
-        }
-        loop {
-            match self.pipe.push(&data) {
-                Ok(()) => return Ok(()),
-                Err(refused) => self.refused(refused, data.len())?,
-            }
-        }
-    }
-
-    /// Waits for room, if there can be any.
-    fn refused(&self, refused: Refused, len: usize) -> io::Result<()> {
-        match refused {
-            Refused::Full => self
-                .cx
-                .block_on(poll_fn(|task| self.pipe.poll_room(task, len)))
-                .map_err(interrupted),
-            Refused::Closed => Err(io::ErrorKind::BrokenPipe.into()),
-        }
-    }
-}
-
-impl io::Write for Out<'_> {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if data.is_empty() {
-            return Ok(0);
-        }
-        loop {
-            match self.pipe.write(data) {
-                Ok(written) => return Ok(written),
-                Err(refused) => self.refused(refused, 1)?,
-            }
-        }
-    }
-
-    /// Nothing to do: what was written is on its way.
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn interrupted(error: BridgeError) -> io::Error {
-    let kind = match error.kind() {
-        BridgeErrorKind::Ended | BridgeErrorKind::Cancelled => io::ErrorKind::BrokenPipe,
-        _ => io::ErrorKind::Other,
-    };
-    io::Error::new(kind, error)
 }

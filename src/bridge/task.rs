@@ -16,12 +16,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{
-    call::Reply,
-    cx::Cx,
-    error::BridgeError,
-    session::{Job, Session},
-};
+use super::{call::Reply, cx::Cx, error::BridgeError, job::Job, session::Session};
 
 /// The result of a future that runs on the request's loop.
 ///

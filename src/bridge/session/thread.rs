@@ -1,0 +1,123 @@
+//! What only the session's own thread does with it.
+
+use std::{
+    collections::VecDeque,
+    panic::Location,
+    task::{Context, Poll},
+    thread,
+    time::Instant,
+};
+
+use tokio::sync::oneshot;
+
+use super::{Session, State};
+use crate::bridge::{
+    closer::Closer,
+    context::CloseReport,
+    job::{Interrupt, Step, SyncJob},
+};
+
+impl Session {
+    /// Whether this thread is to serve the session.
+    pub(in crate::bridge) fn open(&self) -> bool {
+        let mut inner = self.lock();
+        if inner.state != State::Queued {
+            return false;
+        }
+        if !inner.is_wanted() {
+            inner.state = State::Idle;
+            return false;
+        }
+        inner.state = State::Open;
+        let thread = thread::current();
+        inner.thread = Some((thread.id(), thread.name().unwrap_or("bridge").to_owned()));
+        true
+    }
+
+    /// What comes next for code that waits on the loop, `depth` sync calls down.
+    pub(in crate::bridge) fn poll_step(
+        &self,
+        cx: &mut Context<'_>,
+        depth: usize,
+        stop_at: Interrupt,
+        too_deep: &mut VecDeque<SyncJob>,
+    ) -> Poll<Step> {
+        let mut inner = self.lock();
+        if depth > 0 && inner.interrupt >= stop_at {
+            return Poll::Ready(Step::Interrupted);
+        }
+        if depth == 0 && inner.closing {
+            return Poll::Ready(Step::Close);
+        }
+        if depth == 0 && !inner.end_tasks.is_empty() {
+            return Poll::Ready(Step::EndTasks);
+        }
+        if let Some(local) = inner.locals.pop_front() {
+            return Poll::Ready(Step::Local(local));
+        }
+        if depth < self.pool.config().max_depth {
+            if let Some(job) = inner.jobs.pop_front() {
+                return Poll::Ready(Step::Sync(job));
+            }
+        } else if inner.jobs.iter().any(|job| job.from_loop) {
+            let (deeper, later) = std::mem::take(&mut inner.jobs)
+                .into_iter()
+                .partition(|job| job.from_loop);
+            inner.jobs = later;
+            *too_deep = deeper;
+        }
+        match &mut inner.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// Whether calls from elsewhere wait because the thread is as deep as it may be.
+    pub(in crate::bridge) fn has_jobs(&self) -> bool {
+        !self.lock().jobs.is_empty()
+    }
+
+    pub(in crate::bridge) fn take_jobs(&self) -> VecDeque<SyncJob> {
+        std::mem::take(&mut self.lock().jobs)
+    }
+
+    pub(in crate::bridge) fn enter(&self, called_at: &'static Location<'static>) {
+        self.lock().running.push((called_at, Instant::now()));
+    }
+
+    pub(in crate::bridge) fn leave(&self) {
+        self.lock().running.pop();
+    }
+
+    /// The local tasks have ended: those who asked are told, and calls may wait again.
+    pub(in crate::bridge) fn tasks_ended(&self, cancelled: usize) {
+        let mut inner = self.lock();
+        let waiting = std::mem::take(&mut inner.end_tasks);
+        if !inner.closing {
+            inner.interrupt = Interrupt::None;
+        }
+        drop(inner);
+        for done in waiting {
+            let _ = done.send(cancelled);
+        }
+    }
+
+    pub(in crate::bridge) fn pop_closer(&self) -> Option<Closer> {
+        let mut inner = self.lock();
+        let closer = inner.closers.pop();
+        if closer.is_none() {
+            // In one step with finding none left: a closer is run or refused, never lost.
+            inner.state = State::Ended;
+        }
+        closer
+    }
+
+    /// Those who are to be told of the close.
+    pub(in crate::bridge) fn take_closes(&self) -> Vec<oneshot::Sender<CloseReport>> {
+        let mut inner = self.lock();
+        inner.state = State::Ended;
+        inner.waker = None;
+        std::mem::take(&mut inner.closes)
+    }
+}

@@ -1,0 +1,131 @@
+//! The producer's side: iterators and writers on the request's thread.
+
+use std::{future::poll_fn, io};
+
+use bytes::Bytes;
+
+use super::SyncBody;
+use crate::{
+    BoxError,
+    bridge::{
+        cx::Cx,
+        error::{BridgeError, BridgeErrorKind},
+        handle::Bridge,
+        pipe::{Pipe, Refused},
+    },
+};
+
+impl Bridge {
+    /// A body from the chunks of an iterator, on the request's thread.
+    ///
+    /// See [`SyncBody`].
+    pub fn body_from_iter<I>(&self, iter: I) -> SyncBody
+    where
+        I: IntoIterator + Send + 'static,
+        I::Item: Into<Bytes>,
+    {
+        self.body_from_iter_with(move |_| iter)
+    }
+
+    /// A body from the chunks of an iterator that is made on the request's thread.
+    ///
+    /// The iterator need not be `Send`: it may hold what [`Cx::insert`] keeps.
+    pub fn body_from_iter_with<F, I>(&self, make: F) -> SyncBody
+    where
+        F: FnOnce(&Cx) -> I + Send + 'static,
+        I: IntoIterator,
+        I::Item: Into<Bytes>,
+    {
+        SyncBody::new(self, move |out| {
+            for chunk in make(out.cx) {
+                out.push(chunk.into())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// A body from the chunks of a fallible iterator, on the request's thread.
+    ///
+    /// Its first error is the body's.
+    pub fn body_try_from_iter<I, D, E>(&self, iter: I) -> SyncBody
+    where
+        I: IntoIterator<Item = Result<D, E>> + Send + 'static,
+        D: Into<Bytes>,
+        E: Into<BoxError>,
+    {
+        SyncBody::new(self, move |out| {
+            for chunk in iter {
+                out.push(chunk.map_err(Into::into)?.into())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// A body from what a closure writes, on the request's thread.
+    ///
+    /// See [`SyncBody`]. Inside, [`Cx::with_current`] gives the request's loop.
+    pub fn body_writer<F>(&self, write: F) -> SyncBody
+    where
+        F: FnOnce(&mut dyn io::Write) -> io::Result<()> + Send + 'static,
+    {
+        SyncBody::new(self, move |out| write(out).map_err(Into::into))
+    }
+}
+
+/// The writer's end, on the request's thread.
+pub(super) struct Out<'a> {
+    pub(super) pipe: &'a Pipe,
+    pub(super) cx: &'a Cx,
+}
+
+impl Out<'_> {
+    fn push(&mut self, data: Bytes) -> io::Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        loop {
+            match self.pipe.push(&data) {
+                Ok(()) => return Ok(()),
+                Err(refused) => self.refused(refused, data.len())?,
+            }
+        }
+    }
+
+    /// Waits for room, if there can be any.
+    fn refused(&self, refused: Refused, len: usize) -> io::Result<()> {
+        match refused {
+            Refused::Full => self
+                .cx
+                .block_on(poll_fn(|task| self.pipe.poll_room(task, len)))
+                .map_err(interrupted),
+            Refused::Closed => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+}
+
+impl io::Write for Out<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if data.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            match self.pipe.write(data) {
+                Ok(written) => return Ok(written),
+                Err(refused) => self.refused(refused, 1)?,
+            }
+        }
+    }
+
+    /// Nothing to do: what was written is on its way.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn interrupted(error: BridgeError) -> io::Error {
+    let kind = match error.kind() {
+        BridgeErrorKind::Ended | BridgeErrorKind::Cancelled => io::ErrorKind::BrokenPipe,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
+}
