@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 const ROUNDS: usize = 9;
 const WRITE: usize = 8 * 1024;
-const WRITES: usize = 8 * 1024;
+const WRITES: usize = 24 * 1024;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
@@ -186,7 +186,7 @@ async fn throughput(ratios: &mut Vec<Ratio>) {
     let address = listener.local_addr().unwrap();
     let server = Handle::current().spawn(async move { axum::serve(listener, app).await.unwrap() });
     let (mut ours, mut theirs) = (vec![], vec![]);
-    for _ in 0..ROUNDS {
+    for _ in 0..2 * ROUNDS {
         ours.push(download(address, "/bridge").await);
         theirs.push(download(address, "/channel").await);
     }
