@@ -191,6 +191,13 @@ async fn throughput(ratios: &mut Vec<Ratio>) {
         theirs.push(download(address, "/channel").await);
     }
     server.abort();
+    // Pair by pair: what else the machine does hits both sides of a pair.
+    let mut pairs: Vec<_> = theirs
+        .iter()
+        .zip(&ours)
+        .map(|(t, o)| over(*t, *o))
+        .collect();
+    pairs.sort_by(f64::total_cmp);
     let (ours, theirs) = (median(ours), median(theirs));
     let rate = |time: Duration| (WRITE * WRITES) as f64 / time.as_secs_f64() / 1e6;
     println!(
@@ -200,7 +207,7 @@ async fn throughput(ratios: &mut Vec<Ratio>) {
     );
     ratios.push(Ratio {
         name: "blocking-writes-vs-channel",
-        value: over(theirs, ours),
+        value: pairs[pairs.len() / 2],
         goal: Some(1.0),
     });
 }

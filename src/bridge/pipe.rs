@@ -8,8 +8,11 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 
-/// What small writes are gathered in.
-const CHUNK: usize = 16 * 1024;
+/// What the first small writes are gathered in; the chunks after it double in size.
+const FIRST_CHUNK: usize = 8 * 1024;
+
+/// The largest chunk: a body that writes much should leave in few, large frames.
+const LARGEST_CHUNK: usize = 64 * 1024;
 
 /// Chunks smaller than this are copied together instead of passed on one by one.
 const SMALL: usize = 2 * 1024;
@@ -18,7 +21,8 @@ const SMALL: usize = 2 * 1024;
 ///
 /// The reader takes all that was gathered since its last turn: small writes become large frames
 /// when the reader is slower, and leave at once when it is not, so there is no flush to forget.
-/// A full pipe lets the writer sleep until it is half empty, not until the next byte is free.
+/// A full pipe lets the writer sleep until a quarter is left, not until the next byte is free: each
+/// wake costs as much as the copy of several KiB.
 pub(super) struct Pipe {
     state: Mutex<State>,
 }
@@ -28,6 +32,7 @@ struct State {
     frames: VecDeque<Bytes>,
     /// What comes after the frames, still growing.
     tail: BytesMut,
+    chunk: usize,
     bytes: usize,
     closed: bool,
     reader: Option<Waker>,
@@ -49,6 +54,7 @@ impl Pipe {
                 limit: limit.max(1),
                 frames: VecDeque::new(),
                 tail: BytesMut::new(),
+                chunk: FIRST_CHUNK,
                 bytes: 0,
                 closed: false,
                 reader: None,
@@ -163,7 +169,7 @@ impl State {
     }
 
     fn is_worth_waking_for(&self, len: usize) -> bool {
-        self.bytes <= self.limit / 2 && self.has_room_for(len)
+        self.bytes <= self.limit / 4 && self.has_room_for(len)
     }
 
     fn writer_to_wake(&mut self) -> Option<Waker> {
@@ -177,7 +183,8 @@ impl State {
     fn append(&mut self, data: &[u8]) {
         if self.tail.capacity() - self.tail.len() < data.len() {
             self.seal();
-            self.tail = BytesMut::with_capacity(CHUNK.max(data.len()));
+            self.tail = BytesMut::with_capacity(self.chunk.max(data.len()));
+            self.chunk = (self.chunk * 2).min(LARGEST_CHUNK);
         }
         self.tail.extend_from_slice(data);
         self.bytes += data.len();
@@ -229,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bound_is_in_bytes_and_room_is_offered_at_half() {
+    fn the_bound_is_in_bytes_and_room_is_offered_at_a_quarter() {
         let pipe = Pipe::new(10);
         assert_eq!(pipe.write(&[0; 6]), Ok(6));
         assert_eq!(pipe.push(&Bytes::from_static(&[1; 4])), Ok(()));
@@ -238,6 +245,17 @@ mod tests {
         assert!(pipe.poll_read(&mut cx()).is_ready());
         assert!(pipe.poll_room(&mut cx(), 1).is_ready());
         assert_eq!(pipe.write(&[2; 20]), Ok(10));
+
+        let pipe = Pipe::new(10_000);
+        for _ in 0..3 {
+            pipe.push(&Bytes::from(vec![3; 3_000])).unwrap();
+        }
+        assert!(pipe.poll_room(&mut cx(), 3_000).is_pending());
+        pipe.read_now();
+        pipe.read_now();
+        assert!(pipe.poll_room(&mut cx(), 3_000).is_pending());
+        pipe.read_now();
+        assert!(pipe.poll_room(&mut cx(), 3_000).is_ready());
     }
 
     #[test]
