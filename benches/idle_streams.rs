@@ -70,7 +70,11 @@ fn main() {
             );
         }
         let least = heap(&default.clone().history(1 << 10), events, STREAMS);
-        at_most(&format!("idle_{name}_heap_kib_at_1_kib"), least / 1024.0, 3.0);
+        at_most(
+            &format!("idle_{name}_heap_kib_at_1_kib"),
+            least / 1024.0,
+            3.0,
+        );
         let mine = heap(&default, events, STREAMS);
         at_most(&format!("idle_{name}_heap_kib"), mine / 1024.0, 10.0);
         at_least(

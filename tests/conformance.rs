@@ -57,6 +57,10 @@ fn nothing(_: &Request<()>) {}
 /// Registers a closer once the head has gone, so that the body is the one to hold its end back.
 fn later(request: &Request<()>) {
     let cleanup = Cleanup::of(request).unwrap();
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "ends with the runtime of its test"
+    )]
     tokio::spawn(async move {
         cleanup.defer(|_| async {
             tokio::task::yield_now().await;

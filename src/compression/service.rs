@@ -138,7 +138,6 @@ where
     }
 }
 
-#[expect(clippy::large_enum_variant, reason = "moved once, at once")]
 enum Treated<B> {
     Answer(Response<CompressionBody<B>>),
     Away(Whole),

@@ -102,7 +102,6 @@ pub(super) struct Plain {
 
 impl Whole {
     /// Sends a larger body to a worker; one within a burst, or without a runtime, comes back.
-    #[expect(clippy::result_large_err, reason = "moved once, at once")]
     pub(super) fn start(
         core: &Arc<Core>,
         coding: Coding,

@@ -253,7 +253,7 @@ where
                 SizeHint::with_exact(held.data.as_ref().map_or(0, |data| data.len() as u64))
             }
             Stage::Ending(_) | Stage::Failing(_) => SizeHint::default(),
-            Stage::Done { hint } => hint.clone().unwrap_or_else(|| SizeHint::with_exact(0)),
+            Stage::Done { hint } => hint.unwrap_or_else(|| SizeHint::with_exact(0)),
         }
     }
 }

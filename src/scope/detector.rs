@@ -194,7 +194,7 @@ mod tests {
             (SizeHint::default(), true),
         ] {
             assert!(matches!(
-                head(Method::GET, 200, None, hint.clone(), end),
+                head(Method::GET, 200, None, hint, end),
                 Head::Ended(Outcome::Complete)
             ));
             assert!(matches!(

@@ -8,10 +8,7 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use tower_service::Service;
 
-use crate::{
-    BoxError, EndReport,
-    scope::closing,
-};
+use crate::{BoxError, EndReport, scope::closing};
 
 /// What a client got before it left, and how the response ended then.
 #[derive(Debug)]

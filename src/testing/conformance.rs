@@ -87,7 +87,7 @@ fn trailers() -> HeaderMap {
 
 #[rustfmt::skip]
 const CASES: &[Case] = &[
-    case("empty", || Script::new(), Expect::Data("")),
+    case("empty", Script::new, Expect::Data("")),
     case("empty, pending", || Script::new().pending(), Expect::Data("")),
     case("empty, end hint", || Script::new().end_hint(), Expect::Data("")),
     case("empty, exact hint", || Script::new().exact_hint(), Expect::Data("")),
@@ -153,7 +153,7 @@ where
         let mut runs = 0;
         for case in CASES {
             if case.expect != Expect::Hang {
-                self.to_the_end(case).await;
+                self.run_out(case).await;
                 runs += 1;
             }
             let mut polls = 0;
@@ -169,7 +169,7 @@ where
         runs
     }
 
-    async fn to_the_end(&mut self, case: &Case) {
+    async fn run_out(&mut self, case: &Case) {
         let name = case.name;
         let script = (case.script)();
         let probe = script.probe();
@@ -199,7 +199,10 @@ where
             run.check_content(case);
         }
         drop(run);
-        assert!(probe.is_dropped(), "{name}: inner body outlives its wrapper");
+        assert!(
+            probe.is_dropped(),
+            "{name}: inner body outlives its wrapper"
+        );
         let after_end = probe.was_polled_after_end();
         assert!(!after_end, "{name}: polled again, it polled its inner body");
     }

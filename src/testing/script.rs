@@ -190,7 +190,7 @@ impl Body for Script {
 
     fn size_hint(&self) -> SizeHint {
         match &self.hint {
-            Some(hint) => hint.clone(),
+            Some(hint) => *hint,
             None => SizeHint::with_exact(self.data_left()),
         }
     }
