@@ -85,6 +85,11 @@
 //! | `testing` | | scripted bodies, probes, conformance checks |
 //! | `full` | | all of them |
 
+/// The program in the README is a test.
+#[cfg(all(doctest, feature = "axum", feature = "net", feature = "compression"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 #[cfg(feature = "axum")]
 mod axum;
 #[cfg(feature = "bridge")]

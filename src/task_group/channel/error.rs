@@ -27,7 +27,7 @@ pub(super) enum Reason {
 
 impl Closed {
     /// The client has left or the group has failed, rather than the sender's own side ended.
-    pub(in crate::task_group) fn is_from_outside(&self) -> bool {
+    pub(crate) fn is_from_outside(&self) -> bool {
         matches!(self.reason, Reason::Gone | Reason::Refused)
     }
 }
