@@ -243,10 +243,14 @@ where
 
     fn size_hint(&self) -> SizeHint {
         match &self.stage {
-            Stage::Streaming { ahead } => {
-                let waiting = ahead.as_ref().map_or(0, |data| data.len() as u64);
+            // Polled ahead only under a promised length; the inner hint is short of this frame.
+            Stage::Streaming { ahead: Some(data) } => {
+                let promised = self.owner.detector.promised();
+                SizeHint::with_exact(promised.unwrap_or(data.len() as u64))
+            }
+            Stage::Streaming { ahead: None } => {
                 let hint = self.inner.as_ref().map(Inner::size_hint);
-                plus(hint.unwrap_or_default(), waiting)
+                hint.unwrap_or_else(|| SizeHint::with_exact(0))
             }
             Stage::AtLength(data) => SizeHint::with_exact(data.len() as u64),
             Stage::Ending(held) if held.clean => {
@@ -593,18 +597,6 @@ impl<B: Body> Inner<B> {
 
 fn end_hint<B: Body>(inner: Pin<&Option<Inner<B>>>) -> bool {
     inner.get_ref().as_ref().is_none_or(Inner::end_hint)
-}
-
-fn plus(hint: SizeHint, waiting: u64) -> SizeHint {
-    if waiting == 0 {
-        return hint;
-    }
-    let mut sum = SizeHint::new();
-    if let Some(upper) = hint.upper() {
-        sum.set_upper(upper.saturating_add(waiting));
-    }
-    sum.set_lower(hint.lower().saturating_add(waiting));
-    sum
 }
 
 impl<B> fmt::Debug for ScopeBody<B> {
