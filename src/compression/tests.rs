@@ -1,6 +1,8 @@
 //! Tests of the module as a whole: scripted bodies in, decoded bytes out.
 
 mod closing;
+#[cfg(all(feature = "br", feature = "zstd", feature = "deflate"))]
+mod codecs;
 mod matrix;
 mod property;
 mod script;
