@@ -19,8 +19,8 @@ use crate::BoxError;
 
 #[derive(Debug)]
 pub(super) enum Away {
-    One(Offload),
-    Many(Parallel),
+    One(Box<Offload>),
+    Many(Box<Parallel>),
 }
 
 /// Why an encoder did not go away.
@@ -39,9 +39,11 @@ impl Away {
         match encoder {
             Encoder::Gzip(gzip) if core.options.parallel && !flush_each => {
                 let parallel = Parallel::start(core, handle, gzip).map_err(Stay::Failed)?;
-                Ok(Self::Many(parallel))
+                Ok(Self::Many(Box::new(parallel)))
             }
-            encoder => Ok(Self::One(Offload::start(core, handle, encoder, flush_each))),
+            encoder => Ok(Self::One(Box::new(Offload::start(
+                core, handle, encoder, flush_each,
+            )))),
         }
     }
 

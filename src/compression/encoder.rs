@@ -23,7 +23,7 @@ pub(super) const SLICE: usize = 16 << 10;
 /// One response's encoder.
 #[derive(Debug)]
 pub(super) enum Encoder {
-    Gzip(Gzip),
+    Gzip(Box<Gzip>),
     #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
     Codec(Codec),
 }
@@ -48,7 +48,7 @@ impl Encoder {
             Coding::Brotli | Coding::Zstd | Coding::Deflate => {
                 Self::Codec(Codec::new(coding, &core.options))
             }
-            _ => Self::Gzip(Gzip::new(Arc::clone(core), history)),
+            _ => Self::Gzip(Box::new(Gzip::new(Arc::clone(core), history))),
         }
     }
 

@@ -98,7 +98,7 @@ impl CompressionLayer {
         })
     }
 
-    /// The level of gzip and deflate, 1 (fast) to 9 (small).
+    /// The level of gzip and deflate, 1 (fast) to 9 (small). Default: 5.
     pub fn level(self, level: u32) -> Self {
         self.with(|options| options.level = level.clamp(1, 9))
     }
@@ -125,7 +125,7 @@ impl CompressionLayer {
         self.with(|options| options.flush = flush)
     }
 
-    /// Bytes of plain text a parked gzip stream keeps, at most 32 KiB.
+    /// Bytes of plain text a parked gzip stream keeps, at most 32 KiB. Default: 6 KiB.
     ///
     /// More history costs that much memory for each idle stream, and makes the next event smaller.
     pub fn history(self, bytes: usize) -> Self {

@@ -259,8 +259,8 @@ impl Job for Station {
         let more = !state.input.is_empty() && state.ready < BOUND && state.error.is_none();
         state.encoder = Some(encoder);
         state.scheduled = more;
-        // The body is woken for output, for room, and for the end.
-        let wanted = !more || !state.output.is_empty() || state.queued <= BOUND / 2;
+        // The body is woken for output, for the end, and for plenty of room: waking costs.
+        let wanted = !more || !state.output.is_empty() || state.queued <= BOUND / 4;
         let waker = state.waker.take_if(|_| wanted);
         drop(state);
         if let Some(waker) = waker {

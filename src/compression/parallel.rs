@@ -31,7 +31,7 @@ pub(super) struct Parallel {
     core: Arc<Core>,
     handle: Handle,
     /// At rest between blocks: its header is written, nothing is pending in it. `None` once back.
-    gzip: Option<Gzip>,
+    gzip: Option<Box<Gzip>>,
     /// What `gzip` had written before the first block.
     head: Bytes,
     gathered: BytesMut,
@@ -44,7 +44,7 @@ impl Parallel {
     pub(super) fn start(
         core: &Arc<Core>,
         handle: Handle,
-        mut gzip: Gzip,
+        mut gzip: Box<Gzip>,
     ) -> Result<Self, BoxError> {
         let (head, before) = gzip.step_aside()?;
         Ok(Self {
@@ -146,7 +146,7 @@ impl Parallel {
     }
 
     /// The encoder, told of the text that went by.
-    pub(super) fn take_gzip(&mut self) -> Option<Gzip> {
+    pub(super) fn take_gzip(&mut self) -> Option<Box<Gzip>> {
         let mut gzip = self.gzip.take()?;
         gzip.step_in(&self.before);
         Some(gzip)

@@ -88,7 +88,7 @@ where
 /// A whole body on its way to being compressed.
 pub(super) struct Whole {
     /// `None` once answered.
-    plain: Option<Plain>,
+    plain: Option<Box<Plain>>,
     compressed: oneshot::Receiver<Bytes>,
 }
 
@@ -108,14 +108,14 @@ impl Whole {
         parts: Parts,
         data: Bytes,
         trailers: Option<HeaderMap>,
-    ) -> Result<Self, Plain> {
-        let plain = Plain {
+    ) -> Result<Self, Box<Plain>> {
+        let plain = Box::new(Plain {
             core: Arc::clone(core),
             coding,
             parts,
             data,
             trailers,
-        };
+        });
         if plain.data.len() <= BURST {
             return Err(plain);
         }

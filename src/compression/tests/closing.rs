@@ -228,3 +228,104 @@ fn the_inner_body_is_gone_before_the_encoded_end_is_given() {
     );
     assert_eq!(super::gunzip(&taken.wire), b"text");
 }
+
+/// Enough ready text to be encoded by a worker.
+fn sustained() -> Vec<Step> {
+    events(4_000).into_iter().map(Step::Data).collect()
+}
+
+#[tokio::test]
+async fn a_failure_while_a_worker_encodes_comes_after_all_that_was_given() {
+    use http_body_util::BodyExt;
+    let text = events(4_000).concat();
+    for parallel in [false, true] {
+        let layer = layer().parallel(parallel);
+        let mut steps = sustained();
+        steps.push(Step::Fail);
+        let mut body = pin!(stream(&layer, Script::new(steps)));
+        let mut taken = Taken::default();
+        while taken.take(body.frame().await) {}
+        assert!(taken.error.is_some());
+        assert!(gunzip_prefix(&taken.wire) == text);
+        assert_eq!(layer.core_lent(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_short_body_is_an_error_with_workers_too() {
+    use http_body_util::BodyExt;
+    let text = events(4_000).concat();
+    for parallel in [false, true] {
+        let script = Script::new(sustained()).promising(text.len() as u64 + 1);
+        let mut body = pin!(stream(&layer().parallel(parallel), script));
+        let mut taken = Taken::default();
+        while taken.take(body.frame().await) {}
+        let error = taken.error.expect("an error");
+        assert_eq!(
+            error
+                .downcast_ref::<LengthMismatch>()
+                .map(LengthMismatch::given),
+            Some(text.len() as u64)
+        );
+        assert!(gunzip_prefix(&taken.wire) == text);
+    }
+}
+
+#[tokio::test]
+async fn a_panic_while_a_worker_encodes_never_becomes_an_end() {
+    let mut steps = sustained();
+    steps.extend([Step::Panic]);
+    let layer = layer();
+    let mut body = Box::pin(stream(&layer, Script::new(steps)));
+    let mut taken = Taken::default();
+    let mut panicked = false;
+    loop {
+        let polled = std::future::poll_fn(|cx| {
+            match catch_unwind(AssertUnwindSafe(|| body.as_mut().poll_frame(cx))) {
+                Ok(polled) => polled.map(Ok),
+                Err(_) => Poll::Ready(Err(())),
+            }
+        });
+        match polled.await {
+            Err(()) => panicked = true,
+            Ok(frame) => {
+                if !taken.take(frame) {
+                    break;
+                }
+            }
+        }
+    }
+    assert!(panicked && taken.error.is_some());
+    gunzip_prefix(&taken.wire);
+    drop(body);
+    tokio::time::timeout(std::time::Duration::from_secs(10), async {
+        while layer.core_lent() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the compressor is back");
+}
+
+#[test]
+fn a_stream_outlives_the_runtime_whose_threads_it_used() {
+    let text = events(4_000).concat();
+    for parallel in [false, true] {
+        let layer = layer().parallel(parallel);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let mut body = Box::pin(stream(&layer, Script::new(sustained())));
+        let mut taken = Taken::default();
+        runtime.block_on(async {
+            if let Poll::Ready(frame) = poll(body.as_mut()) {
+                taken.take(frame);
+            }
+        });
+        drop(runtime);
+        let rest = drain(body);
+        taken.wire.extend_from_slice(&rest.wire);
+        assert!(rest.error.is_none());
+        assert!(super::gunzip(&taken.wire) == text);
+    }
+}

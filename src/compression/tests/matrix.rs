@@ -41,10 +41,12 @@ enum Do {
 
 const ANY_STATUS: u16 = 0;
 
+type Row = (u16, Option<Method>, Option<Size>, Option<Mark>, Do);
+
 /// The table: the first row that matches says what happens to a client that accepts gzip. One that
 /// does not gets the plain form, with `Vary` in all but the `Nothing` rows (RFC 9110, 12.5.5).
 #[rustfmt::skip]
-const TABLE: &[(u16, Option<Method>, Option<Size>, Option<Mark>, Do)] = &[
+const TABLE: &[Row] = &[
     // status      method              size                 mark                      does             RFC 9110
     (101,        None,               None,                None,                     Do::Nothing),     // 15.2: no content
     (204,        None,               None,                None,                     Do::Nothing),     // 15.3.5: no content
