@@ -13,7 +13,7 @@ use std::{
 
 use bodyguard::compression::CompressionLayer;
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{Method, Request, Response, Version};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::{body::Incoming, client::conn};
@@ -97,7 +97,12 @@ impl Client {
     }
 
     async fn get(&mut self, address: SocketAddr, path: &str) -> Response<Incoming> {
+        self.ask(address, Method::GET, path).await
+    }
+
+    async fn ask(&mut self, address: SocketAddr, method: Method, path: &str) -> Response<Incoming> {
         let request = Request::builder()
+            .method(method)
             .uri(format!("http://{address}{path}"))
             .header("host", address.to_string())
             .header("accept-encoding", "gzip")
@@ -272,4 +277,47 @@ async fn every_event_arrives_before_the_next_over_http_1() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_event_arrives_before_the_next_over_http_2() {
     streams(Version::HTTP_2).await;
+}
+
+#[tokio::test]
+async fn head_claims_neither_zero_bytes_nor_the_plain_length() {
+    let app = axum::Router::new()
+        .route(
+            "/",
+            axum::routing::get(|| async { "a line of text\n".repeat(400) }),
+        )
+        .layer(CompressionLayer::new());
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { drop(axum::serve(listener, app).await) });
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        let mut client = Client::connect(address, version, &mut tasks).await;
+        let whole = client.ask(address, Method::GET, "/").await;
+        let head = client.ask(address, Method::HEAD, "/").await;
+        for name in ["content-encoding", "vary", "content-type"] {
+            assert_eq!(
+                head.headers().get(name),
+                whole.headers().get(name),
+                "{name}"
+            );
+        }
+        assert_eq!(head.headers()["content-encoding"], "gzip");
+        assert!(
+            !head.headers().contains_key("content-length"),
+            "{version:?}"
+        );
+        assert!(
+            whole.headers().contains_key("content-length"),
+            "{version:?}"
+        );
+        let body = timeout(DEADLINE, head.into_body().collect())
+            .await
+            .expect("in time");
+        assert!(body.expect("no error").to_bytes().is_empty());
+        let body = timeout(DEADLINE, whole.into_body().collect())
+            .await
+            .expect("in time");
+        assert!(body.expect("no error").to_bytes().len() < 500);
+    }
 }
