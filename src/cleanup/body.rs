@@ -34,6 +34,18 @@ use crate::{
 /// # }).unwrap();
 /// ```
 ///
+/// A body has one consumer, by ownership: a second one does not compile.
+///
+/// ```compile_fail,E0382
+/// # use bodyguard::cleanup::CleanupBody;
+/// # use http_body_util::{BodyExt, Full};
+/// # async fn twice() {
+/// let body = CleanupBody::new(Full::new(bytes::Bytes::from("hello")));
+/// let first = body.collect().await;
+/// let second = body.collect().await;
+/// # }
+/// ```
+///
 /// It knows neither method nor status: a response that the server sends without its body (HEAD,
 /// 204, 304) is a dropped body here. Make it in the runtime that is to run its closers.
 ///

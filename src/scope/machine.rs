@@ -325,9 +325,9 @@ impl Scope {
         }
         state.lingering = !state.tasks.close();
         let wanted = state.keep_report || !state.options.on_end.is_empty() || super::observe::ON;
-        let report = wanted.then(|| Arc::new(state.report(self)));
+        let report = wanted.then(|| state.report(self));
         if state.keep_report {
-            state.report = report.clone();
+            state.report = report.clone().map(Arc::new);
         }
         Finished {
             verdict: state.verdict(self),
@@ -412,7 +412,7 @@ pub(super) enum Step {
 /// The account of a scope that is done, still to be announced.
 pub(super) struct Finished {
     verdict: Verdict,
-    report: Option<Arc<EndReport>>,
+    report: Option<EndReport>,
     options: Arc<Options>,
     done: super::signals::Fire,
     released: Option<(Released, u64)>,

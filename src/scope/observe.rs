@@ -2,6 +2,8 @@
 
 use super::machine::Scope;
 use crate::outcome::EndReport;
+#[cfg(feature = "metrics")]
+use crate::outcome::Outcome;
 
 /// Whether anybody listens, so that clocks are worth reading.
 pub(super) const ON: bool = cfg!(any(feature = "tracing", feature = "metrics"));
@@ -67,12 +69,36 @@ fn trace(report: &EndReport) {
 
 #[cfg(feature = "metrics")]
 fn measure(report: &EndReport) {
-    let outcome = report.outcome().as_str();
-    metrics::counter!("bodyguard_responses_total", "outcome" => outcome).increment(1);
+    // A macro with literals: labels known at compile time are not allocated for each response.
+    macro_rules! by_outcome {
+        ($($outcome:ident $name:literal),*) => {
+            match report.outcome() {
+                $(Outcome::$outcome => (
+                    metrics::counter!(
+                        "bodyguard_responses_total", "outcome" => $name
+                    ),
+                    metrics::histogram!(
+                        "bodyguard_response_duration_seconds", "outcome" => $name
+                    ),
+                ),)*
+            }
+        };
+    }
+    let (responses, durations) = by_outcome!(
+        Complete "Complete",
+        Truncated "Truncated",
+        Failed "Failed",
+        Panicked "Panicked",
+        Stalled "Stalled",
+        Shutdown "Shutdown",
+        Cancelled "Cancelled",
+        Disconnected "Disconnected",
+        Dropped "Dropped"
+    );
+    responses.increment(1);
     metrics::counter!("bodyguard_response_bytes_total").increment(report.bytes);
     if let Some(duration) = report.duration {
-        metrics::histogram!("bodyguard_response_duration_seconds", "outcome" => outcome)
-            .record(duration.as_secs_f64());
+        durations.record(duration.as_secs_f64());
     }
     if let Some(teardown) = report.teardown {
         metrics::histogram!("bodyguard_teardown_seconds").record(teardown.as_secs_f64());

@@ -1,0 +1,5 @@
+//! The behaviours that the crate was asked for, one test each; a module for each ticket of origin.
+
+#[path = "../support/mod.rs"]
+mod support;
+mod ticket_37066;
