@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use super::{
     detector::{Detector, Seen, stops_at_length},
-    failure::{Failure, FailureKind},
+    failure::{Failure, FailureKind, contained},
     limit::Limit,
     machine::{Scope, ShutBy, Verdict},
     owner::{Finisher, Owner},
@@ -80,6 +80,8 @@ impl Held {
 
 #[derive(Debug)]
 struct Failing {
+    /// What the application says to the client about it, if the format has a way.
+    last_frame: Option<Bytes>,
     gap: Limit,
     runtime: Option<Handle>,
     error: BodyError,
@@ -206,7 +208,9 @@ where
                 }
                 Stage::Ending(held) => {
                     let verdict = ready!(this.finisher.poll(cx));
-                    if let Some(failing) = verdict.and_then(|verdict| verdict.failing(held.clean)) {
+                    let failing = verdict
+                        .and_then(|verdict| verdict.failing(held.clean, &this.owner.detector));
+                    if let Some(failing) = failing {
                         *this.stage = Stage::Failing(Box::new(failing));
                     } else if let Some(data) = held.data.take() {
                         if held.trailers.is_none() {
@@ -220,6 +224,9 @@ where
                     }
                 }
                 Stage::Failing(failing) => {
+                    if let Some(frame) = failing.last_frame.take() {
+                        return Poll::Ready(Some(Ok(Frame::data(frame))));
+                    }
                     ready!(failing.poll_gap(cx));
                     let error = failing.error.clone();
                     *this.stage = Stage::Done { hint: None };
@@ -379,7 +386,7 @@ fn settle<B>(
         return Stage::Ending(held);
     }
     finisher.leave_to_holds();
-    match broken.and_then(|verdict| verdict.failing(held.clean)) {
+    match broken.and_then(|verdict| verdict.failing(held.clean, &owner.detector)) {
         Some(failing) => Stage::Failing(Box::new(failing)),
         None => Stage::Ending(held),
     }
@@ -555,16 +562,24 @@ impl Owner {
 
 impl Verdict {
     /// The error the body ends with, unless the end is to look whole.
-    fn failing(self, clean: bool) -> Option<Failing> {
+    fn failing(self, clean: bool, detector: &Detector) -> Option<Failing> {
         let whole = self.outcome.is_complete() || (clean && self.outcome == Outcome::Shutdown);
+        if whole {
+            return None;
+        }
         let outcome = self.outcome;
-        (!whole).then(|| Failing {
+        let error = BodyError::from(
+            self.cause
+                .unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into()),
+        );
+        // Under a promised length a further frame would count as content.
+        let words = self.last_words.filter(|_| detector.promised().is_none());
+        let last_frame = words.and_then(|words| contained(|| words(&error)).ok().flatten());
+        Some(Failing {
+            last_frame: last_frame.filter(|frame| !frame.is_empty()),
             gap: Limit::new(self.gap),
             runtime: self.runtime,
-            error: BodyError::from(
-                self.cause
-                    .unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into()),
-            ),
+            error,
         })
     }
 }

@@ -118,11 +118,11 @@ impl From<Failure> for Cause {
 }
 
 /// What a panic carries.
-pub(super) type Payload = Box<dyn Any + Send>;
+pub(crate) type Payload = Box<dyn Any + Send>;
 
 /// Runs application code whose panic must not reach past us. What it was working on is dropped
 /// with it, so nobody sees it half done.
-pub(super) fn contained<T>(code: impl FnOnce() -> T) -> Result<T, Payload> {
+pub(crate) fn contained<T>(code: impl FnOnce() -> T) -> Result<T, Payload> {
     catch_unwind(AssertUnwindSafe(code))
 }
 

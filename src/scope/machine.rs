@@ -35,7 +35,7 @@ use super::{
     teardown,
 };
 use crate::{
-    error::Cause,
+    error::{BodyError, Cause},
     outcome::{Counts, EndReport, Ending, EndingParts, Outcome},
     supervisor::{Registration, Released, Supervisor},
 };
@@ -110,6 +110,7 @@ pub(super) struct State {
     pub(super) closing: Option<&'static Location<'static>>,
     pub(super) next_key: u64,
     pub(super) tasks: Tasks,
+    pub(super) last_words: Option<LastWords>,
     pub(super) children: Vec<Arc<Scope>>,
     pub(super) counts: Counts,
     pub(super) errors: Vec<Cause>,
@@ -329,8 +330,11 @@ impl Scope {
         if state.keep_report {
             state.report = report.clone().map(Arc::new);
         }
+        let verdict = state.verdict(self);
+        let last_words = state.last_words.take();
         Finished {
-            verdict: state.verdict(self),
+            verdict,
+            _last_words: last_words,
             report,
             options: state.options.clone(),
             done: state.signals.done(),
@@ -389,7 +393,7 @@ pub(super) enum Started {
 }
 
 /// What the owner shows its client.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Verdict {
     pub(super) outcome: Outcome,
     pub(super) cause: Option<Cause>,
@@ -397,7 +401,12 @@ pub(super) struct Verdict {
     pub(super) gap: Duration,
     /// Where that wait finds its timer.
     pub(super) runtime: Option<Handle>,
+    /// What may say a last word before the error.
+    pub(super) last_words: Option<LastWords>,
 }
+
+/// Makes the last frame of a body that fails, from its error.
+pub(crate) type LastWords = Arc<dyn Fn(&BodyError) -> Option<Bytes> + Send + Sync>;
 
 /// What the teardown does next.
 pub(super) enum Step {
@@ -412,6 +421,8 @@ pub(super) enum Step {
 /// The account of a scope that is done, still to be announced.
 pub(super) struct Finished {
     verdict: Verdict,
+    /// Not needed any more; dropped outside the lock, since it is the application's.
+    _last_words: Option<LastWords>,
     report: Option<EndReport>,
     options: Arc<Options>,
     done: super::signals::Fire,
@@ -464,6 +475,7 @@ impl State {
             after_end: Vec::new(),
             closing: None,
             last_frame: None,
+            last_words: None,
             next_key: 0,
             children: Vec::new(),
             counts: Counts::default(),
@@ -500,7 +512,7 @@ impl State {
     }
 
     /// Errors are kept once each, in the order they were seen.
-    fn add_error(&mut self, cause: Cause) {
+    pub(super) fn add_error(&mut self, cause: Cause) {
         if !self.errors.iter().any(|seen| Arc::ptr_eq(seen, &cause)) {
             self.errors.push(cause);
         }
@@ -553,6 +565,7 @@ impl State {
             runtime: (!outcome.is_complete())
                 .then(|| scope.runtime.clone())
                 .flatten(),
+            last_words: self.last_words.clone().filter(|_| !outcome.is_complete()),
         }
     }
 

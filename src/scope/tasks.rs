@@ -11,13 +11,17 @@ use std::{
 
 use pin_project::pin_project;
 use slab::Slab;
-use tokio::{runtime::Handle, task::AbortHandle};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::AbortHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     failure::{Failure, FailureKind, Payload, contained, named},
     limit::Limit,
-    machine::{Phase, Scope},
+    machine::{LastWords, Phase, Scope},
     options::FailurePolicy,
 };
 use crate::{
@@ -40,7 +44,9 @@ pub(crate) enum TaskKind {
 }
 
 /// Called when a failure cancels the siblings: the channel closes, so that the body ends.
-pub(crate) type FailureHook = Box<dyn Fn() + Send>;
+///
+/// False if that body is gone already, so that it cannot end anything.
+pub(crate) type FailureHook = Box<dyn Fn() -> bool + Send>;
 
 pub(super) struct Tasks {
     slots: Slab<Slot>,
@@ -55,6 +61,8 @@ pub(super) struct Tasks {
     cancel: Option<CancellationToken>,
     joiner: Option<Waker>,
     on_failure: Vec<FailureHook>,
+    /// How many tasks may run at once, where the application has set it.
+    places: Option<Arc<Semaphore>>,
 }
 
 struct Slot {
@@ -85,6 +93,7 @@ impl Tasks {
             cancel: None,
             joiner: None,
             on_failure: Vec::new(),
+            places: None,
         }
     }
 
@@ -223,6 +232,7 @@ impl Scope {
     pub(crate) fn spawn_blocking<C>(
         self: &Arc<Self>,
         at: &'static Location<'static>,
+        place: Option<OwnedSemaphorePermit>,
         code: C,
         judge: fn(TaskResult) -> TaskResult,
     ) -> Result<(), C>
@@ -236,6 +246,7 @@ impl Scope {
         let cancel = self.task_token();
         let mut report = report;
         let task = runtime.spawn_blocking(move || {
+            let _place = place;
             let end = match contained(|| code(cancel)) {
                 Ok(result) => TaskEnd::Returned(judge(result)),
                 Err(payload) => TaskEnd::Panicked(payload),
@@ -265,6 +276,27 @@ impl Scope {
         if let Some(hook) = now {
             hook();
         }
+    }
+
+    /// Makes the frame that a failing body ends with, before its error.
+    pub(crate) fn on_failure(&self, words: LastWords) {
+        let replaced = self.lock().last_words.replace(words);
+        drop(replaced);
+    }
+
+    /// Keeps an error for the report that does not change the outcome.
+    pub(crate) fn keep_error(&self, cause: Cause) {
+        self.lock().add_error(cause);
+    }
+
+    /// Lets at most so many tasks run at once, of those that take a place.
+    pub(crate) fn set_places(&self, places: usize) {
+        let places = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
+        self.lock().tasks.places = Some(places);
+    }
+
+    pub(crate) fn places(&self) -> Option<Arc<Semaphore>> {
+        self.lock().tasks.places.clone()
     }
 
     pub(crate) fn set_failure_policy(&self, policy: FailurePolicy) {
@@ -337,8 +369,7 @@ impl Scope {
                 if state.tasks.policy == FailurePolicy::CancelSiblings && first {
                     hooks = std::mem::take(&mut state.tasks.on_failure);
                     cancellation = Some(state.tasks.cancel_all());
-                    // A body that is not fed by a channel of ours would go on: end it.
-                    interrupt = hooks.is_empty().then_some((outcome, cause));
+                    interrupt = Some((outcome, cause));
                 }
             }
             let waker = state.tasks.joiner.take();
@@ -349,10 +380,9 @@ impl Scope {
         if let Some(cancellation) = cancellation {
             cancellation.carry_out();
         }
-        for hook in hooks {
-            hook();
-        }
-        if let Some((outcome, cause)) = interrupt {
+        let fed = hooks.into_iter().fold(false, |fed, hook| hook() || fed);
+        // A body that is not fed by a channel of ours would go on: end it.
+        if let Some((outcome, cause)) = interrupt.filter(|_| !fed) {
             self.interrupt(outcome, Some(cause));
         }
         if let Some(waker) = waker {

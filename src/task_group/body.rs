@@ -16,10 +16,11 @@ use pin_project::pin_project;
 use super::{
     channel::{FrameReceiver, FrameSender, channel},
     group::{Forgiving, TaskGroup},
+    merge::Sources,
 };
 use crate::{
     BodyError, TaskResult,
-    scope::{Scope, ScopeBody, Sealed, TaskKind},
+    scope::{LastWords, Scope, ScopeBody, Sealed, TaskKind},
 };
 
 /// Bytes that producers may be ahead of the client (16 KiB); a larger frame passes alone.
@@ -34,35 +35,53 @@ const BUFFER: usize = 16 * 1024;
 #[must_use = "a body does nothing unless it is polled"]
 pub struct GroupBody {
     receiver: FrameReceiver,
-    start: Option<Box<dyn FnOnce() + Send>>,
+    scope: Arc<Scope>,
+    start: Option<Start>,
+    last_words: Option<LastWords>,
 }
 
+/// Spawns the producer.
+type Start = Box<dyn FnOnce(&Arc<Scope>) + Send>;
+
 impl GroupBody {
-    pub(super) fn new<F, Fut>(group: TaskGroup, at: &'static Location<'static>, producer: F) -> Self
+    pub(super) fn new<F, Fut>(group: &TaskGroup, at: &'static Location<'static>, producer: F) -> Self
     where
         F: FnOnce(FrameSender) -> Fut + Send + 'static,
         Fut: Future<Output = TaskResult> + Send + 'static,
     {
         let (sender, receiver) = channel(BUFFER);
         let handle = receiver.handle();
-        group
-            .scope()
-            .on_task_failure(Box::new(move || handle.close_senders()));
-        let start = Box::new(move || {
+        let scope = group.scope().clone();
+        scope.on_task_failure(Box::new(move || handle.close_senders()));
+        let start: Start = Box::new(move |scope| {
             // Refused only if the end has started: then nobody waits for these frames.
-            let _ = group
-                .scope()
-                .spawn(TaskKind::Plain, at, Forgiving(producer(sender)));
+            let _ = scope.spawn(TaskKind::Plain, at, Forgiving::new(producer(sender)));
         });
         Self {
             receiver,
+            scope,
             start: Some(start),
+            last_words: None,
         }
     }
 
     /// Lets every frame leave as it was sent. Off by default: small ready frames leave merged.
     pub fn preserve_frames(mut self) -> Self {
         self.receiver.set_preserve_frames(true);
+        self
+    }
+
+    /// What a body that fails says to its client last: for event streams, an `error` event.
+    ///
+    /// `words` sees the error, whatever the reason of the failure. Its frame follows all frames sent
+    /// before, and the error follows it after the layer's `error_gap`, so that the transfer is
+    /// still a broken one. Not called under a promised length, nor if the client has gone. The
+    /// frame does not count among the report's bytes, which was drawn up before.
+    pub fn on_failure<F>(mut self, words: F) -> Self
+    where
+        F: Fn(&BodyError) -> Option<Bytes> + Send + Sync + 'static,
+    {
+        self.last_words = Some(Arc::new(words));
         self
     }
 }
@@ -76,7 +95,11 @@ impl Body for GroupBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(start) = self.start.take() {
-            start();
+            // Not before the first poll: a body that was replaced speaks for no other.
+            if let Some(words) = self.last_words.take() {
+                self.scope.on_failure(words);
+            }
+            start(&self.scope);
         }
         self.receiver.poll_frame(cx).map(|next| next.map(Ok))
     }
@@ -125,7 +148,7 @@ impl TaskGroupBody {
         let scope: Arc<Scope> = Scope::standalone();
         let group = TaskGroup::through(scope.clone());
         let theirs = group.clone();
-        let body = GroupBody::new(group.clone(), Location::caller(), move |sender| {
+        let body = GroupBody::new(&group, Location::caller(), move |sender| {
             producer(theirs, sender)
         });
         Self {
@@ -138,6 +161,26 @@ impl TaskGroupBody {
     pub fn preserve_frames(mut self) -> Self {
         if let Some(body) = self.body.inner_mut() {
             body.receiver.set_preserve_frames(true);
+        }
+        self
+    }
+
+    /// The body of merged streams. See [`Sources`].
+    #[track_caller]
+    pub fn merge(sources: Sources) -> Self {
+        Self::new(move |group, tx| {
+            sources.start(&group, tx);
+            async { Ok(()) }
+        })
+    }
+
+    /// What the body says to its client last if it fails. See [`GroupBody::on_failure`].
+    pub fn on_failure<F>(mut self, words: F) -> Self
+    where
+        F: Fn(&BodyError) -> Option<Bytes> + Send + Sync + 'static,
+    {
+        if let Some(body) = self.body.inner_mut() {
+            body.last_words = Some(Arc::new(words));
         }
         self
     }

@@ -3,11 +3,13 @@
 use std::{error::Error, fmt, future::Future, panic::Location, sync::Arc};
 
 use http::Request;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     body::GroupBody,
     channel::{Closed, FrameSender},
+    merge::Sources,
 };
 use crate::{
     BoxError, Outcome, TaskResult,
@@ -41,7 +43,8 @@ impl TaskGroup {
     /// Spawns a task: awaited at a natural end, aborted at its next await on any other.
     ///
     /// # Errors
-    /// [`SpawnError`] gives the future back once the end has started, or outside any runtime.
+    /// [`SpawnError`] gives the future back once the end has started, outside any runtime, or if
+    /// [as many tasks run as are allowed](Self::set_max_tasks).
     #[track_caller]
     pub fn spawn<F>(&self, task: F) -> Result<(), SpawnError<F>>
     where
@@ -88,9 +91,13 @@ impl TaskGroup {
     where
         C: FnOnce(CancellationToken) -> TaskResult + Send + 'static,
     {
+        let place = match self.take_place() {
+            Ok(place) => place,
+            Err(Full) => return Err(SpawnError::full(code)),
+        };
         self.scope
-            .spawn_blocking(Location::caller(), code, forgive)
-            .map_err(|refused| SpawnError { refused })
+            .spawn_blocking(Location::caller(), place, code, forgive)
+            .map_err(SpawnError::ending)
     }
 
     /// A body fed by the senders that `producer` is given, under this scope and its supervisor.
@@ -103,7 +110,60 @@ impl TaskGroup {
         F: FnOnce(FrameSender) -> Fut + Send + 'static,
         Fut: Future<Output = TaskResult> + Send + 'static,
     {
-        GroupBody::new(self.clone(), Location::caller(), producer)
+        GroupBody::new(self, Location::caller(), producer)
+    }
+
+    /// The body of streams merged under this scope and its supervisor. See [`Sources`].
+    #[track_caller]
+    pub fn merge(&self, sources: Sources) -> GroupBody {
+        let group = self.clone();
+        self.body(move |tx| {
+            sources.start(&group, tx);
+            async { Ok(()) }
+        })
+    }
+
+    /// Lets at most `max` tasks run at once; unlimited by default.
+    ///
+    /// With `max` tasks running the ways to spawn refuse ([`SpawnError::is_full`]), and
+    /// [`spawn_when_free`](Self::spawn_when_free) waits. Counted are tasks spawned from now on, not
+    /// the producers of [`body`](Self::body) and the sources of [`merge`](Self::merge).
+    pub fn set_max_tasks(&self, max: usize) {
+        self.scope.set_places(max);
+    }
+
+    /// Spawns a task as [`spawn`](Self::spawn) does, once fewer than the most allowed are running.
+    ///
+    /// Those who wait are served in turn. A task that waits here for a place holds its own
+    /// meanwhile: if all of them do, they wait for the client to leave.
+    ///
+    /// # Errors
+    /// [`SpawnError`] gives the future back once the tasks are cancelled or the end has started.
+    ///
+    /// **On drop**: nothing was spawned, and the task is dropped.
+    #[track_caller]
+    pub fn spawn_when_free<F>(
+        &self,
+        task: F,
+    ) -> impl Future<Output = Result<(), SpawnError<F>>> + Send + use<'_, F>
+    where
+        F: Future<Output = TaskResult> + Send + 'static,
+    {
+        let at = Location::caller();
+        async move {
+            let place = match self.scope.places() {
+                None => None,
+                Some(places) => {
+                    let cancel = self.scope.task_token();
+                    tokio::select! {
+                        biased;
+                        () = cancel.cancelled() => return Err(SpawnError::ending(task)),
+                        place = places.acquire_owned() => place.ok(),
+                    }
+                }
+            };
+            self.spawn_at(place, at, TaskKind::Plain, task)
+        }
     }
 
     /// What a failing task does to its siblings; overrides the layer's policy.
@@ -130,16 +190,54 @@ impl TaskGroup {
     where
         F: Future<Output = TaskResult> + Send + 'static,
     {
-        let at = Location::caller();
+        match self.take_place() {
+            Ok(place) => self.spawn_at(place, Location::caller(), kind, task),
+            Err(Full) => Err(SpawnError::full(task)),
+        }
+    }
+
+    fn spawn_at<F>(
+        &self,
+        place: Option<OwnedSemaphorePermit>,
+        at: &'static Location<'static>,
+        kind: TaskKind,
+        task: F,
+    ) -> Result<(), SpawnError<F>>
+    where
+        F: Future<Output = TaskResult> + Send + 'static,
+    {
+        let _place = place;
         self.scope
-            .spawn(kind, at, Forgiving(task))
-            .map_err(|Forgiving(refused)| SpawnError { refused })
+            .spawn(kind, at, Forgiving { task, _place })
+            .map_err(|refused| SpawnError::ending(refused.task))
+    }
+
+    /// A place among the most tasks allowed, if there is such a limit.
+    fn take_place(&self) -> Result<Option<OwnedSemaphorePermit>, Full> {
+        match self.scope.places() {
+            None => Ok(None),
+            Some(places) => places.try_acquire_owned().map(Some).map_err(|_| Full),
+        }
     }
 }
 
+/// As many tasks run as may.
+struct Full;
+
 /// A task whose `Closed` is no failure.
 #[pin_project::pin_project]
-pub(super) struct Forgiving<F>(#[pin] pub(super) F);
+pub(super) struct Forgiving<F> {
+    #[pin]
+    task: F,
+    /// Given back when the task is over.
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl<F> Forgiving<F> {
+    pub(super) fn new(task: F) -> Self {
+        Self { task, _place: None }
+    }
+}
 
 impl<F: Future<Output = TaskResult>> Future for Forgiving<F> {
     type Output = TaskResult;
@@ -148,7 +246,7 @@ impl<F: Future<Output = TaskResult>> Future for Forgiving<F> {
         self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<TaskResult> {
-        self.project().0.poll(cx).map(forgive)
+        self.project().task.poll(cx).map(forgive)
     }
 }
 
@@ -177,12 +275,32 @@ fn is_closed(error: &BoxError) -> bool {
     false
 }
 
-/// The scope takes no more tasks: its end has started. Gives back what was to be spawned.
+/// The scope takes no more tasks, or not now. Gives back what was to be spawned.
 pub struct SpawnError<T> {
     refused: T,
+    full: bool,
 }
 
 impl<T> SpawnError<T> {
+    fn ending(refused: T) -> Self {
+        Self {
+            refused,
+            full: false,
+        }
+    }
+
+    fn full(refused: T) -> Self {
+        Self {
+            refused,
+            full: true,
+        }
+    }
+
+    /// As many tasks run as [`TaskGroup::set_max_tasks`] allows; otherwise the end has started.
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
     /// The future or code that was refused.
     pub fn into_inner(self) -> T {
         self.refused
@@ -191,13 +309,18 @@ impl<T> SpawnError<T> {
 
 impl<T> fmt::Debug for SpawnError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SpawnError").finish_non_exhaustive()
+        f.debug_struct("SpawnError")
+            .field("full", &self.full)
+            .finish_non_exhaustive()
     }
 }
 
 impl<T> fmt::Display for SpawnError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("task refused: the response is ending")
+        f.write_str(match self.full {
+            true => "task refused: as many run as are allowed",
+            false => "task refused: the response is ending",
+        })
     }
 }
 

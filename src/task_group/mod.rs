@@ -24,17 +24,20 @@
 //! |---|---|
 //! | a body made of tasks, with no layer | [`TaskGroupBody`] |
 //! | the same under the request's scope and its supervisor | [`TaskGroup::body`] |
+//! | streams that exist already, merged | [`TaskGroup::merge`], [`TaskGroupBody::merge`] |
 //! | tasks tied to any response | [`TaskGroup::spawn`] |
 //! | only the channel | [`FrameBody`] |
 
 mod body;
 mod channel;
 mod group;
+mod merge;
 
 pub use body::{GroupBody, TaskGroupBody};
 pub use channel::{
     Closed, FrameBody, FrameSender, FrameSink, FrameWriter, SendFrame, TrySendError,
 };
 pub use group::{SpawnError, TaskGroup, TaskGroupLayer};
+pub use merge::{SourceError, Sources};
 
 pub use crate::scope::FailurePolicy;

@@ -105,9 +105,14 @@ impl ChannelHandle {
     /// Further sends fail with `Closed`; what is buffered is still delivered, then `None`.
     ///
     /// Trailers that were not delivered yet are discarded: a stream that failed must not look
-    /// whole. Does nothing once the receiver is gone.
-    pub(crate) fn close_senders(&self) {
-        drop(self.shared.with(|state, after| state.refuse(after)));
+    /// whole. False, and nothing is done, once the receiver is gone.
+    pub(crate) fn close_senders(&self) -> bool {
+        let (trailers, received) = self.shared.with(|state, after| {
+            let received = !state.is_abandoned();
+            (state.refuse(after), received)
+        });
+        drop(trailers);
+        received
     }
 
     /// Nothing more goes in, whatever the reason.

@@ -105,6 +105,11 @@ impl State {
         }
     }
 
+    /// The receiver has gone.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.end == Some(End::Closed(Reason::Gone))
+    }
+
     /// Nothing more goes in.
     #[cfg(test)]
     pub(super) fn ended(&self) -> bool {

@@ -1,0 +1,211 @@
+//! Ready-made streams, merged into one body.
+
+use std::{
+    borrow::Cow,
+    error::Error,
+    fmt,
+    future::{Future, poll_fn},
+    panic::Location,
+    pin::pin,
+    task::Poll,
+};
+
+use bytes::Bytes;
+use futures_core::Stream;
+
+use super::{
+    channel::FrameSender,
+    group::{Forgiving, TaskGroup},
+};
+use crate::{
+    BoxError, TaskResult,
+    scope::{Failure, TaskKind, contained},
+};
+
+/// Streams to be merged by [`TaskGroup::merge`] or [`TaskGroupBody::merge`], each with a name.
+///
+/// Each source is a task of the group and waits for the client by itself, so a slow one holds up
+/// nobody. Items of one source keep their order. The body ends once every source has.
+///
+/// ```
+/// use std::convert::Infallible;
+///
+/// use bodyguard::task_group::{Sources, TaskGroupBody};
+/// use http_body_util::BodyExt;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), bodyguard::BodyError> {
+/// let news = tokio_stream::iter([Ok::<_, Infallible>("news\n")]);
+/// let weather = tokio_stream::iter([Ok("weather\n"), Err(std::io::Error::other("no sky"))]);
+/// let sources = Sources::new().source("news", news).optional("weather", weather);
+/// let body = TaskGroupBody::merge(sources);
+/// assert_eq!(body.collect().await?.to_bytes().len(), 13);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// **On drop**: the streams are dropped; none was polled.
+///
+/// Compared with `select` and `merge` of other crates: those end or fail as a whole, and say not
+/// which stream it was.
+///
+/// [`TaskGroupBody::merge`]: super::TaskGroupBody::merge
+#[derive(Default)]
+#[must_use = "sources do nothing unless they are merged into a body"]
+pub struct Sources {
+    starts: Vec<Start>,
+}
+
+type Start = Box<dyn FnOnce(&TaskGroup, FrameSender) + Send>;
+
+impl Sources {
+    /// No sources yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a source whose failure fails the group.
+    ///
+    /// The error is a [`SourceError`] with its name; a panic's message begins with the name.
+    #[track_caller]
+    pub fn source<S, T, E>(self, name: impl Into<Cow<'static, str>>, stream: S) -> Self
+    where
+        S: Stream<Item = Result<T, E>> + Send + 'static,
+        T: Into<Bytes>,
+        E: Into<BoxError>,
+    {
+        let (name, at) = (name.into(), Location::caller());
+        self.starting(move |group, tx| {
+            start(group, at, async move {
+                match feed(stream, tx).await {
+                    Ok(()) => Ok(()),
+                    Err(End::Failed(error)) => Err(SourceError { name, error }.into()),
+                    // As a panic of its task, it makes the outcome what it is.
+                    Err(End::Panicked(failure)) => {
+                        std::panic::resume_unwind(Box::new(format!("source {name}: {failure}")))
+                    }
+                }
+            });
+        })
+    }
+
+    /// Adds a source whose failure, or panic, ends only itself: the others go on.
+    ///
+    /// The failure is kept as a [`SourceError`] in the end report, and does not change the outcome.
+    #[track_caller]
+    pub fn optional<S, T, E>(self, name: impl Into<Cow<'static, str>>, stream: S) -> Self
+    where
+        S: Stream<Item = Result<T, E>> + Send + 'static,
+        T: Into<Bytes>,
+        E: Into<BoxError>,
+    {
+        let (name, at) = (name.into(), Location::caller());
+        self.starting(move |group, tx| {
+            let scope = group.scope().clone();
+            start(group, at, async move {
+                let error: BoxError = match feed(stream, tx).await {
+                    Ok(()) => return Ok(()),
+                    Err(End::Failed(error)) => error,
+                    Err(End::Panicked(failure)) => failure.into(),
+                };
+                let failed: BoxError = SourceError { name, error }.into();
+                scope.keep_error(failed.into());
+                Ok(())
+            });
+        })
+    }
+
+    fn starting(mut self, start: impl FnOnce(&TaskGroup, FrameSender) + Send + 'static) -> Self {
+        self.starts.push(Box::new(start));
+        self
+    }
+
+    pub(super) fn start(self, group: &TaskGroup, tx: FrameSender) {
+        for start in self.starts {
+            start(group, tx.clone());
+        }
+    }
+}
+
+/// A source as a task of its group. Refused only if the end has started: nobody waits for it then.
+fn start<F>(group: &TaskGroup, at: &'static Location<'static>, source: F)
+where
+    F: Future<Output = TaskResult> + Send + 'static,
+{
+    let _ = group
+        .scope()
+        .spawn(TaskKind::Plain, at, Forgiving::new(source));
+}
+
+/// Why a source stopped before its stream was over.
+enum End {
+    Failed(BoxError),
+    Panicked(Failure),
+}
+
+/// Sends what the stream gives until it is over, or nobody wants it any more.
+async fn feed<S, T, E>(stream: S, tx: FrameSender) -> Result<(), End>
+where
+    S: Stream<Item = Result<T, E>>,
+    T: Into<Bytes>,
+    E: Into<BoxError>,
+{
+    let mut stream = pin!(stream);
+    loop {
+        // Converted in here, so that neither items nor errors need be `Send`.
+        let next = poll_fn(|cx| {
+            let polled = contained(|| {
+                let next = stream.as_mut().poll_next(cx);
+                next.map(|next| next.map(|item| item.map(T::into).map_err(E::into)))
+            });
+            match polled {
+                Ok(next) => next.map(Ok),
+                Err(payload) => Poll::Ready(Err(Failure::panicked("stream", &*payload))),
+            }
+        });
+        let item: Option<Result<Bytes, BoxError>> = next.await.map_err(End::Panicked)?;
+        match item {
+            None => return Ok(()),
+            Some(Err(error)) => return Err(End::Failed(error)),
+            Some(Ok(frame)) => {
+                if tx.send(frame).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// A merged source failed: which, and why.
+#[derive(Debug)]
+pub struct SourceError {
+    name: Cow<'static, str>,
+    error: BoxError,
+}
+
+impl SourceError {
+    /// The name that the source was added with.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl fmt::Display for SourceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "source {} failed", self.name)
+    }
+}
+
+impl Error for SourceError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.error)
+    }
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources")
+            .field("len", &self.starts.len())
+            .finish_non_exhaustive()
+    }
+}
