@@ -46,6 +46,8 @@ macro_rules! extract {
 }
 
 extract!(Cleanup, Disconnect, TaskGroup);
+#[cfg(feature = "bridge")]
+extract!(crate::bridge::Bridge);
 
 /// Our bodies are responses as they are, with status 200.
 macro_rules! respond {

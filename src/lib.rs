@@ -57,6 +57,7 @@
 //! | something to close behind a stream | [`CleanupLayer`] | [`Cleanup`]: async closers, exactly once, in order |
 //! | producers that feed a response | [`TaskGroupLayer`] | [`TaskGroup`]: tasks that cannot outlive the response |
 //! | work to stop when the client leaves | [`DisconnectLayer`] | [`Disconnect`]: the end as a future, a token, a flag |
+//! | blocking code: a driver, an engine, a writer | `BridgeLayer` | `Bridge`: one thread and one event loop per request |
 //! | event streams, exports, JSON | `CompressionLayer` | gzip that flushes when idle |
 //! | all of it | [`Stack`] | all views, compression outside |
 //! | a process that shuts down | [`Supervisor`], `net::serve` | a drain with a report |
@@ -109,6 +110,8 @@ pub mod task_group;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+#[cfg(feature = "bridge")]
+pub use bridge::{Bridge, BridgeLayer};
 pub use cleanup::{Cleanup, CleanupLayer};
 #[cfg(feature = "compression")]
 pub use compression::CompressionLayer;

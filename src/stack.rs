@@ -70,6 +70,12 @@ impl Stack {
         self
     }
 
+    /// Takes the bridge's threads from `pool`. See [`BridgeLayer`](crate::BridgeLayer).
+    #[cfg(feature = "bridge")]
+    pub fn bridge_pool(self, pool: &crate::bridge::Pool) -> Self {
+        self.scope(|scope| scope.annex_settings(pool.clone()))
+    }
+
     /// See [`ScopeLayer::supervisor`].
     pub fn supervisor(self, supervisor: &Supervisor) -> Self {
         self.scope(|scope| scope.supervisor(supervisor))

@@ -2,13 +2,14 @@
 
 use std::{
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
     pin::Pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context as TaskContext, Poll},
+    time::Duration,
 };
 
 use tokio::sync::oneshot;
@@ -44,7 +45,7 @@ impl Context {
     /// The handle for the request's code.
     pub fn bridge(&self) -> Bridge {
         let session = self.session.get_or_init(|| {
-            let session = Session::new(self.pool.clone());
+            let session = Session::alone(self.pool.clone());
             if self.closed.load(Ordering::Acquire) {
                 session.request_close();
             }
@@ -69,11 +70,12 @@ impl Context {
     /// afterwards. Gives the number of tasks that were dropped, or `None` if the limit of the pool's
     /// [`close_limit`](super::PoolBuilder::close_limit) passed first. It starts when called.
     pub fn end_tasks(&self) -> EndTasks {
-        let session = self.session.get();
-        let ended = session.and_then(|session| session.request_end_tasks());
-        EndTasks {
-            bound: bound(&ended, &self.pool),
-            ended,
+        match self.session.get() {
+            Some(session) => EndTasks::of(session),
+            None => EndTasks {
+                ended: None,
+                bound: None,
+            },
         }
     }
 
@@ -86,12 +88,13 @@ impl Context {
     /// called; the future only waits.
     pub fn close(&self) -> Close {
         self.closed.store(true, Ordering::Release);
-        let session = self.session.get();
-        let closed = session.and_then(|session| session.request_close());
-        Close {
-            bound: bound(&closed, &self.pool),
-            session: session.cloned(),
-            closed,
+        match self.session.get() {
+            Some(session) => Close::of(session, false),
+            None => Close {
+                session: None,
+                closed: None,
+                bound: None,
+            },
         }
     }
 }
@@ -112,9 +115,8 @@ impl fmt::Debug for Context {
     }
 }
 
-fn bound<T>(wait: &Option<oneshot::Receiver<T>>, pool: &Pool) -> Option<Bound> {
-    wait.as_ref()
-        .and_then(|_| Bound::new(pool.config().close_limit))
+fn bound<T>(wait: &Option<oneshot::Receiver<T>>, limit: Duration) -> Option<Bound> {
+    wait.as_ref().and_then(|_| Bound::new(limit))
 }
 
 /// The wait of [`Context::end_tasks`].
@@ -125,6 +127,16 @@ fn bound<T>(wait: &Option<oneshot::Receiver<T>>, pool: &Pool) -> Option<Bound> {
 pub struct EndTasks {
     ended: Option<oneshot::Receiver<usize>>,
     bound: Option<Bound>,
+}
+
+impl EndTasks {
+    pub(super) fn of(session: &Arc<Session>) -> Self {
+        let ended = session.request_end_tasks();
+        Self {
+            bound: bound(&ended, session.pool.config().close_limit),
+            ended,
+        }
+    }
 }
 
 impl Future for EndTasks {
@@ -161,32 +173,59 @@ pub struct Close {
     bound: Option<Bound>,
 }
 
+impl Close {
+    /// With `overran` it has been waited for once already, and is not again.
+    pub(super) fn of(session: &Arc<Session>, overran: bool) -> Self {
+        let closed = session.request_close();
+        let limit = if overran {
+            Duration::ZERO
+        } else {
+            session.pool.config().close_limit
+        };
+        Self {
+            bound: bound(&closed, limit),
+            session: Some(Arc::clone(session)),
+            closed,
+        }
+    }
+
+    /// `None` when the limit came first.
+    fn poll_report(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<CloseReport>> {
+        let Some(closed) = &mut self.closed else {
+            return Poll::Ready(Some(CloseReport::default()));
+        };
+        if let Poll::Ready(report) = Pin::new(closed).poll(cx) {
+            return Poll::Ready(Some(report.unwrap_or_default()));
+        }
+        match &mut self.bound {
+            Some(bound) => bound.poll(cx).map(|()| None),
+            None => Poll::Pending,
+        }
+    }
+
+    pub(super) async fn report(mut self) -> Option<CloseReport> {
+        poll_fn(|cx| self.poll_report(cx)).await
+    }
+}
+
 impl Future for Close {
     type Output = CloseReport;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        let Some(closed) = &mut self.closed else {
-            return Poll::Ready(CloseReport::default());
-        };
-        if let Poll::Ready(report) = Pin::new(closed).poll(cx) {
-            return Poll::Ready(report.unwrap_or_default());
-        }
-        let late = match &mut self.bound {
-            Some(bound) => bound.poll(cx).is_ready(),
-            None => false,
-        };
-        match &self.session {
-            Some(session) if late => {
+        let report = std::task::ready!(self.poll_report(cx));
+        Poll::Ready(match (report, &self.session) {
+            (Some(report), _) => report,
+            (None, Some(session)) => {
                 let report = CloseReport {
                     unrun: session.pending_closers(),
                     stuck: session.stuck(),
                     ..CloseReport::default()
                 };
                 session.interrupt_closers();
-                Poll::Ready(report)
+                report
             }
-            _ => Poll::Pending,
-        }
+            (None, None) => CloseReport::default(),
+        })
     }
 }
 

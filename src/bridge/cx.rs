@@ -8,6 +8,7 @@ use super::{
     handle::Bridge,
     local::{self, Local},
     task::{self, Task},
+    view,
 };
 use crate::BoxError;
 
@@ -128,10 +129,18 @@ impl Cx {
             run: Run::Bound(index),
             called_at: Location::caller(),
         };
-        self.local
-            .session
+        let session = &self.local.session;
+        if session.scope.is_some() {
+            return view::register(session, entry).inspect_err(|_| self.forget_closer(index));
+        }
+        session
             .push_closer_here(entry)
             .map_err(|_| BridgeError::ENDED)
+    }
+
+    fn forget_closer(&self, index: usize) {
+        let refused = self.local.closers.borrow_mut()[index].take();
+        drop(refused);
     }
 
     /// The handle of this request, to be kept or sent elsewhere.

@@ -157,7 +157,9 @@ impl fmt::Display for BridgeError {
             Repr::Exhausted(waited) => write!(f, "no bridge thread came free within {waited:?}"),
             Repr::TooDeep(limit) => write!(f, "bridge calls nested deeper than {limit}"),
             Repr::Start(_) => f.write_str("bridge thread could not be started"),
-            Repr::Missing => f.write_str("no bridge in the request: the layer is missing"),
+            Repr::Missing => {
+                f.write_str("no bridge in the request: add `BridgeLayer` or `Stack` around it")
+            }
         }
     }
 }

@@ -21,8 +21,9 @@ use super::{cx::Cx, error::BridgeError, handle::Bridge};
 /// Makes a layer of a blocking function that runs on the request's thread.
 ///
 /// The function is given the request and the [`Next`] service, and answers with a response. It runs
-/// on the thread of the [`Bridge`] that it finds in the request's extensions, hence on the same
-/// thread and loop as all other sync code of the request. While `next.run(..)` waits, that
+/// on the thread of the request's [`Bridge`] (of the [`BridgeLayer`](super::BridgeLayer) around it,
+/// or one put into the extensions by hand), hence on the same thread and loop as all other sync
+/// code of the request. While `next.run(..)` waits, that
 /// thread is free for the calls of the handler inside.
 ///
 /// The inner service is polled where the middleware itself is, not on the request's loop: what it
@@ -133,15 +134,15 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let bridge = request.extensions().get::<Bridge>().cloned();
+        let bridge = Bridge::find(request.extensions());
         let (service, called) = oneshot::channel();
         let call: SyncCall<R, S::Error> = match bridge {
-            Some(bridge) => {
+            Ok(bridge) => {
                 let f = Arc::clone(&self.layer.f);
                 let next = Next { service };
                 Box::pin(bridge.call_from(self.layer.at, move |cx| f(cx, request, next)))
             }
-            None => Box::pin(std::future::ready(Err(BridgeError::MISSING))),
+            Err(missing) => Box::pin(std::future::ready(Err(missing))),
         };
         // The one that is ready is used, its clone is kept.
         let kept = self.inner.clone();

@@ -11,28 +11,56 @@ use super::{
     session::Session,
     stuck::Stuck,
     task::{self, Run, Task},
+    view,
 };
-use crate::BoxError;
+use crate::{BoxError, scope::Scope};
 
 /// One thread and one event loop for all sync code of a request.
 ///
-/// All clones lead to the same thread and the same loop. The thread is taken from the pool at the
-/// first use and kept until the request ends.
+/// Handlers extract it through a [`BridgeLayer`](super::BridgeLayer) or [`Stack`](crate::Stack). All
+/// clones lead to the same thread and the same loop. The thread is taken from the pool at the first
+/// use and kept until the request ends: until its response body has, and its closers have run.
 ///
 /// Code of a request runs on one thread, so one piece runs at a time: a call that arrives while
 /// other sync code computes waits for it; one that arrives while other sync code *waits* on the loop
 /// runs on top of it, and the one below goes on when it is done.
 ///
 /// # On drop
-/// Nothing: the context that the handle came from decides when the request ends.
+/// Nothing: the response's scope (or the [`Context`](super::Context) that the handle came from)
+/// decides when the request ends.
 #[derive(Clone)]
 pub struct Bridge {
-    pub(super) session: Arc<Session>,
+    pub(super) door: Door,
+}
+
+/// Where a handle leads.
+#[derive(Clone)]
+pub(super) enum Door {
+    Session(Arc<Session>),
+    /// To the session of this scope, which is opened at the first use.
+    Scope(Arc<Scope>),
 }
 
 impl Bridge {
     pub(super) fn new(session: Arc<Session>) -> Self {
-        Self { session }
+        Self {
+            door: Door::Session(session),
+        }
+    }
+
+    pub(super) fn session(&self) -> Arc<Session> {
+        match &self.door {
+            Door::Session(session) => Arc::clone(session),
+            Door::Scope(scope) => view::session_of(scope),
+        }
+    }
+
+    /// The session if there is one: looking does not open it.
+    fn opened(&self) -> Option<Arc<Session>> {
+        match &self.door {
+            Door::Session(session) => Some(Arc::clone(session)),
+            Door::Scope(scope) => scope.opened_annex(),
+        }
     }
 
     /// Runs sync code on the request's thread.
@@ -60,7 +88,7 @@ impl Bridge {
         F: FnOnce(&Cx) -> T + Send + 'static,
         T: Send + 'static,
     {
-        Call::new(Arc::clone(&self.session), Location::caller(), f)
+        Call::new(self.session(), Location::caller(), f)
     }
 
     /// As `call`, for code that was registered somewhere else than it is called.
@@ -69,7 +97,7 @@ impl Bridge {
         F: FnOnce(&Cx) -> T + Send + 'static,
         T: Send + 'static,
     {
-        Call::new(Arc::clone(&self.session), at, f)
+        Call::new(self.session(), at, f)
     }
 
     /// Runs a future, which need not be `Send`, on the request's loop.
@@ -85,7 +113,7 @@ impl Bridge {
         Fut: Future + 'static,
         Fut::Output: Send + 'static,
     {
-        Run::new(Arc::clone(&self.session), Location::caller(), f)
+        Run::new(self.session(), Location::caller(), f)
     }
 
     /// Starts a future on the request's loop and does not wait for it.
@@ -99,7 +127,7 @@ impl Bridge {
         Fut: Future + 'static,
         Fut::Output: Send + 'static,
     {
-        task::spawn(&self.session, Location::caller(), f)
+        task::spawn(&self.session(), Location::caller(), f)
     }
 
     /// Waits for a future, from sync code on the request's thread.
@@ -110,18 +138,19 @@ impl Bridge {
     /// `ForeignThread` on any other thread, `Ended` there after the end, else as `Cx::block_on`.
     pub fn block_on<F: Future>(&self, future: F) -> Result<F::Output, BridgeError> {
         match local::current() {
-            Some(local) if Arc::ptr_eq(&local.session, &self.session) => {
-                Cx::new(local).block_on(future)
-            }
-            _ if self.session.is_ended() => Err(BridgeError::ENDED),
+            Some(local) if self.leads_to(&local.session) => Cx::new(local).block_on(future),
+            _ if self.is_ended() => Err(BridgeError::ENDED),
             _ => Err(BridgeError::FOREIGN_THREAD),
         }
     }
 
     /// Registers sync code to run on the request's thread at the end.
     ///
-    /// Closers run last registered first, after the local tasks have been dropped. One that panics
-    /// is reported and the others still run. One may wait in `block_on` for the pool's
+    /// It is one of the response's closers, and they run last registered first, whichever view they
+    /// came by, after the local tasks have been dropped. One that fails or panics is reported and
+    /// the others still run; each has the layer's
+    /// [`closer_limit`](crate::scope::ScopeLayer::closer_limit). Without a layer it is one of the
+    /// [`Context`](super::Context)'s, and may wait in `block_on` for the pool's
     /// [`closer_limit`](super::PoolBuilder::closer_limit).
     ///
     /// # Errors
@@ -139,7 +168,8 @@ impl Bridge {
 
     /// Registers fallible sync code to run on the request's thread at the end.
     ///
-    /// Its error is in the [`CloseReport`](super::CloseReport).
+    /// Its error fails the response as that of any closer does; without a layer it is in the
+    /// [`CloseReport`](super::CloseReport).
     ///
     /// # Errors
     /// As [`defer`](Self::defer).
@@ -160,24 +190,30 @@ impl Bridge {
             run,
             called_at: Location::caller(),
         };
-        self.session
-            .push_closer(closer)
-            .map_err(|_| BridgeError::ENDED)
+        view::register(&self.session(), closer)
+    }
+
+    fn leads_to(&self, session: &Arc<Session>) -> bool {
+        self.opened()
+            .is_some_and(|opened| Arc::ptr_eq(&opened, session))
     }
 
     /// The request's thread, once it has one.
     pub fn thread_id(&self) -> Option<ThreadId> {
-        self.session.thread_id()
+        self.opened()?.thread_id()
     }
 
     /// Whether the request has ended, so that calls fail.
     pub fn is_ended(&self) -> bool {
-        self.session.is_ended()
+        match &self.door {
+            Door::Session(session) => session.is_ended(),
+            Door::Scope(scope) => scope.is_annex_closed(),
+        }
     }
 
     /// The sync code that is running on the thread now, if any.
     pub fn stuck(&self) -> Option<Stuck> {
-        self.session.stuck()
+        self.opened()?.stuck()
     }
 }
 

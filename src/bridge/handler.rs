@@ -30,7 +30,7 @@ use super::{cx::Cx, error::BridgeError, handle::Bridge, sync_body::SyncBody};
 /// ```
 ///
 /// # Errors
-/// Without a [`Bridge`] in the request's extensions, and on a panic, it answers 500; when no
+/// Without a [`BridgeLayer`](super::BridgeLayer) around it, and on a panic, it answers 500; when no
 /// thread can be had, 503. The [`BridgeError`] is in the response's extensions.
 #[track_caller]
 pub fn sync_handler<F>(f: F) -> SyncHandler<F> {
@@ -66,8 +66,9 @@ where
 
     fn call(self, request: Request, state: S) -> Self::Future {
         Box::pin(async move {
-            let Some(bridge) = request.extensions().get::<Bridge>().cloned() else {
-                return BridgeError::MISSING.into_response();
+            let bridge = match Bridge::find(request.extensions()) {
+                Ok(bridge) => bridge,
+                Err(missing) => return missing.into_response(),
             };
             let extracted = match T::from_request(request, &state).await {
                 Ok(extracted) => extracted,

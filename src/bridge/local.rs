@@ -113,12 +113,14 @@ pub(super) struct Served {
 
 /// Tells those who wait for the close, once the thread is free again.
 pub(super) struct Finished {
+    session: Arc<Session>,
     closes: Vec<oneshot::Sender<CloseReport>>,
     report: CloseReport,
 }
 
 impl Drop for Finished {
     fn drop(&mut self) {
+        self.session.done();
         for close in self.closes.drain(..) {
             let _ = close.send(self.report.clone());
         }
@@ -148,7 +150,11 @@ pub(super) fn serve(session: Arc<Session>, runtime: Runtime) -> Served {
     }
     Served {
         unused: None,
-        finished: Some(Finished { closes, report }),
+        finished: Some(Finished {
+            session,
+            closes,
+            report,
+        }),
     }
 }
 
@@ -192,6 +198,11 @@ impl Local {
         let values = self.values.take();
         for (_, value) in values {
             quietly(|| drop(value));
+        }
+        // Those that their scope gave up.
+        let unrun = self.closers.take();
+        for closer in unrun {
+            quietly(|| drop(closer));
         }
         report
     }

@@ -80,6 +80,7 @@ mod settings;
 mod stuck;
 mod sync_body;
 mod task;
+mod view;
 mod worker;
 
 pub use call::Call;
@@ -95,3 +96,4 @@ pub use settings::PoolBuilder;
 pub use stuck::Stuck;
 pub use sync_body::SyncBody;
 pub use task::{Run, Task};
+pub use view::BridgeLayer;

@@ -62,7 +62,7 @@ impl Pool {
 
     /// The pool of the process, with the default settings.
     ///
-    /// It serves sync bodies that were made without a layer; nothing else uses it unasked.
+    /// It serves layers that were not given another, and sync bodies made without a layer.
     pub fn global() -> Self {
         static GLOBAL: LazyLock<Pool> = LazyLock::new(Pool::new);
         GLOBAL.clone()

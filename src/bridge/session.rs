@@ -11,9 +11,10 @@
 mod thread;
 
 use std::{
+    any::Any,
     collections::VecDeque,
     panic::Location,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
     task::Waker,
     thread::ThreadId,
     time::Instant,
@@ -29,9 +30,12 @@ use super::{
     pool::Pool,
     stuck::Stuck,
 };
+use crate::scope::Scope;
 
 pub(super) struct Session {
     pub(super) pool: Pool,
+    /// The scope that this is the bridge of: closers are kept there, so that all have one order.
+    pub(super) scope: Option<Weak<Scope>>,
     inner: Mutex<Inner>,
 }
 
@@ -57,12 +61,32 @@ struct Inner {
     closes: Vec<oneshot::Sender<CloseReport>>,
     running: Vec<(&'static Location<'static>, Instant)>,
     thread: Option<(ThreadId, String)>,
+    /// Nothing of it runs, or ever will.
+    done: bool,
+    /// Dropped when nothing of it runs any more.
+    kept: Vec<Box<dyn Any + Send>>,
 }
 
 impl Session {
-    pub(super) fn new(pool: Pool) -> Arc<Self> {
+    pub(super) fn alone(pool: Pool) -> Arc<Self> {
+        Self::with(pool, None)
+    }
+
+    pub(super) fn new(pool: Pool, scope: Weak<Scope>) -> Arc<Self> {
+        Self::with(pool, Some(scope))
+    }
+
+    /// One that comes too late.
+    pub(super) fn ended(pool: Pool) -> Arc<Self> {
+        let session = Self::alone(pool);
+        session.end_if_idle();
+        session
+    }
+
+    fn with(pool: Pool, scope: Option<Weak<Scope>>) -> Arc<Self> {
         Arc::new(Self {
             pool,
+            scope,
             inner: Mutex::new(Inner {
                 state: State::Idle,
                 closing: false,
@@ -75,6 +99,8 @@ impl Session {
                 closes: Vec::new(),
                 running: Vec::new(),
                 thread: None,
+                done: false,
+                kept: Vec::new(),
             }),
         })
     }
@@ -209,6 +235,43 @@ impl Session {
         closed
     }
 
+    /// Ends a session that nobody uses: no value of anybody's is in it.
+    pub(super) fn end_if_idle(&self) -> bool {
+        let mut inner = self.lock();
+        let idle = matches!(inner.state, State::Idle | State::Ended) && !inner.is_serving();
+        if idle {
+            inner.closing = true;
+            inner.state = State::Ended;
+        }
+        idle
+    }
+
+    /// Drops the value when the thread has left the session; now if it is not there.
+    pub(super) fn keep_until_done(&self, value: Box<dyn Any + Send>) {
+        let mut inner = self.lock();
+        if inner.is_serving() {
+            inner.kept.push(value);
+            return;
+        }
+        drop(inner);
+        drop(value);
+    }
+
+    /// What the thread does now, by name.
+    pub(super) fn running_now(&self) -> Option<String> {
+        if let Some(stuck) = self.stuck() {
+            return Some(stuck.to_string());
+        }
+        let inner = self.lock();
+        if !inner.is_serving() {
+            return None;
+        }
+        let (_, name) = inner.thread.as_ref()?;
+        Some(format!(
+            "thread {name}, busy with the request's tasks or values"
+        ))
+    }
+
     /// The close took too long: closers stop waiting, too.
     pub(super) fn interrupt_closers(&self) {
         let mut inner = self.lock();
@@ -281,6 +344,11 @@ impl Session {
 }
 
 impl Inner {
+    /// A thread has come and not gone again.
+    fn is_serving(&self) -> bool {
+        self.thread.is_some() && !self.done
+    }
+
     fn is_wanted(&self) -> bool {
         !self.jobs.is_empty() || !self.locals.is_empty() || !self.closers.is_empty()
     }

@@ -153,7 +153,7 @@ impl SyncBody {
             reader: Reader(pipe),
             stage: Stage::Producing(Mutex::new(Box::pin(call))),
             context: None,
-            session: Arc::clone(&bridge.session),
+            session: bridge.session(),
             begun: false,
         }
     }

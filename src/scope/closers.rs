@@ -69,6 +69,16 @@ impl Closer {
         }
     }
 
+    /// Known by another place than the one that made it.
+    #[cfg_attr(
+        not(feature = "bridge"),
+        allow(dead_code, reason = "for closers by way of the annex")
+    )]
+    pub(crate) fn registered_at(mut self, at: &'static Location<'static>) -> Self {
+        self.at = at;
+        self
+    }
+
     pub(crate) fn limited(mut self, limit: Duration) -> Self {
         self.limit = Some(limit);
         self

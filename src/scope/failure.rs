@@ -58,6 +58,11 @@ pub enum FailureKind {
         /// The task, with the place where it was spawned.
         what: String,
     },
+    /// Synchronous code did not come back at the end, and cannot be stopped from outside.
+    StillRunning {
+        /// The code, with the place where it was called.
+        what: String,
+    },
     /// The scope was ended from outside: shutdown or cancellation.
     Ended {
         /// How it ended.
@@ -104,6 +109,7 @@ impl fmt::Display for Failure {
             }
             FailureKind::Service => f.write_str("service returned an error"),
             FailureKind::TaskLost { what } => write!(f, "{what} was stopped before it finished"),
+            FailureKind::StillRunning { what } => write!(f, "not back at the end: {what}"),
             FailureKind::Ended { outcome } => write!(f, "response was ended early: {outcome}"),
         }
     }

@@ -34,7 +34,8 @@ use crate::{
 /// over an outer one; `on_end` hooks add up; the outermost layer's supervisor is everyone's.
 ///
 /// Known by the names of its views: [`CleanupLayer`](crate::CleanupLayer),
-/// [`TaskGroupLayer`](crate::TaskGroupLayer), [`DisconnectLayer`](crate::DisconnectLayer).
+/// [`TaskGroupLayer`](crate::TaskGroupLayer), [`DisconnectLayer`](crate::DisconnectLayer),
+/// `BridgeLayer`.
 pub struct ScopeLayer<V> {
     options: Arc<Options>,
     supervisor: Supervisor,
@@ -112,6 +113,15 @@ impl<V> ScopeLayer<V> {
     pub fn on_end(mut self, hook: impl Fn(&EndReport) + Send + Sync + 'static) -> Self {
         self.clock = true;
         self.with(|options| options.on_end.push(Arc::new(hook)))
+    }
+
+    /// What the annex of these scopes is set up with.
+    #[cfg_attr(
+        not(feature = "bridge"),
+        allow(dead_code, reason = "for the one view that has an annex")
+    )]
+    pub(crate) fn annex_settings(self, settings: impl std::any::Any + Send + Sync) -> Self {
+        self.with(|options| options.annex = Some(Arc::new(settings)))
     }
 
     fn with(mut self, set: impl FnOnce(&mut Options)) -> Self {

@@ -26,6 +26,7 @@ use http::{Method, StatusCode, Uri, Version};
 use tokio::runtime::Handle;
 
 use super::{
+    annex::{Annex, Slot},
     closers::Closer,
     connection::Connection,
     failure::{Failure, FailureKind, contained},
@@ -111,6 +112,7 @@ pub(super) struct State {
     pub(super) next_key: u64,
     pub(super) tasks: Tasks,
     pub(super) last_words: Option<LastWords>,
+    pub(super) annex: Slot,
     pub(super) children: Vec<Arc<Scope>>,
     pub(super) counts: Counts,
     pub(super) errors: Vec<Cause>,
@@ -296,6 +298,9 @@ impl Scope {
             state.closing = Some(closer.at);
             return Step::Run(closer, state.ending(self));
         }
+        if let Some(annex) = state.annex.begin_close() {
+            return Step::Close(annex);
+        }
         if !state.after_end.is_empty() && !state.settled {
             state.settled = true;
             return Step::Settled(state.verdict(self));
@@ -313,8 +318,11 @@ impl Scope {
         let idle = state.closers.is_empty()
             && state.after_end.is_empty()
             && state.tasks.is_idle()
-            && state.children.is_empty();
-        (idle && state.phase == Phase::Ending).then(|| self.finish(&mut state))
+            && state.children.is_empty()
+            && state.phase == Phase::Ending
+            // Last: it closes.
+            && state.annex.close_if_idle();
+        idle.then(|| self.finish(&mut state))
     }
 
     /// Moves to `Done` and draws up the account; the caller announces it outside the lock.
@@ -340,6 +348,7 @@ impl Scope {
             done: state.signals.done(),
             released: (!state.lingering).then(|| (state.released(), state.counts.closers_unrun)),
             counts: state.counts,
+            annex: state.annex.finish(),
         }
     }
 
@@ -412,6 +421,8 @@ pub(crate) type LastWords = Arc<dyn Fn(&BodyError) -> Option<Bytes> + Send + Syn
 pub(super) enum Step {
     /// Run this closer.
     Run(Closer, Ending),
+    /// Close this; closers may have been registered when it is done.
+    Close(Arc<dyn Annex>),
     /// The client may see the end now; what is left runs behind it.
     Settled(Verdict),
     /// Nothing is left.
@@ -428,11 +439,14 @@ pub(super) struct Finished {
     done: super::signals::Fire,
     released: Option<(Released, u64)>,
     counts: Counts,
+    /// Dropped outside the lock.
+    annex: Option<Arc<dyn Annex>>,
 }
 
 impl Finished {
     /// Steps 5 and 6 of the teardown: the report to the hooks, then the release.
-    pub(super) fn announce(self, scope: &Scope) -> Verdict {
+    pub(super) fn announce(mut self, scope: &Scope) -> Verdict {
+        drop(self.annex.take());
         if let Some(report) = &self.report {
             for hook in &self.options.on_end {
                 // A hook's panic is its own: the others still get the report.
@@ -473,6 +487,7 @@ impl State {
             shut_by: ShutBy::Nobody,
             closers: Vec::new(),
             after_end: Vec::new(),
+            annex: Slot::Unused,
             closing: None,
             last_frame: None,
             last_words: None,

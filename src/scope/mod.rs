@@ -8,9 +8,11 @@
 //! | `layer`, `future`, `body` | the layer and its owner, written once for all views |
 //! | `owner` | the owner's two guards: one starts the end, one tears down |
 //! | `teardown`, `tasks`, `closers` | what happens at the end, in the order of G3 |
+//! | `annex` | the door for what a view keeps beside them, and the scope ends with |
 //! | `register` | the doors: closers, holds, shutdown |
 //! | `close` | awaited close for consumers inside the process |
 
+mod annex;
 mod body;
 mod close;
 mod closers;
@@ -31,6 +33,8 @@ mod signals;
 mod tasks;
 mod teardown;
 
+#[cfg(feature = "bridge")]
+pub(crate) use annex::{Annex, AnnexClosed, AnnexFuture, TasksEnded};
 pub use body::ScopeBody;
 pub use close::{CloseError, Closing, close, closing};
 pub(crate) use closers::Closer;

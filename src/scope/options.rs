@@ -5,6 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::StatusCode;
 
+use super::annex::Settings;
 use crate::outcome::{EndReport, Outcome};
 
 /// A hook for end reports.
@@ -111,6 +112,7 @@ pub(crate) struct Options {
     pub(super) shutdown: Option<Arc<Shutdown>>,
     pub(super) succeeded_when: Option<Rule>,
     pub(super) on_end: Vec<Hook>,
+    pub(super) annex: Option<Settings>,
 }
 
 impl Options {
@@ -145,6 +147,7 @@ impl Options {
             && self.shutdown.is_none()
             && self.succeeded_when.is_none()
             && self.on_end.is_empty()
+            && self.annex.is_none()
     }
 
     /// These options with those of a layer further in: the innermost wins, hooks add up.
@@ -161,6 +164,7 @@ impl Options {
                 .clone()
                 .or_else(|| self.succeeded_when.clone()),
             on_end: self.on_end.iter().chain(&inner.on_end).cloned().collect(),
+            annex: inner.annex.clone().or_else(|| self.annex.clone()),
         }
     }
 }

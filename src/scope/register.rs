@@ -266,6 +266,7 @@ impl Member for Scope {
         if let Some(at) = state.closing {
             what.push(super::failure::named("closer", at));
         }
+        what.extend(state.annex_running());
         if what.is_empty() {
             what.push("response not released by its server".to_owned());
         }

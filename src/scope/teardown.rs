@@ -31,6 +31,7 @@ pub(super) fn teardown(scope: Arc<Scope>) -> Teardown {
     Box::pin(async move {
         guard.scope.join_children().await;
         guard.scope.join_tasks().await;
+        let overran = guard.scope.end_annex_tasks().await;
         loop {
             match guard.scope.next_step() {
                 Step::Run(closer, ending) => {
@@ -39,6 +40,10 @@ pub(super) fn teardown(scope: Arc<Scope>) -> Teardown {
                     let result = closer.run(ending, limit).await;
                     guard.running = false;
                     guard.scope.closer_ran(result);
+                }
+                Step::Close(annex) => {
+                    let closed = annex.clone().close(overran).await;
+                    guard.scope.annex_closed(&annex, closed);
                 }
                 Step::Settled(verdict) => {
                     guard.armed = false;
@@ -126,9 +131,12 @@ impl Scope {
         if interrupted {
             self.closer_unrun();
         }
+        // It may have been in the middle of its close.
+        self.name_annex();
         loop {
             match self.next_step() {
                 Step::Run(closer, ending) => self.run_or_count(closer, ending),
+                Step::Close(annex) => self.abandon_annex(&annex),
                 Step::Settled(_) => {}
                 Step::Done(finished) => {
                     super::observe::unrun(self);

@@ -120,4 +120,13 @@ impl Session {
         inner.waker = None;
         std::mem::take(&mut inner.closes)
     }
+
+    /// The thread has left: what was kept until now may go.
+    pub(in crate::bridge) fn done(&self) {
+        let mut inner = self.lock();
+        inner.done = true;
+        let kept = std::mem::take(&mut inner.kept);
+        drop(inner);
+        drop(kept);
+    }
 }

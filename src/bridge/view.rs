@@ -1,0 +1,174 @@
+//! The bridge as a view: how it is found, and how its end is tied to the scope's.
+
+use std::{
+    any::Any,
+    sync::{Arc, Weak},
+};
+
+use http::{Extensions, Request};
+
+use super::{
+    closer::{BoundCloser, Closer, Run},
+    context::{Close, CloseReport, EndTasks},
+    cx::Cx,
+    error::BridgeError,
+    handle::{Bridge, Door},
+    pool::Pool,
+    session::Session,
+};
+use crate::{
+    TaskResult,
+    scope::{
+        self, Annex, AnnexClosed, AnnexFuture, MissingLayer, Scope, ScopeLayer, Sealed, TasksEnded,
+        View,
+    },
+};
+
+/// The layer that gives handlers [`Bridge`].
+///
+/// Nothing is started by it: a request that does not use its bridge costs no thread and no
+/// allocation.
+pub type BridgeLayer = ScopeLayer<Bridge>;
+
+impl ScopeLayer<Bridge> {
+    /// Takes the threads from `pool` (the [global one](Pool::global)).
+    pub fn pool(self, pool: &Pool) -> Self {
+        self.annex_settings(pool.clone())
+    }
+}
+
+impl Bridge {
+    /// The bridge of this request, for services without extractors.
+    ///
+    /// # Errors
+    /// [`MissingLayer`] without a [`BridgeLayer`] or [`Stack`](crate::Stack) around.
+    pub fn of<B>(request: &Request<B>) -> Result<Self, MissingLayer> {
+        Self::from_extensions(request.extensions())
+    }
+
+    /// One that was put there by hand, else that of the scope.
+    pub(super) fn find(extensions: &Extensions) -> Result<Self, BridgeError> {
+        match extensions.get::<Self>() {
+            Some(bridge) => Ok(bridge.clone()),
+            None => Self::from_extensions(extensions).map_err(|_| BridgeError::MISSING),
+        }
+    }
+}
+
+impl Sealed for Bridge {
+    const BITS: u8 = 8;
+    const VIEW: &'static str = "Bridge";
+    const LAYER: &'static str = "BridgeLayer";
+
+    #[allow(private_interfaces, reason = "the trait is sealed")]
+    fn through(scope: Arc<Scope>) -> Self {
+        Self {
+            door: Door::Scope(scope),
+        }
+    }
+}
+
+/// The session of the scope, opened at the first use.
+pub(super) fn session_of(scope: &Arc<Scope>) -> Arc<Session> {
+    let open = |settings: Option<&(dyn Any + Send + Sync)>, scope: Weak<Scope>| {
+        let pool = settings.and_then(|settings| settings.downcast_ref::<Pool>());
+        Session::new(pool.cloned().unwrap_or_else(Pool::global), scope)
+    };
+    scope
+        .annex(open)
+        .unwrap_or_else(|| Session::ended(Pool::global()))
+}
+
+/// Registers a closer: among those of the scope, so that all run in one order, or the session's own.
+pub(super) fn register(session: &Arc<Session>, closer: Closer) -> Result<(), BridgeError> {
+    let Some(scope) = &session.scope else {
+        return session.push_closer(closer).map_err(|_| BridgeError::ENDED);
+    };
+    let scope = scope.upgrade().ok_or(BridgeError::ENDED)?;
+    let (at, run) = (closer.called_at, closer.run);
+    let bridge = Bridge::new(Arc::clone(session));
+    let closer = scope::Closer::new(move |_| close(bridge, at, run)).registered_at(at);
+    scope
+        .defer_with_annex(closer)
+        .map_err(|_| BridgeError::ENDED)
+}
+
+/// A closer of the scope that runs on the request's thread.
+async fn close(bridge: Bridge, at: &'static std::panic::Location<'static>, run: Run) -> TaskResult {
+    let closed = bridge.call_from(at, move |cx| match run {
+        Run::Send(run) => run(cx),
+        Run::Bound(index) => match take_bound(cx, index) {
+            Some(run) => run(cx),
+            None => Ok(()),
+        },
+    });
+    closed.await.map_err(|error| {
+        if let Some(message) = error.panic_message() {
+            // To be counted as the panic that it is; its own report has been made.
+            std::panic::resume_unwind(Box::new(message.to_owned()));
+        }
+        error
+    })?
+}
+
+fn take_bound(cx: &Cx, index: usize) -> Option<BoundCloser> {
+    cx.local.closers.borrow_mut().get_mut(index)?.take()
+}
+
+impl Annex for Session {
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+
+    fn close_if_idle(&self) -> bool {
+        self.end_if_idle()
+    }
+
+    fn end_tasks(self: Arc<Self>) -> AnnexFuture<TasksEnded> {
+        let ended = EndTasks::of(&self);
+        Box::pin(async move {
+            match ended.await {
+                Some(tasks) => TasksEnded::Cancelled(tasks as u64),
+                None => TasksEnded::Overran,
+            }
+        })
+    }
+
+    fn close(self: Arc<Self>, overran: bool) -> AnnexFuture<AnnexClosed> {
+        let close = Close::of(&self, overran);
+        Box::pin(async move {
+            match close.report().await {
+                Some(report) => AnnexClosed::from(report),
+                // Named by what runs now, which may be the drop of a value.
+                None => {
+                    // A `Drop` that waits on the loop is told to give up.
+                    self.interrupt_closers();
+                    AnnexClosed {
+                        stuck: self.running_now(),
+                        ..AnnexClosed::default()
+                    }
+                }
+            }
+        })
+    }
+
+    fn still_running(&self) -> Option<String> {
+        self.running_now()
+    }
+
+    fn keep(&self, value: Box<dyn Any + Send>) {
+        self.keep_until_done(value);
+    }
+}
+
+impl From<CloseReport> for AnnexClosed {
+    fn from(report: CloseReport) -> Self {
+        Self {
+            tasks_cancelled: report.tasks_cancelled as u64,
+            closers_run: report.closers_run as u64,
+            closers_unrun: report.unrun as u64,
+            failures: report.failures,
+            stuck: None,
+        }
+    }
+}
