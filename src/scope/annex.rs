@@ -206,13 +206,14 @@ impl Scope {
         self.name_annex();
     }
 
-    /// Names what runs in an annex that is not waited for any longer.
+    /// Names what runs in an annex that was being closed and is not waited for any longer.
     pub(super) fn name_annex(&self) {
-        let annex = self.lock().annex.get().cloned();
-        if let Some(annex) = annex {
-            if let Some(what) = annex.still_running() {
-                self.annex_stuck(&annex, what);
-            }
+        let annex = match &self.lock().annex {
+            Slot::Closing(annex) => annex.clone(),
+            _ => return,
+        };
+        if let Some(what) = annex.still_running() {
+            self.annex_stuck(&annex, what);
         }
     }
 
@@ -220,9 +221,6 @@ impl Scope {
     fn annex_stuck(&self, annex: &Arc<dyn Annex>, what: String) {
         {
             let mut state = self.lock();
-            if state.stuck.contains(&what) {
-                return;
-            }
             state.stuck.push(what.clone());
             let failure = Failure::new(FailureKind::StillRunning { what: what.clone() });
             state.note_failure(Outcome::Failed, failure.into());

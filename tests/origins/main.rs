@@ -2,4 +2,5 @@
 
 #[path = "../support/mod.rs"]
 mod support;
+mod ticket_36863;
 mod ticket_37066;

@@ -1,0 +1,58 @@
+//! What the bridge costs a request that does not use it: alone in its process, to be counted.
+
+use std::alloc::System;
+
+use axum::{Router, body::Body, routing::get};
+use bodyguard::{
+    Cleanup, CleanupLayer,
+    bridge::{Bridge, BridgeLayer, Pool},
+};
+use http_body_util::BodyExt as _;
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use tower::ServiceExt as _;
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// The fewest and the most allocations of a request, in a hundred, once everything is warm.
+async fn allocations(app: Router) -> (usize, usize) {
+    let mut counted = Vec::new();
+    for _ in 0..110 {
+        let (app, request) = (app.clone(), http::Request::new(Body::empty()));
+        let region = Region::new(ALLOCATOR);
+        let response = app.oneshot(request).await.unwrap();
+        response.into_body().collect().await.unwrap();
+        counted.push(region.change().allocations);
+    }
+    let warm = &counted[10..];
+    (*warm.iter().min().unwrap(), *warm.iter().max().unwrap())
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_use_it_pays_nothing() {
+    let pool = Pool::new();
+    let with = BridgeLayer::new().pool(&pool);
+    let without = CleanupLayer::new();
+    let plain = || Router::new().route("/", get(|| async { "hello" }));
+
+    // The layer: what any layer of the crate costs. A second one: nothing.
+    let one = allocations(plain().layer(without.clone())).await;
+    assert_eq!(allocations(plain().layer(with.clone())).await, one);
+
+    // The view, in the hands of a handler that makes nothing of it.
+    let cleanup = Router::new().route("/", get(|_: Cleanup| async { "hello" }));
+    let bridge = Router::new().route("/", get(|_: Bridge| async { "hello" }));
+    let theirs = allocations(cleanup.layer(without)).await;
+    let ours = allocations(bridge.layer(with.clone())).await;
+    println!("allocations: layer {one:?}, with a view taken {theirs:?}, with the bridge {ours:?}");
+    assert_eq!(ours, theirs);
+    assert_eq!(pool.threads(), 0);
+
+    // The counter counts: a call takes a thread, and allocates.
+    let used = Router::new().route(
+        "/",
+        get(|bridge: Bridge| async move { bridge.call(|_| "hello").await.unwrap() }),
+    );
+    assert!(allocations(used.layer(with)).await.0 > ours.1);
+    assert_eq!(pool.threads(), 1);
+}
