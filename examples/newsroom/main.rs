@@ -1,5 +1,5 @@
-//! The showcase: news and weather over a real socket, an export in a transaction, a producer that
-//! breaks, and a page that shows what the server holds.
+//! The showcase: news and weather over a real socket, an export in a transaction, a blocking report
+//! writer, a producer that breaks, and a page that shows what the server holds.
 //!
 //! `cargo run --example newsroom`, then open <http://127.0.0.1:3000>. `BIND` sets another address,
 //! `DATABASE_URL=postgres://…` another database. Ctrl-C drains and prints the report.
@@ -23,6 +23,7 @@ use tokio_stream::StreamExt;
 mod board;
 mod db;
 mod feeds;
+mod report;
 
 use board::Board;
 use db::Db;
@@ -81,6 +82,7 @@ async fn run() -> Result<(), BoxError> {
         )
         .route("/", get(page))
         .route("/export.csv", get(export))
+        .route("/report", get(report::report))
         .route("/broken", get(broken))
         .route("/stubborn", get(stubborn))
         .route("/api/streams", get(streams))
