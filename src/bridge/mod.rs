@@ -2,9 +2,32 @@
 //!
 //! A [`Bridge`] takes async code to sync code ([`Bridge::call`]) and sync code to async code
 //! ([`Cx::block_on`]), and within one request always to the same thread and the same loop: what one
-//! call has bound to the loop, a connection or a task, the next one can use. It is taken from a
-//! [`Pool`] at the first use and given back when the request's [`Context`] closes, after the response
-//! body has ended.
+//! call has bound to the loop, a connection or a task, the next one can use. [`BridgeLayer`] (or
+//! [`Stack`](crate::Stack)) gives it to handlers; the thread is taken from a [`Pool`] at the first use
+//! and given back with the end of the response body.
+//!
+#![cfg_attr(feature = "axum", doc = "```")]
+#![cfg_attr(not(feature = "axum"), doc = "```ignore")]
+//! use axum::{Router, response::IntoResponse, routing::get};
+//! use bodyguard::bridge::{Bridge, BridgeError, BridgeLayer};
+//!
+//! async fn rows(bridge: Bridge) -> Result<impl IntoResponse, BridgeError> {
+//!     // Blocking code, which may wait for async code.
+//!     let count = bridge.call(|cx| cx.block_on(async { 3 })).await??;
+//!     // Runs on the same thread while the client reads.
+//!     Ok(bridge.body_writer(move |out| {
+//!         for row in 0..count {
+//!             writeln!(out, "{row}")?;
+//!         }
+//!         Ok(())
+//!     }))
+//! }
+//!
+//! let app: Router = Router::new().route("/", get(rows)).layer(BridgeLayer::new());
+//! ```
+//!
+//! Middleware and handlers that are blocking functions themselves: [`from_fn_sync`],
+//! `sync_handler`. Without a layer a [`Context`] owns the bridge:
 //!
 //! ```
 //! use bodyguard::bridge::{BridgeError, Context, Pool};
@@ -57,8 +80,14 @@
 //! # At the end
 //! Waiting code is interrupted, local tasks are dropped, closers run last registered first, then
 //! values kept with [`Cx::insert`] are dropped, all on the request's thread; the loop goes with
-//! them, and whatever was spawned on it. Thread-locals of the code itself stay. Sync code that does
-//! not come back keeps its thread, and is named: [`CloseReport::stuck`], [`Pool::stuck`].
+//! them, and whatever was spawned on it. Thread-locals of the code itself stay. Under a layer this is
+//! part of the response's teardown: the tasks behind those of its task group, the closers among all
+//! others, all of it before the client sees the end.
+//!
+//! Sync code that does not come back within the pool's [`close_limit`](PoolBuilder::close_limit)
+//! keeps its thread. The response then ends in an error, and the code is named in its end report and,
+//! until it is back, in that of a drain; without a layer by [`CloseReport::stuck`] and
+//! [`Pool::stuck`].
 
 mod bound;
 mod call;

@@ -18,10 +18,7 @@ use super::{
 };
 use crate::{
     TaskResult,
-    scope::{
-        self, Annex, AnnexClosed, AnnexFuture, MissingLayer, Scope, ScopeLayer, Sealed, TasksEnded,
-        View,
-    },
+    scope::{self, Annex, AnnexClosed, AnnexFuture, MissingLayer, Scope, ScopeLayer, Sealed, View},
 };
 
 /// The layer that gives handlers [`Bridge`].
@@ -124,14 +121,9 @@ impl Annex for Session {
         self.end_if_idle()
     }
 
-    fn end_tasks(self: Arc<Self>) -> AnnexFuture<TasksEnded> {
+    fn end_tasks(self: Arc<Self>) -> AnnexFuture<Option<u64>> {
         let ended = EndTasks::of(&self);
-        Box::pin(async move {
-            match ended.await {
-                Some(tasks) => TasksEnded::Cancelled(tasks as u64),
-                None => TasksEnded::Overran,
-            }
-        })
+        Box::pin(async move { ended.await.map(|tasks| tasks as u64) })
     }
 
     fn close(self: Arc<Self>, overran: bool) -> AnnexFuture<AnnexClosed> {

@@ -34,8 +34,9 @@ pub(crate) trait Annex: Send + Sync + 'static {
     /// Closes it if there is nothing to wait for, and nothing of the application's in it.
     fn close_if_idle(&self) -> bool;
 
-    /// Ends its tasks, starting now; its closers can still use it. Bounded.
-    fn end_tasks(self: Arc<Self>) -> AnnexFuture<TasksEnded>;
+    /// Ends its tasks, starting now, and counts them; closers can still use it. Bounded: `None` if it
+    /// did not answer in time.
+    fn end_tasks(self: Arc<Self>) -> AnnexFuture<Option<u64>>;
 
     /// Ends it, starting now. Bounded; if it `overran` in `end_tasks`, it is not waited for again.
     fn close(self: Arc<Self>, overran: bool) -> AnnexFuture<AnnexClosed>;
@@ -45,14 +46,6 @@ pub(crate) trait Annex: Send + Sync + 'static {
 
     /// Drops the value once nothing of it runs; at once if nothing does.
     fn keep(&self, value: Box<dyn Any + Send>);
-}
-
-/// How the end of its tasks came out.
-pub(crate) enum TasksEnded {
-    /// This many were dropped.
-    Cancelled(u64),
-    /// It did not answer in time.
-    Overran,
 }
 
 /// What the close did.
@@ -175,11 +168,11 @@ impl Scope {
             _ => return false,
         };
         match annex.end_tasks().await {
-            TasksEnded::Cancelled(tasks) => {
+            Some(tasks) => {
                 self.lock().counts.tasks_cancelled += tasks;
                 false
             }
-            TasksEnded::Overran => true,
+            None => true,
         }
     }
 

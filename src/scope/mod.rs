@@ -34,7 +34,7 @@ mod tasks;
 mod teardown;
 
 #[cfg(feature = "bridge")]
-pub(crate) use annex::{Annex, AnnexClosed, AnnexFuture, TasksEnded};
+pub(crate) use annex::{Annex, AnnexClosed, AnnexFuture};
 pub use body::ScopeBody;
 pub use close::{CloseError, Closing, close, closing};
 pub(crate) use closers::Closer;
