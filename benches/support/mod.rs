@@ -1,106 +1,25 @@
-//! What the benchmarks share: corpora, paired rounds, medians, and the line a goal is judged by.
+//! What the benchmarks share: corpora, clocks, and the lines that goals are judged by.
 #![allow(dead_code, reason = "each benchmark uses its part")]
 
-use std::time::{Duration, Instant};
+pub(crate) mod corpus;
 
-use bytes::Bytes;
+use std::{
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
-/// SplitMix64: the same numbers everywhere.
-pub(crate) struct Random(pub u64);
+/// All that has been measured, in order; shown once more at the end.
+static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
+/// Fewer and shorter rounds.
+pub(crate) fn quick() -> bool {
+    std::env::args().any(|argument| argument == "--quick")
 }
 
-/// A vocabulary drawn from as words are: few often, most seldom.
-pub(crate) struct Words {
-    words: Vec<String>,
-    random: Random,
-}
-
-impl Words {
-    pub(crate) fn new(seed: u64, count: usize) -> Self {
-        const SYLLABLES: [&str; 24] = [
-            "ta", "re", "in", "on", "er", "st", "al", "ti", "mo", "ne", "co", "ra", "li", "de",
-            "pro", "ser", "ven", "con", "tor", "ly", "ing", "un", "ex", "ful",
-        ];
-        let mut random = Random(seed);
-        let words = (0..count)
-            .map(|_| {
-                (0..1 + random.below(4))
-                    .map(|_| SYLLABLES[random.below(SYLLABLES.len())])
-                    .collect()
-            })
-            .collect();
-        Self { words, random }
-    }
-
-    pub(crate) fn word(&mut self) -> &str {
-        // Log-uniform ranks: Zipf's law near enough.
-        let rank =
-            (self.words.len() as f64).powf(self.random.below(1 << 20) as f64 / (1 << 20) as f64);
-        &self.words[rank as usize - 1]
-    }
-
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
-        self.random.below(bound)
-    }
-
-    pub(crate) fn sentence(&mut self, words: usize) -> String {
-        let words: Vec<_> = (0..words).map(|_| self.word().to_owned()).collect();
-        words.join(" ")
-    }
-}
-
-/// Prose: words, sentences, paragraphs.
-pub(crate) fn prose(bytes: usize) -> Vec<u8> {
-    let mut words = Words::new(1, 8000);
-    let mut text = String::with_capacity(bytes + 200);
-    while text.len() < bytes {
-        let length = 4 + words.below(16);
-        text.push_str(&words.sentence(length));
-        text.push_str(if words.below(6) == 0 { ".\n\n" } else { ". " });
-    }
-    text.truncate(bytes);
-    text.into_bytes()
-}
-
-/// Rows of JSON as an API gives them.
-pub(crate) fn json(bytes: usize) -> Vec<u8> {
-    let mut words = Words::new(2, 2000);
-    let mut text = String::with_capacity(bytes + 400);
-    while text.len() < bytes {
-        let (id, cents) = (words.below(1 << 30), words.below(100_000));
-        let (name, note) = (words.sentence(2), words.sentence(9));
-        text.push_str(&format!(
-            "{{\"id\":{id},\"name\":\"{name}\",\"price\":{}.{:02},\"active\":{},\"note\":\"{note}\"}},\n",
-            cents / 100,
-            cents % 100,
-            id % 3 == 0,
-        ));
-    }
-    text.truncate(bytes);
-    text.into_bytes()
-}
-
-/// `text` cut into ready chunks.
-pub(crate) fn chunks(text: &Bytes, size: usize) -> Vec<Bytes> {
-    let mut rest = text.clone();
-    let mut chunks = Vec::with_capacity(text.len() / size + 1);
-    while !rest.is_empty() {
-        chunks.push(rest.split_to(size.min(rest.len())));
-    }
-    chunks
+/// The value behind `--name`.
+pub(crate) fn option(name: &str) -> Option<String> {
+    let mut arguments = std::env::args().skip_while(|argument| argument != name);
+    arguments.nth(1)
 }
 
 pub(crate) fn time<T>(work: impl FnOnce() -> T) -> (Duration, T) {
@@ -117,31 +36,80 @@ pub(crate) fn cpu() -> Duration {
         .into_iter()
         .flatten()
         .flatten();
-    let nanos = tasks.filter_map(|task| {
-        let line = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-        line.split(' ').next()?.parse::<u64>().ok()
-    });
-    Duration::from_nanos(nanos.sum())
+    tasks
+        .map(|task| thread_cpu(&task.path().join("schedstat")))
+        .sum()
 }
 
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+/// Processor time one thread has had, by its `schedstat`.
+pub(crate) fn thread_cpu(schedstat: &std::path::Path) -> Duration {
+    let line = std::fs::read_to_string(schedstat).unwrap_or_default();
+    let nanos = line.split(' ').next().and_then(|n| n.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or_default())
 }
 
-/// The line a goal is judged by: at least `goal`.
-pub(crate) fn at_least(name: &str, value: f64, goal: f64) {
-    verdict(name, value, goal, value >= goal);
+/// Processor time of this thread.
+pub(crate) fn my_cpu() -> Duration {
+    thread_cpu("/proc/thread-self/schedstat".as_ref())
 }
 
-/// The line a goal is judged by: at most `goal`.
-pub(crate) fn at_most(name: &str, value: f64, goal: f64) {
-    verdict(name, value, goal, value <= goal);
+pub(crate) fn median(values: Vec<f64>) -> f64 {
+    quantile(&sorted(values), 2)
 }
 
-fn verdict(name: &str, value: f64, goal: f64, ok: bool) {
-    println!(
+/// The line a goal is judged by: the median of the rounds is at least `goal`.
+pub(crate) fn at_least(name: &str, rounds: Vec<f64>, goal: f64) {
+    verdict(name, rounds, goal, |value| value >= goal);
+}
+
+/// The line a goal is judged by: the median of the rounds is at most `goal`.
+pub(crate) fn at_most(name: &str, rounds: Vec<f64>, goal: f64) {
+    verdict(name, rounds, goal, |value| value <= goal);
+}
+
+/// A ratio without a goal, there to be known.
+pub(crate) fn stated(name: &str, value: f64) {
+    line(format!("stated {name} {value:.3}"));
+}
+
+/// A figure for the plot.
+pub(crate) fn figure(name: &str, value: f64) {
+    line(format!("figure {name} {value:.1}"));
+}
+
+/// Takes a line into the account.
+pub(crate) fn line(line: String) {
+    println!("{line}");
+    LINES.lock().expect("one thread").push(line);
+}
+
+/// The account.
+pub(crate) fn lines() -> Vec<String> {
+    LINES.lock().expect("one thread").clone()
+}
+
+fn verdict(name: &str, rounds: Vec<f64>, goal: f64, good: impl Fn(f64) -> bool) {
+    let rounds = sorted(rounds);
+    let [low, value, high] = [1, 2, 3].map(|quarter| quantile(&rounds, quarter));
+    let mut text = format!(
         "ratio {name} {value:.3} goal {goal} {}",
-        if ok { "ok" } else { "short" }
+        if good(value) { "ok" } else { "short" }
     );
+    if rounds.len() > 1 {
+        text += &format!(" (half of {} rounds: {low:.3} to {high:.3}", rounds.len());
+        text += match good(low) == good(high) {
+            true => ")",
+            false => "; too noisy to judge: they lie on both sides of the goal)",
+        };
+    }
+    line(text);
+}
+
+fn sorted(mut values: Vec<f64>) -> Vec<f64> {
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+fn quantile(sorted: &[f64], quarter: usize) -> f64 {
+    sorted[(sorted.len() - 1) * quarter / 4]
 }

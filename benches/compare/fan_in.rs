@@ -3,8 +3,6 @@
 //! Ours: `FrameBody::channel(16 KiB)`. Theirs: `spawn`, `tokio::sync::mpsc` with as many slots as
 //! frames fit in 16 KiB, `ReceiverStream` and `StreamBody`. Server and client share the machine,
 //! rounds alternate in pairs, and a ratio is the median over the pairs.
-//!
-//! `cargo bench --bench fan_in [-- --quick]`
 
 use std::{
     convert::Infallible,
@@ -24,6 +22,8 @@ use hyper_util::rt::TokioIo;
 use tokio::{net::TcpListener, runtime::Runtime, sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::support::{at_least, median, quick};
+
 const BOUND: usize = 16 * 1024;
 const PRODUCERS: usize = 4;
 
@@ -40,9 +40,8 @@ struct Load {
     frames: usize,
 }
 
-fn main() {
-    let quick = std::env::args().any(|arg| arg == "--quick");
-    let (rounds, scale) = if quick { (5, 4) } else { (11, 1) };
+pub(crate) fn run() {
+    let (rounds, scale) = if quick() { (5, 8) } else { (11, 2) };
     let goals = [
         (64, 1_200_000, 2.0),
         (256, 1_000_000, 2.0),
@@ -54,26 +53,19 @@ fn main() {
         .enable_all()
         .build()
         .expect("runtime");
-    let mut lines = Vec::new();
-    println!("frame bytes | ours, frames/s | theirs, frames/s | median ratio (least, most)");
+    println!("frame bytes | ours, frames/s | theirs, frames/s");
     for (len, frames, goal) in goals {
         let load = Load {
             len,
             frames: frames / scale,
         };
-        let ratio = compare(&runtime, load, rounds);
-        let verdict = if ratio >= goal { "ok" } else { "short" };
-        lines.push(format!(
-            "ratio fan_in_{len} {ratio:.2} goal {goal:.1} {verdict}"
-        ));
-    }
-    for line in lines {
-        println!("{line}");
+        let ratios = compare(&runtime, load, rounds);
+        at_least(&format!("fan_in_{len}"), ratios, goal);
     }
 }
 
-/// The median of the paired ratios ours / theirs in frames a second.
-fn compare(runtime: &Runtime, load: Load, rounds: usize) -> f64 {
+/// The paired ratios ours / theirs in frames a second.
+fn compare(runtime: &Runtime, load: Load, rounds: usize) -> Vec<f64> {
     let ours = serve(runtime, load, Side::Ours);
     let theirs = serve(runtime, load, Side::Theirs);
     let (mut rates, mut ratios) = ([Vec::new(), Vec::new()], Vec::new());
@@ -93,20 +85,9 @@ fn compare(runtime: &Runtime, load: Load, rounds: usize) -> f64 {
             ratios.push(b.as_secs_f64() / a.as_secs_f64());
         }
     }
-    let [ours, theirs] = rates.each_mut().map(|rates| median(rates));
-    let ratio = median(&mut ratios);
-    println!(
-        "{:>11} | {ours:>14.0} | {theirs:>16.0} | {ratio:.2} ({:.2}, {:.2})",
-        load.len,
-        ratios[0],
-        ratios[ratios.len() - 1],
-    );
-    ratio
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    let [ours, theirs] = rates.map(median);
+    println!("{:>11} | {ours:>14.0} | {theirs:>16.0}", load.len);
+    ratios
 }
 
 /// A server that answers every request with the load.

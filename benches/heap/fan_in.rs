@@ -3,11 +3,8 @@
 //! "Idle" is a stream whose producer waits for something else: before its first frame, and again
 //! after a burst that filled the buffer and was taken. Bodies and producers are counted on both
 //! sides; a producer is a boxed future that holds a sender.
-//!
-//! `cargo bench --bench fan_in_heap`
 
 use std::{
-    alloc::System,
     hint::black_box,
     pin::Pin,
     task::{Context, Waker},
@@ -18,12 +15,10 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use http_body::{Body, Frame};
 use http_body_util::StreamBody;
-use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-#[global_allocator]
-static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+use crate::{live, support::at_most};
 
 const BOUND: usize = 16 * 1024;
 const STREAMS: usize = 1000;
@@ -63,7 +58,7 @@ where
 {
     let mut cx = Context::from_waker(Waker::noop());
     let mut streams = Vec::with_capacity(STREAMS);
-    let region = Region::new(ALLOCATOR);
+    let before = live();
     for _ in 0..STREAMS {
         let (body, producer) = make();
         let (mut body, mut producer) = (Box::new(body), producer);
@@ -77,12 +72,12 @@ where
         }
         streams.push((body, producer));
     }
-    let change = region.change();
+    let after = live();
     black_box(&streams);
-    (change.bytes_allocated as f64 - change.bytes_deallocated as f64) / STREAMS as f64
+    (after - before) as f64 / STREAMS as f64
 }
 
-fn main() {
+pub(crate) fn run() {
     let mut worst = 0.0_f64;
     for (name, burst) in [
         ("before its first frame", 0),
@@ -93,6 +88,5 @@ fn main() {
         worst = worst.max(ours / theirs);
         println!("heap of an idle stream {name}: ours {ours:.0} B, theirs {theirs:.0} B");
     }
-    let verdict = if worst <= 1.0 { "ok" } else { "short" };
-    println!("ratio fan_in_heap {worst:.2} goal 1.00 {verdict}");
+    at_most("heap_fan_in_vs_channel", vec![worst], 1.0);
 }

@@ -1,7 +1,4 @@
 //! What the bridge costs, against what one would write without it; both sides in one run.
-//!
-//! `cargo bench --bench bridge`. The last lines are ratios of medians; "goal" says what they should
-//! reach, "stated" that they are there to be known.
 
 use std::{
     hint::black_box,
@@ -17,32 +14,25 @@ use bytes::Bytes;
 use tokio::{net::TcpListener, runtime::Handle};
 use tokio_stream::wrappers::ReceiverStream;
 
-const ROUNDS: usize = 9;
+use crate::support::{at_least, quick, stated};
+
 const WRITE: usize = 8 * 1024;
-const WRITES: usize = 24 * 1024;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() {
-    let mut ratios = Vec::new();
-    sync_to_async(&mut ratios).await;
-    whole_requests(&mut ratios).await;
-    throughput(&mut ratios).await;
-    println!();
-    for Ratio { name, value, goal } in ratios {
-        match goal {
-            Some(goal) => {
-                let verdict = if value >= goal { "ok" } else { "short" };
-                println!("ratio {name} {value:.2} goal {goal:.2} {verdict}");
-            }
-            None => println!("ratio {name} {value:.2} stated"),
-        }
-    }
+pub(crate) async fn run() {
+    sync_to_async().await;
+    whole_requests().await;
+    throughput().await;
 }
 
-struct Ratio {
-    name: &'static str,
-    value: f64,
-    goal: Option<f64>,
+/// How many rounds.
+fn rounds() -> usize {
+    if quick() { 5 } else { 9 }
+}
+
+/// How many writes a download is made of.
+fn writes() -> usize {
+    if quick() { 6 * 1024 } else { 24 * 1024 }
 }
 
 /// What async code is waited for: one that goes through the scheduler once.
@@ -51,14 +41,14 @@ async fn work() {
 }
 
 /// A sync→async call when the request has made one before.
-async fn sync_to_async(ratios: &mut Vec<Ratio>) {
+async fn sync_to_async() {
     const TIMES: u32 = 2_000;
     const THREADS: u32 = 200;
     let context = Context::new(Pool::new());
     let bridge = context.bridge();
     let (mut bridged, mut fresh, mut handle, mut hop, mut hop_theirs) =
         (vec![], vec![], vec![], vec![], vec![]);
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds() {
         let each = bridge.call(|cx| {
             cx.block_on(work()).unwrap();
             time(TIMES, || cx.block_on(work()).unwrap())
@@ -95,35 +85,27 @@ async fn sync_to_async(ratios: &mut Vec<Ratio>) {
         }
         hop_theirs.push(start.elapsed() / TIMES);
     }
+    let second = pairs(&fresh, &bridged);
     let (bridged, fresh, handle) = (median(bridged), median(fresh), median(handle));
     let (hop, hop_theirs) = (median(hop), median(hop_theirs));
     println!("sync to async, second in the request: {bridged:?}");
     println!("sync to async, new thread and runtime: {fresh:?}");
     println!("sync to async, Handle::block_on in spawn_blocking: {handle:?}");
     println!("async to sync, bridge.call: {hop:?}; spawn_blocking: {hop_theirs:?}");
-    ratios.push(Ratio {
-        name: "second-block-on-vs-thread-and-runtime",
-        value: over(fresh, bridged),
-        goal: Some(20.0),
-    });
-    ratios.push(Ratio {
-        name: "second-block-on-vs-handle-block-on",
-        value: over(handle, bridged),
-        goal: None,
-    });
-    ratios.push(Ratio {
-        name: "call-vs-spawn-blocking",
-        value: over(hop_theirs, hop),
-        goal: None,
-    });
+    at_least("bridge_second_call_vs_thread_and_runtime", second, 20.0);
+    stated(
+        "bridge_second_call_vs_handle_block_on",
+        over(handle, bridged),
+    );
+    stated("bridge_call_vs_spawn_blocking", over(hop_theirs, hop));
 }
 
 /// A request that makes one call, from its first use to its close.
-async fn whole_requests(ratios: &mut Vec<Ratio>) {
+async fn whole_requests() {
     const TIMES: u32 = 500;
     let pool = Pool::new();
     let (mut bridged, mut fresh) = (vec![], vec![]);
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds() {
         let start = Instant::now();
         for _ in 0..TIMES {
             let context = Context::new(pool.clone());
@@ -149,15 +131,11 @@ async fn whole_requests(ratios: &mut Vec<Ratio>) {
     }
     let (bridged, fresh) = (median(bridged), median(fresh));
     println!("a request with one call: {bridged:?}; with a thread and runtime: {fresh:?}");
-    ratios.push(Ratio {
-        name: "whole-request-vs-thread-and-runtime",
-        value: over(fresh, bridged),
-        goal: None,
-    });
+    stated("bridge_request_vs_thread_and_runtime", over(fresh, bridged));
 }
 
 /// Blocking writes of 8 KiB, through hyper to a socket.
-async fn throughput(ratios: &mut Vec<Ratio>) {
+async fn throughput() {
     let pool = Pool::new();
     let app = Router::new()
         .route(
@@ -186,35 +164,26 @@ async fn throughput(ratios: &mut Vec<Ratio>) {
     let address = listener.local_addr().unwrap();
     let server = Handle::current().spawn(async move { axum::serve(listener, app).await.unwrap() });
     let (mut ours, mut theirs) = (vec![], vec![]);
-    for _ in 0..2 * ROUNDS {
+    for _ in 0..2 * rounds() {
         ours.push(download(address, "/bridge").await);
         theirs.push(download(address, "/channel").await);
     }
     server.abort();
     // Pair by pair: what else the machine does hits both sides of a pair.
-    let mut pairs: Vec<_> = theirs
-        .iter()
-        .zip(&ours)
-        .map(|(t, o)| over(*t, *o))
-        .collect();
-    pairs.sort_by(f64::total_cmp);
+    let ratios = pairs(&theirs, &ours);
     let (ours, theirs) = (median(ours), median(theirs));
-    let rate = |time: Duration| (WRITE * WRITES) as f64 / time.as_secs_f64() / 1e6;
+    let rate = |time: Duration| (WRITE * writes()) as f64 / time.as_secs_f64() / 1e6;
     println!(
         "8 KiB writes to a socket: bridge {:.0} MB/s, spawn_blocking and channel {:.0} MB/s",
         rate(ours),
         rate(theirs)
     );
-    ratios.push(Ratio {
-        name: "blocking-writes-vs-channel",
-        value: pairs[pairs.len() / 2],
-        goal: Some(1.0),
-    });
+    at_least("bridge_writes_vs_channel", ratios, 1.0);
 }
 
 fn produce(out: &mut dyn Write) -> io::Result<()> {
     let row = [b'x'; WRITE];
-    (0..WRITES).try_for_each(|_| out.write_all(&row))
+    (0..writes()).try_for_each(|_| out.write_all(&row))
 }
 
 struct Channel(tokio::sync::mpsc::Sender<io::Result<Bytes>>);
@@ -248,7 +217,7 @@ async fn download(address: SocketAddr, path: &'static str) -> Duration {
                 read => all += read,
             }
         }
-        assert!(all > WRITE * WRITES);
+        assert!(all > WRITE * writes());
         start.elapsed()
     })
     .await
@@ -270,4 +239,9 @@ fn median(mut times: Vec<Duration>) -> Duration {
 
 fn over(theirs: Duration, ours: Duration) -> f64 {
     theirs.as_secs_f64() / ours.as_secs_f64()
+}
+
+fn pairs(theirs: &[Duration], ours: &[Duration]) -> Vec<f64> {
+    let both = theirs.iter().zip(ours);
+    both.map(|(theirs, ours)| over(*theirs, *ours)).collect()
 }

@@ -1,9 +1,7 @@
 //! What large gzip downloads do to everybody else's latency, on a runtime of two threads.
 //!
-//! `cargo bench --bench starve`: p99 of a small request without downloads, with two of them behind
+//! p99 of a small request without downloads, with two of them behind
 //! our layer, and with two behind tower-http's; rounds alternate.
-
-mod support;
 
 use std::{
     convert::Infallible,
@@ -28,20 +26,20 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
-use support::{at_most, median};
 use tokio::{net::TcpListener, runtime::Runtime, task::JoinSet};
 use tower::{Layer, Service};
 use tower_http::compression::CompressionLayer as TowerHttp;
 
-const ROUNDS: usize = 3;
-/// How long each measurement lasts, and how often a request is made meanwhile.
-const SPAN: Duration = Duration::from_secs(4);
+use crate::support::{at_most, corpus, median, quick};
+
+const ROUNDS: usize = 5;
+/// How often a request is made.
 const PACE: Duration = Duration::from_millis(2);
 /// What each download must have received before measuring begins.
 const UNDER_WAY: usize = 200 << 10;
 const DOWNLOADS: usize = 2;
 
-fn main() {
+pub(crate) fn run() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -67,7 +65,7 @@ fn main() {
         median(idle_against),
         median(volume)
     );
-    at_most("starve_p99_vs_tower_http", median(against), 0.1);
+    at_most("starve_p99_vs_tower_http", against, 0.1);
 }
 
 type Answer = Response<Either<Full<Bytes>, Endless>>;
@@ -89,7 +87,7 @@ where
         + 'static,
     B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
-    let text = Bytes::from(support::prose(4 << 20));
+    let text = Bytes::from(corpus::prose(4 << 20));
     let service = layer.layer(Handler { text });
     let listener = runtime
         .block_on(TcpListener::bind("127.0.0.1:0"))
@@ -132,7 +130,7 @@ impl Service<Request<Incoming>> for Handler {
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
         let body = match request.uri().path() {
             "/large" => {
-                let chunks = support::chunks(&self.text, 16 << 10);
+                let chunks = corpus::chunks(&self.text, 16 << 10);
                 let frames = chunks
                     .into_iter()
                     .cycle()
@@ -172,7 +170,7 @@ fn p99(address: SocketAddr, downloads: usize) -> (f64, f64) {
     socket.set_nodelay(true).expect("a socket");
     let (begin, before) = (Instant::now(), received.load(Relaxed));
     let mut times = Vec::new();
-    while begin.elapsed() < SPAN {
+    while begin.elapsed() < span() {
         pause();
         let begin = Instant::now();
         small(&mut socket);
@@ -186,6 +184,11 @@ fn p99(address: SocketAddr, downloads: usize) -> (f64, f64) {
     }
     times.sort_by(f64::total_cmp);
     (times[times.len() * 99 / 100], rate)
+}
+
+/// How long each measurement lasts.
+fn span() -> Duration {
+    Duration::from_millis(if quick() { 800 } else { 3000 })
 }
 
 #[expect(

@@ -1,11 +1,8 @@
 //! What an idle compressed event stream costs: heap, wire, processor time, by history kept.
 //!
-//! `cargo bench --bench idle_streams`. The default history is chosen from this table.
-
-mod support;
+//! The default history is chosen from the table that `--only idle_table` prints.
 
 use std::{
-    alloc::System,
     convert::Infallible,
     pin::Pin,
     sync::{
@@ -19,15 +16,14 @@ use bodyguard::compression::CompressionLayer;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame};
-use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
-use support::{Words, at_least, at_most, cpu};
 use tower::{Layer, Service};
 use tower_http::compression::{CompressionLayer as TowerHttp, predicate::Predicate};
 
-#[global_allocator]
-static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+use crate::{
+    live,
+    support::{at_least, at_most, corpus::Words, cpu, figure, quick},
+};
 
-const STREAMS: usize = 10_000;
 /// Enough for every history but the largest to be full.
 const EVENTS_EACH: usize = 40;
 /// The table's rows get along with fewer, and as many fewer compressors kept.
@@ -37,28 +33,55 @@ const THEIR_STREAMS: usize = 100;
 const LONG_STREAMS: usize = 8;
 const LONG_EVENTS: usize = 250;
 
-fn main() {
-    let corpora = [
-        ("json", json()),
-        ("newsroom", newsroom()),
-        ("tokens", tokens()),
-    ];
+/// The rows of the cost table.
+pub(crate) fn run() {
     let default = CompressionLayer::new().random_padding(0);
-    for (name, events) in &corpora {
-        let size = events.iter().map(Bytes::len).sum::<usize>() / events.len();
-        println!("\n{name}: events of {size} bytes");
-        let (their_heap, their_wire, their_cpu) = (
-            heap(&everything(), events, THEIR_STREAMS),
-            wire(&everything(), events),
-            cost(&everything(), events),
+    let streams = if quick() { 1000 } else { 10_000 };
+    for (name, events) in &corpora() {
+        let theirs = heap(&everything(), events, THEIR_STREAMS);
+        let least = heap(&default.clone().history(1 << 10), events, streams);
+        let mine = heap(&default, events, streams);
+        at_most(
+            &format!("idle_{name}_heap_kib_at_1_kib"),
+            vec![least / 1024.0],
+            3.0,
         );
+        at_most(&format!("idle_{name}_heap_kib"), vec![mine / 1024.0], 10.0);
+        let ratio = theirs / mine;
+        at_least(
+            &format!("idle_{name}_heap_vs_tower_http"),
+            vec![ratio],
+            35.0,
+        );
+        let kept = wire(&default.clone().resident_limit(1 << 20), events);
+        let ratio = wire_parked(&default, events) / kept;
+        at_most(&format!("idle_{name}_wire"), vec![ratio], 1.25);
+        if *name == "newsroom" {
+            figure("heap_gzip_default", mine);
+            figure("heap_gzip_1_kib", least);
+            figure("heap_gzip_tower_http", theirs);
+        }
+    }
+}
+
+/// What each length of history costs and saves.
+pub(crate) fn table() {
+    let default = CompressionLayer::new().random_padding(0);
+    for (name, events) in &corpora() {
+        let size = events.iter().map(Bytes::len).sum::<usize>() / events.len();
+        println!("{name}: events of {size} bytes");
+        let theirs = everything();
         println!(
-            "tower-http:        heap {their_heap:9.0}, {their_wire:6.1} bytes and {their_cpu:5.1} µs an event"
+            "tower-http:        heap {:9.0}, {:6.1} bytes and {:5.1} µs an event",
+            heap(&theirs, events, THEIR_STREAMS),
+            wire(&theirs, events),
+            cost(&theirs, events),
         );
         let kept = default.clone().resident_limit(1 << 20);
-        let (kept_wire, kept_cpu) = (wire(&kept, events), cost(&kept, events));
+        let kept_wire = wire(&kept, events);
         println!(
-            "never parked:                        {kept_wire:6.1} bytes and {kept_cpu:5.1} µs an event"
+            "never parked:                        {kept_wire:6.1} bytes and {:5.1} µs an event",
+            cost(&kept, events),
         );
         for history in [0, 1, 2, 4, 6, 8, 16, 32] {
             let layer = default.clone().history(history << 10);
@@ -69,25 +92,15 @@ fn main() {
                 wire / kept_wire
             );
         }
-        let least = heap(&default.clone().history(1 << 10), events, STREAMS);
-        at_most(
-            &format!("idle_{name}_heap_kib_at_1_kib"),
-            least / 1024.0,
-            3.0,
-        );
-        let mine = heap(&default, events, STREAMS);
-        at_most(&format!("idle_{name}_heap_kib"), mine / 1024.0, 10.0);
-        at_least(
-            &format!("idle_{name}_heap_vs_tower_http"),
-            their_heap / mine,
-            35.0,
-        );
-        at_most(
-            &format!("idle_{name}_wire"),
-            wire_parked(&default, events) / kept_wire,
-            1.25,
-        );
     }
+}
+
+fn corpora() -> [(&'static str, Vec<Bytes>); 3] {
+    [
+        ("json", json()),
+        ("newsroom", newsroom()),
+        ("tokens", tokens()),
+    ]
 }
 
 /// An event stream that has given `told` events and waits for the next.
@@ -196,10 +209,6 @@ where
     S: Service<Request<()>, Response = Response<B>, Error = Infallible>,
     B: Body<Data = Bytes>,
 {
-    let live = || {
-        let stats = HEAP.stats();
-        stats.bytes_allocated as isize - stats.bytes_deallocated as isize
-    };
     let due = Arc::default();
     let before = live();
     let mut bodies = open(layer, events, streams, &due);
