@@ -32,6 +32,7 @@ pub(crate) fn time<T>(work: impl FnOnce() -> T) -> (Duration, T) {
 ///
 /// On a machine shared with others the wall clock measures the others too.
 pub(crate) fn cpu() -> Duration {
+    booked();
     let tasks = std::fs::read_dir("/proc/self/task")
         .into_iter()
         .flatten()
@@ -50,7 +51,13 @@ pub(crate) fn thread_cpu(schedstat: &std::path::Path) -> Duration {
 
 /// Processor time of this thread.
 pub(crate) fn my_cpu() -> Duration {
+    booked();
     thread_cpu("/proc/thread-self/schedstat".as_ref())
+}
+
+/// Lets the kernel book this thread's time: between its ticks it does so when the thread stops.
+fn booked() {
+    std::thread::park_timeout(Duration::from_micros(1));
 }
 
 pub(crate) fn median(values: Vec<f64>) -> f64 {
