@@ -14,6 +14,7 @@ use std::{
 use bodyguard::compression::CompressionLayer;
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
+use futures_util::FutureExt;
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -80,6 +81,15 @@ pub(crate) fn run(levels: bool) {
             let runtime = &runtime;
             Box::new(move || runtime.block_on(through(&layer, &chunks)))
         };
+        // No runtime, no workers: what the layer itself costs.
+        let inline = |chunk: usize, layer: CompressionLayer| -> Run<'_> {
+            let chunks = chunks(&text, chunk);
+            Box::new(move || {
+                through(&layer, &chunks)
+                    .now_or_never()
+                    .expect("always ready")
+            })
+        };
         let theirs = |chunk: usize, level: i32| -> Run<'_> {
             let chunks = chunks(&text, chunk);
             let layer = TowerHttp::new().quality(CompressionLevel::Precise(level));
@@ -120,6 +130,13 @@ pub(crate) fn run(levels: bool) {
             let pair = compare(ours(chunk, layer().level(6)), raw(chunk, 6), ROUNDS);
             at_least(&about("vs_flate2_loop"), pair.faster, 0.97);
             at_least(&about("vs_flate2_loop_cpu"), pair.cheaper, 0.97);
+            let pair = compare(inline(chunk, layer().level(6)), raw(chunk, 6), ROUNDS);
+            println!(
+                "{}: {:.3} by the clock, {:.3} by processor time",
+                about("vs_flate2_loop_without_workers"),
+                pair.faster,
+                pair.cheaper
+            );
             let pair = compare(
                 ours(chunk, layer().parallel(true)),
                 ours(chunk, layer()),

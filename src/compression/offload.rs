@@ -22,7 +22,7 @@ use super::{
 use crate::BoxError;
 
 /// Bytes that may wait on either side of the encoder.
-const BOUND: usize = 128 << 10;
+const BOUND: usize = 256 << 10;
 
 /// Bytes a worker takes in before the next stream has its turn.
 const TURN: usize = 32 << 10;
@@ -259,8 +259,9 @@ impl Job for Station {
         let more = !state.input.is_empty() && state.ready < BOUND && state.error.is_none();
         state.encoder = Some(encoder);
         state.scheduled = more;
-        // The body is woken for output, for the end, and for plenty of room: waking costs.
-        let wanted = !more || !state.output.is_empty() || state.queued <= BOUND / 4;
+        // Waking costs as much as a few kilobytes of text: the body is woken for the end, for
+        // plenty of output, or for plenty of room.
+        let wanted = !more || state.ready >= 2 * FULL || state.queued <= BOUND / 4;
         let waker = state.waker.take_if(|_| wanted);
         drop(state);
         if let Some(waker) = waker {
