@@ -85,16 +85,10 @@ impl CompressionLayer {
     ///
     /// Codings left out come after those named. Default: zstd, br, gzip, deflate.
     pub fn prefer(self, order: impl IntoIterator<Item = Coding>) -> Self {
-        let order: Vec<_> = order.into_iter().collect();
+        let order = order.into_iter().collect();
         self.with(|options| {
-            let rank = |coding: &Coding| {
-                order
-                    .iter()
-                    .position(|other| other == coding)
-                    .unwrap_or(order.len())
-            };
-            options.codings.sort_by_key(rank);
             options.preference = order;
+            options.sort_codings();
         })
     }
 
@@ -174,13 +168,7 @@ impl CompressionLayer {
             options.codings.retain(|other| *other != coding);
             if enable {
                 options.codings.push(coding);
-                let order = options.preference.clone();
-                options.codings.sort_by_key(|coding| {
-                    order
-                        .iter()
-                        .position(|other| other == coding)
-                        .unwrap_or(order.len())
-                });
+                options.sort_codings();
             }
         })
     }

@@ -76,6 +76,19 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// Puts the enabled codings in the order of preference; those it does not name come last.
+    pub(super) fn sort_codings(&mut self) {
+        let order = &self.preference;
+        self.codings.sort_by_key(|coding| {
+            order
+                .iter()
+                .position(|other| other == coding)
+                .unwrap_or(order.len())
+        });
+    }
+}
+
 /// The user's own condition.
 #[derive(Clone)]
 pub(super) struct Predicate(Arc<dyn Fn(&Parts) -> bool + Send + Sync>);
