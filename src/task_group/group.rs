@@ -1,6 +1,12 @@
 //! The handle by which a handler ties tasks to its response.
 
-use std::{error::Error, fmt, future::Future, panic::Location, sync::Arc};
+use std::{
+    error::Error,
+    fmt,
+    future::Future,
+    panic::Location,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use http::Request;
 use tokio::sync::OwnedSemaphorePermit;
@@ -277,21 +283,22 @@ fn is_closed(error: &BoxError) -> bool {
 
 /// The scope takes no more tasks, or not now. Gives back what was to be spawned.
 pub struct SpawnError<T> {
-    refused: T,
+    /// In a mutex, so that the error is `Sync` and `?` boxes it, whatever the future holds.
+    refused: Mutex<T>,
     full: bool,
 }
 
 impl<T> SpawnError<T> {
     fn ending(refused: T) -> Self {
         Self {
-            refused,
+            refused: Mutex::new(refused),
             full: false,
         }
     }
 
     fn full(refused: T) -> Self {
         Self {
-            refused,
+            refused: Mutex::new(refused),
             full: true,
         }
     }
@@ -304,6 +311,8 @@ impl<T> SpawnError<T> {
     /// The future or code that was refused.
     pub fn into_inner(self) -> T {
         self.refused
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -342,5 +351,27 @@ impl fmt::Debug for TaskGroup {
         f.debug_struct("TaskGroup")
             .field("scope", &self.scope)
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+
+    use super::*;
+
+    /// Compiles: a boxed future is `Send` but not `Sync`, and its refusal is boxed by `?` all the same.
+    #[tokio::test]
+    async fn a_refusal_is_boxed_whatever_the_future_holds() {
+        fn spawn(group: &TaskGroup) -> TaskResult {
+            let task: Pin<Box<dyn Future<Output = TaskResult> + Send>> = Box::pin(async { Ok(()) });
+            group.spawn(task)?;
+            Ok(())
+        }
+        let group = TaskGroup::through(Scope::standalone());
+        spawn(&group).unwrap();
+        group.cancel();
+        let refused = spawn(&group).unwrap_err();
+        assert_eq!(refused.to_string(), "task refused: the response is ending");
     }
 }
