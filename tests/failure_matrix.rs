@@ -100,13 +100,18 @@ impl Cell {
     }
 
     fn path(self) -> String {
-        let Cell { kind, who, when, .. } = self;
+        let Cell {
+            kind, who, when, ..
+        } = self;
         format!("/{kind:?}/{who}/{when}/{}/{}", self.http2, self.gzip)
     }
 
     /// The others finish the stream without the one of this cell.
     fn goes_on(self) -> bool {
-        matches!(self.kind, Kind::EarlyReturn | Kind::Hang | Kind::HangHolding)
+        matches!(
+            self.kind,
+            Kind::EarlyReturn | Kind::Hang | Kind::HangHolding
+        )
     }
 
     /// Whose turn a frame is. A member that fails does so at its turn, and nobody's comes after.
@@ -284,7 +289,11 @@ impl Server {
 
     async fn stop(&mut self) -> bodyguard::DrainReport {
         drop(self.stop.take());
-        within(self.serving.join_next()).await.unwrap().unwrap().unwrap()
+        within(self.serving.join_next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
     }
 }
 
@@ -338,8 +347,8 @@ async fn fetch(server: &Server, cell: Cell, mut reached: Option<oneshot::Sender<
     server.seen.cells.lock().unwrap().insert(cell.path(), cell);
     let tcp = TcpStream::connect(server.addr).await.unwrap();
     tcp.set_nodelay(true).unwrap();
-    let mut request = http::Request::get(format!("http://{}{}", server.addr, cell.path()))
-        .header("host", "x");
+    let mut request =
+        http::Request::get(format!("http://{}{}", server.addr, cell.path())).header("host", "x");
     if cell.gzip {
         request = request.header("accept-encoding", "gzip");
     }
@@ -347,7 +356,9 @@ async fn fetch(server: &Server, cell: Cell, mut reached: Option<oneshot::Sender<
     let mut driver = JoinSet::new();
     let io = TokioIo::new(tcp);
     let response = if cell.http2 {
-        let (mut sender, connection) = conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        let (mut sender, connection) = conn::http2::handshake(TokioExecutor::new(), io)
+            .await
+            .unwrap();
         driver.spawn(connection);
         sender.send_request(request).await.unwrap()
     } else {
@@ -357,7 +368,10 @@ async fn fetch(server: &Server, cell: Cell, mut reached: Option<oneshot::Sender<
     };
     assert_eq!(response.status(), 200);
     assert!(!response.headers().contains_key("content-length"));
-    assert_eq!(response.headers().contains_key("content-encoding"), cell.gzip);
+    assert_eq!(
+        response.headers().contains_key("content-encoding"),
+        cell.gzip
+    );
     let mut decoder = match cell.gzip {
         true => Decoder::Gzip(GzDecoder::new(Vec::new())),
         false => Decoder::Plain(Vec::new()),
@@ -399,14 +413,20 @@ fn check_cause(seen: &Seen, cell: Cell) {
         Kind::Panic => match failure {
             Some(FailureKind::Panicked { what, message }) => {
                 assert_eq!(message, "boom");
-                assert!(what.starts_with("task at tests/failure_matrix.rs:"), "{what}");
+                assert!(
+                    what.starts_with("task at tests/failure_matrix.rs:"),
+                    "{what}"
+                );
             }
             other => panic!("{other:?}"),
         },
         Kind::Hang => match failure {
             Some(FailureKind::OverranLimit { what, limit }) => {
                 assert_eq!(*limit, JOIN_LIMIT);
-                assert!(what.starts_with("task at tests/failure_matrix.rs:"), "{what}");
+                assert!(
+                    what.starts_with("task at tests/failure_matrix.rs:"),
+                    "{what}"
+                );
             }
             other => panic!("{other:?}"),
         },
@@ -433,7 +453,14 @@ async fn run(server: &Server, cell: Cell) {
         let report = &reports[&cell.path()];
         assert!(report.ending.succeeded() && report.errors.is_empty());
         assert_eq!(report.counts.tasks_joined, MEMBERS as u64);
-        assert!(!server.seen.errors.lock().unwrap().contains_key(&cell.path()));
+        assert!(
+            !server
+                .seen
+                .errors
+                .lock()
+                .unwrap()
+                .contains_key(&cell.path())
+        );
     } else {
         assert!(!received.clean, "{cell:?}: a clean end");
         check_cause(&server.seen, cell);
@@ -454,7 +481,13 @@ fn quiet() {
 async fn no_client_takes_a_failure_for_a_whole_response() {
     quiet();
     let mut server = Server::start(DEADLINE).await;
-    let kinds = [Kind::Error, Kind::Panic, Kind::Abort, Kind::EarlyReturn, Kind::Hang];
+    let kinds = [
+        Kind::Error,
+        Kind::Panic,
+        Kind::Abort,
+        Kind::EarlyReturn,
+        Kind::Hang,
+    ];
     let cells = Cell::all(&kinds);
     let ran = stream::iter(cells.iter().map(|cell| run(&server, *cell)))
         .buffer_unordered(AT_ONCE)

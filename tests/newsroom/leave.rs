@@ -2,7 +2,7 @@
 
 use crate::{
     client::{Client, Protocol, read_until},
-    server::Newsroom,
+    server::{Newsroom, State},
 };
 
 /// Opens `/stream`, has `leave` end it, and waits for the account of it.
@@ -23,9 +23,10 @@ async fn is_torn_down(mut client: Client, newsroom: &Newsroom, leave: impl FnOnc
     leave(client);
     drop(body);
 
-    let state = newsroom.until(|state| state.ended("/stream").len() == 1);
-    let state = state.await;
-    assert!(state.live("/stream").is_empty());
+    // A scope is released behind its report.
+    let over = |state: &State| state.live("/stream").is_empty();
+    let state = newsroom.until(over).await;
+    assert_eq!(state.ended("/stream").len(), 1);
     assert_eq!(state.number("readers"), 0, "what the closer gives back");
     let report = state.ended("/stream")[0];
     let outcome = report["outcome"].as_str().unwrap();
