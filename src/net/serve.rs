@@ -139,11 +139,13 @@ where
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
+            // In this order: a signal is listened for, by its first poll, before anybody is served.
+            biased;
             () = &mut signal => break,
+            Some(_) = connections.join_next() => {}
             stream = accept(&mut listener) => {
                 connections.spawn(connection(stream, app.clone(), supervisor.clone()));
             }
-            Some(_) = connections.join_next() => {}
         }
     }
     drop(listener);
