@@ -47,4 +47,4 @@ pub use hold::Hold;
 pub use layer::{ScopeLayer, ScopeService};
 pub(crate) use machine::{LastWords, Scope};
 pub use options::{FailurePolicy, Shutdown};
-pub(crate) use tasks::TaskKind;
+pub(crate) use tasks::{TaskKey, TaskKind};

@@ -43,6 +43,13 @@ pub(crate) enum TaskKind {
     Blocking,
 }
 
+/// Finds a task again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TaskKey {
+    key: usize,
+    number: u64,
+}
+
 /// Called when a failure cancels the siblings: the channel closes, so that the body ends.
 ///
 /// False if that body is gone already, so that it cannot end anything.
@@ -211,7 +218,7 @@ impl Scope {
         kind: TaskKind,
         at: &'static Location<'static>,
         future: F,
-    ) -> Result<(), F>
+    ) -> Result<TaskKey, F>
     where
         F: Future<Output = TaskResult> + Send + 'static,
     {
@@ -224,7 +231,25 @@ impl Scope {
             report,
         });
         self.set_abort(key, number, task.abort_handle());
-        Ok(())
+        Ok(TaskKey { key, number })
+    }
+
+    /// Aborts a task that fed a body which was replaced; not once the response is ending.
+    pub(crate) fn abort_replaced(&self, task: TaskKey) {
+        let abort = {
+            let mut state = self.lock();
+            if state.phase != Phase::Live || state.body_end.is_some() {
+                return;
+            }
+            let slot = state.tasks.slot_of(task.key, task.number);
+            slot.and_then(|slot| {
+                slot.told = true;
+                slot.abort.clone()
+            })
+        };
+        if let Some(abort) = abort {
+            abort.abort();
+        }
     }
 
     /// Runs blocking code as a task of this scope, its result seen through `judge`. Gives the code

@@ -6,7 +6,7 @@ use std::{
     panic::Location,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     BodyError, TaskResult,
-    scope::{LastWords, Scope, ScopeBody, Sealed, TaskKind},
+    scope::{LastWords, Scope, ScopeBody, Sealed, TaskKey, TaskKind},
 };
 
 /// Bytes that producers may be ahead of the client (16 KiB); a larger frame passes alone.
@@ -31,17 +31,20 @@ const BUFFER: usize = 16 * 1024;
 /// It never fails by itself; the scope's body around it does, once it has seen how the tasks ended.
 /// So give it to a response inside the layer of its group.
 ///
-/// **On drop**: senders get [`Closed`](super::Closed); the scope cancels and joins the tasks.
+/// **On drop**: senders get [`Closed`](super::Closed); the scope cancels and joins the tasks. If it
+/// is replaced by another body while the response goes on, its producer is aborted; tasks of the
+/// group are the response's, and stay.
 #[must_use = "a body does nothing unless it is polled"]
 pub struct GroupBody {
     receiver: FrameReceiver,
     scope: Arc<Scope>,
     start: Option<Start>,
     last_words: Option<LastWords>,
+    producer: Producer,
 }
 
 /// Spawns the producer.
-type Start = Box<dyn FnOnce(&Arc<Scope>) + Send>;
+type Start = Box<dyn FnOnce(&Arc<Scope>) -> Option<TaskKey> + Send>;
 
 impl GroupBody {
     pub(super) fn new<F, Fut>(group: &TaskGroup, at: &'static Location<'static>, producer: F) -> Self
@@ -55,13 +58,15 @@ impl GroupBody {
         scope.on_task_failure(Box::new(move || handle.close_senders()));
         let start: Start = Box::new(move |scope| {
             // Refused only if the end has started: then nobody waits for these frames.
-            let _ = scope.spawn(TaskKind::Plain, at, Forgiving::new(producer(sender)));
+            let producer = Forgiving::new(producer(sender));
+            scope.spawn(TaskKind::Plain, at, producer).ok()
         });
         Self {
             receiver,
             scope,
             start: Some(start),
             last_words: None,
+            producer: Producer(None),
         }
     }
 
@@ -86,6 +91,18 @@ impl GroupBody {
     }
 }
 
+/// Aborts the producer of a body that is dropped before its end, unless its response is ending:
+/// the teardown sees to it then.
+struct Producer(Option<(Arc<Scope>, TaskKey)>);
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        if let Some((scope, task)) = self.0.take() {
+            scope.abort_replaced(task);
+        }
+    }
+}
+
 impl Body for GroupBody {
     type Data = Bytes;
     type Error = BodyError;
@@ -99,9 +116,14 @@ impl Body for GroupBody {
             if let Some(words) = self.last_words.take() {
                 self.scope.on_failure(words);
             }
-            start(&self.scope);
+            let task = start(&self.scope);
+            self.producer = Producer(task.map(|task| (self.scope.clone(), task)));
         }
-        self.receiver.poll_frame(cx).map(|next| next.map(Ok))
+        let next = ready!(self.receiver.poll_frame(cx));
+        if next.as_ref().is_none_or(Frame::is_trailers) {
+            self.producer.0 = None;
+        }
+        Poll::Ready(next.map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {

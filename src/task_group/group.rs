@@ -215,6 +215,7 @@ impl TaskGroup {
         let _place = place;
         self.scope
             .spawn(kind, at, Forgiving { task, _place })
+            .map(drop)
             .map_err(|refused| SpawnError::ending(refused.task))
     }
 

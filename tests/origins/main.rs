@@ -3,4 +3,5 @@
 #[path = "../support/mod.rs"]
 mod support;
 mod ticket_36863;
+mod ticket_36916;
 mod ticket_37066;
