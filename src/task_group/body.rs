@@ -47,7 +47,11 @@ pub struct GroupBody {
 type Start = Box<dyn FnOnce(&Arc<Scope>) -> Option<TaskKey> + Send>;
 
 impl GroupBody {
-    pub(super) fn new<F, Fut>(group: &TaskGroup, at: &'static Location<'static>, producer: F) -> Self
+    pub(super) fn new<F, Fut>(
+        group: &TaskGroup,
+        at: &'static Location<'static>,
+        producer: F,
+    ) -> Self
     where
         F: FnOnce(FrameSender) -> Fut + Send + 'static,
         Fut: Future<Output = TaskResult> + Send + 'static,

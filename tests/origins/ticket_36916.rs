@@ -79,7 +79,11 @@ impl App {
     }
 
     async fn get(&self) -> Response<Body> {
-        self.router.clone().oneshot(Request::new(Body::empty())).await.unwrap()
+        self.router
+            .clone()
+            .oneshot(Request::new(Body::empty()))
+            .await
+            .unwrap()
     }
 
     /// The one report, once the scope is released.
@@ -192,7 +196,10 @@ async fn the_group_has_exited_before_the_consumer_goes_on_from_an_error() {
             Err(boom("source lost"))
         })
     });
-    let error = text(app.get().await.into_body()).await.unwrap_err().into_inner();
+    let error = text(app.get().await.into_body())
+        .await
+        .unwrap_err()
+        .into_inner();
     let error = error.downcast_ref::<BodyError>().unwrap();
     assert_eq!(error.cause().to_string(), "source lost");
     assert_eq!((live.count(), app.supervisor.active()), (0, 0));
@@ -351,10 +358,16 @@ async fn several_producers_share_a_queue_of_one() {
         Ok(())
     });
     let text = text(body).await.unwrap();
-    let items: Vec<u32> = text.split_whitespace().map(|n| n.parse().unwrap()).collect();
+    let items: Vec<u32> = text
+        .split_whitespace()
+        .map(|n| n.parse().unwrap())
+        .collect();
     assert_eq!(items.len(), 30);
     for producer in 0..3 {
-        let own = items.iter().filter(|n| **n / 100 == producer).map(|n| n % 100);
+        let own = items
+            .iter()
+            .filter(|n| **n / 100 == producer)
+            .map(|n| n % 100);
         assert!(own.eq(0..10), "{items:?}");
     }
     // The channel of the body itself, with room for one byte, does the same.
@@ -377,9 +390,9 @@ async fn every_kind_of_body_goes_through_every_layer() {
     async fn answer(request: Request) -> Response<Body> {
         let which = request.uri().path();
         let stream = tokio_stream::iter(["a", "bc"]);
-        let frames = tokio_stream::iter(["a", "bc"].map(|data| {
-            Ok::<_, Infallible>(http_body::Frame::data(Bytes::from(data)))
-        }));
+        let frames = tokio_stream::iter(
+            ["a", "bc"].map(|data| Ok::<_, Infallible>(http_body::Frame::data(Bytes::from(data)))),
+        );
         match which {
             "/full" => Response::new(Body::new(Full::new(Bytes::from("abc")))),
             "/stream" => Response::new(Body::new(StreamBody::new(frames))),
@@ -407,7 +420,9 @@ async fn every_kind_of_body_goes_through_every_layer() {
         Router::new().fallback(answer).layer(CleanupLayer::new()),
         Router::new().fallback(answer).layer(TaskGroupLayer::new()),
         Router::new().fallback(answer).layer(DisconnectLayer::new()),
-        Router::new().fallback(answer).layer(CompressionLayer::new()),
+        Router::new()
+            .fallback(answer)
+            .layer(CompressionLayer::new()),
         Router::new().fallback(answer).layer(Stack::new()),
     ];
     for (layer, router) in routers.into_iter().enumerate() {
@@ -440,7 +455,9 @@ async fn gzip_keeps_the_protocol_of_group_bodies() {
     });
     let get = |path: &'static str| {
         let request = Request::get(path).header("accept-encoding", "gzip");
-        app.router.clone().oneshot(request.body(Body::empty()).unwrap())
+        app.router
+            .clone()
+            .oneshot(request.body(Body::empty()).unwrap())
     };
     // Round trip.
     let response = get("/").await.unwrap();
@@ -450,7 +467,10 @@ async fn gzip_keeps_the_protocol_of_group_bodies() {
     let mut text = String::new();
     let mut decoder = flate2::read::GzDecoder::new(&bytes[..]);
     std::io::Read::read_to_string(&mut decoder, &mut text).unwrap();
-    assert_eq!(text, (0..1000).map(|n| format!("line {n}\n")).collect::<String>());
+    assert_eq!(
+        text,
+        (0..1000).map(|n| format!("line {n}\n")).collect::<String>()
+    );
     assert_eq!(live.count(), 0);
     // Early drop.
     let mut response = get("/endless").await.unwrap();
@@ -564,7 +584,10 @@ async fn a_disconnect_in_the_turn_of_the_completion_gives_one_outcome() {
         }
         drop(body);
         let report = app.report().await;
-        assert!(report.errors.iter().all(|error| error.is::<Failure>()), "{report:?}");
+        assert!(
+            report.errors.iter().all(|error| error.is::<Failure>()),
+            "{report:?}"
+        );
         match report.outcome() {
             Outcome::Complete => assert!(polls > 0),
             Outcome::Dropped => assert!(!ended),
@@ -699,7 +722,10 @@ async fn background_work_does_not_delay_the_last_byte() {
     finish.send(()).unwrap();
     let report = app.report().await;
     assert_eq!(report.outcome(), Outcome::Complete);
-    assert_eq!((report.counts.tasks_cancelled, report.counts.closers_run), (1, 1));
+    assert_eq!(
+        (report.counts.tasks_cancelled, report.counts.closers_run),
+        (1, 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -757,12 +783,18 @@ async fn all_errors_are_kept() {
             pending().await
         })
     });
-    let error = text(app.get().await.into_body()).await.unwrap_err().into_inner();
+    let error = text(app.get().await.into_body())
+        .await
+        .unwrap_err()
+        .into_inner();
     let error = error.downcast_ref::<BodyError>().unwrap();
     assert_eq!(error.cause().to_string(), "first");
     let report = app.report().await;
     assert_eq!(messages(&report), ["first", "while ending", "closer"]);
-    assert_eq!((report.counts.tasks_failed, report.counts.closers_failed), (2, 1));
+    assert_eq!(
+        (report.counts.tasks_failed, report.counts.closers_failed),
+        (2, 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -808,7 +840,9 @@ async fn an_item_whose_sending_was_cancelled_was_not_sent_and_can_be_sent_again(
     // Starts the producers, then is late.
     let first = tokio::time::timeout(Duration::ZERO, body.frame()).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
-    let mut len = first.map_or(0, |frame| frame.unwrap().unwrap().into_data().unwrap().len());
+    let mut len = first.map_or(0, |frame| {
+        frame.unwrap().unwrap().into_data().unwrap().len()
+    });
     while let Some(frame) = body.frame().await {
         len += frame.unwrap().into_data().unwrap().len();
     }
@@ -843,7 +877,10 @@ async fn a_blocked_producer_is_released_when_the_consumer_goes() {
     drop(response);
     within(tell).await.unwrap();
     let report = app.report().await;
-    assert_eq!((report.outcome(), report.counts.tasks_failed), (Outcome::Dropped, 0));
+    assert_eq!(
+        (report.outcome(), report.counts.tasks_failed),
+        (Outcome::Dropped, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]

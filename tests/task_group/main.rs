@@ -1,0 +1,8 @@
+//! Task groups: cancellation, backpressure, last words, merged streams, policies.
+
+mod cancellation;
+mod last_words;
+mod merge;
+mod run_ahead;
+mod sides;
+mod support;
