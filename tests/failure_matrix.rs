@@ -471,7 +471,7 @@ async fn run(server: &Server, cell: Cell) {
 fn quiet() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        if info.payload_as_str() != Some("boom") {
+        if info.payload().downcast_ref::<&str>() != Some(&"boom") {
             before(info);
         }
     }));

@@ -405,7 +405,11 @@ impl Scope {
         if let Some(cancellation) = cancellation {
             cancellation.carry_out();
         }
-        let fed = hooks.into_iter().fold(false, |fed, hook| hook() || fed);
+        // Each of them is called, whatever the others say.
+        let mut fed = false;
+        for hook in hooks {
+            fed |= hook();
+        }
         // A body that is not fed by a channel of ours would go on: end it.
         if let Some((outcome, cause)) = interrupt.filter(|_| !fed) {
             self.interrupt(outcome, Some(cause));

@@ -215,3 +215,36 @@ async fn a_handler_that_is_dropped_takes_its_tasks_along() {
     assert!(late.is_err());
     until(|| live.count() == 0 && app.supervisor.active() == 0).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_groups_dropped_at_once_leave_no_task() {
+    let live = Live::default();
+    let seen = live.clone();
+    let app = App::new(move |group: TaskGroup| async move {
+        let (waiting, sending) = (seen.guard(), seen.guard());
+        let tasks = group.clone();
+        group.body(|tx| async move {
+            tasks.spawn(async move {
+                let _guard = waiting;
+                pending().await
+            })?;
+            tasks.spawn_graceful(|_| async move {
+                let _guard = sending;
+                loop {
+                    tx.send(vec![b'x'; 9000]).await?;
+                }
+            })?;
+            Ok(())
+        })
+    });
+    let mut bodies = Vec::new();
+    for _ in 0..1000 {
+        let mut body = app.get().await.into_body();
+        within(body.frame()).await.unwrap().unwrap();
+        bodies.push(body);
+    }
+    assert_eq!((live.count(), app.supervisor.active()), (2000, 1000));
+    drop(bodies);
+    until(|| app.supervisor.active() == 0).await;
+    assert_eq!(live.count(), 0);
+}
