@@ -30,7 +30,7 @@ use axum::{
     response::Response,
 };
 use bodyguard::{
-    BodyError, Cause, EndReport, Outcome, Stack, Supervisor, TaskGroup, TaskResult, net,
+    BodyError, Cause, EndReport, Outcome, Shutdown, Stack, Supervisor, TaskGroup, TaskResult, net,
     scope::{Failure, FailureKind},
     task_group::{FrameSender, GroupBody},
 };
@@ -251,7 +251,7 @@ struct Server {
 }
 
 impl Server {
-    async fn start(deadline: Duration) -> Self {
+    async fn start(policy: Shutdown) -> Self {
         let seen = Seen::default();
         let supervisor = Supervisor::new();
         let reports = seen.reports.clone();
@@ -260,6 +260,7 @@ impl Server {
             .compression(compression)
             .supervisor(&supervisor)
             .join_limit(JOIN_LIMIT)
+            .shutdown(policy)
             .on_end(move |report| {
                 let path = report.uri.path().to_owned();
                 let twice = reports.lock().unwrap().insert(path, report.clone());
@@ -276,7 +277,7 @@ impl Server {
         let mut serving = JoinSet::new();
         let server = net::serve(listener, app)
             .supervisor(&supervisor)
-            .deadline(deadline)
+            .deadline(DEADLINE)
             .shutdown(async { drop(stopped.await) });
         serving.spawn(server.into_future());
         Self {
@@ -398,11 +399,9 @@ fn check_cause(seen: &Seen, cell: Cell) {
     let reports = seen.reports.lock().unwrap();
     let report = &reports[&cell.path()];
     let cause = report.ending.cause().expect("the report has the cause");
-    match seen.errors.lock().unwrap().get(&cell.path()) {
-        Some(error) => assert!(Arc::ptr_eq(cause, error), "{report:?}"),
-        // A server that aborts drops its connections too: nobody asks the body any more.
-        None => assert_eq!(cell.kind, Kind::HangHolding, "the body has not failed"),
-    }
+    let errors = seen.errors.lock().unwrap();
+    let error = errors.get(&cell.path()).expect("the body has failed");
+    assert!(Arc::ptr_eq(cause, error), "{report:?}");
     assert_eq!(report.errors.len(), 1, "{report:?}");
     assert!(Arc::ptr_eq(cause, &report.errors[0]), "{report:?}");
     assert!(!report.ending.succeeded());
@@ -480,7 +479,7 @@ fn quiet() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_client_takes_a_failure_for_a_whole_response() {
     quiet();
-    let mut server = Server::start(DEADLINE).await;
+    let mut server = Server::start(Shutdown::finish()).await;
     let kinds = [
         Kind::Error,
         Kind::Panic,
@@ -504,7 +503,7 @@ async fn no_client_takes_a_failure_for_a_whole_response() {
 async fn a_member_that_hangs_with_its_sender_is_broken_by_the_shutdown() {
     let cells = Cell::all(&[Kind::HangHolding]);
     let run = |cell: Cell| async move {
-        let mut server = Server::start(Duration::from_millis(20)).await;
+        let mut server = Server::start(Shutdown::abort()).await;
         let (reached, whole) = oneshot::channel();
         let stop = server.stop.take();
         let (received, ()) = tokio::join!(within(fetch(&server, cell, Some(reached))), async {
