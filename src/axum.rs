@@ -64,7 +64,18 @@ macro_rules! respond {
     )*};
 }
 
-respond!(FrameBody, GroupBody, CleanupBody<B> where B, ScopeBody<B> where B);
+respond!(FrameBody, GroupBody, ScopeBody<B> where B);
+
+// These have a scope of their own, which the layers around have to know.
+impl<B> IntoResponse for CleanupBody<B>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<crate::BoxError>,
+{
+    fn into_response(self) -> Response {
+        self.into_http().map(Body::new)
+    }
+}
 
 impl IntoResponse for TaskGroupBody {
     fn into_response(self) -> Response {

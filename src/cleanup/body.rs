@@ -91,6 +91,17 @@ where
         self
     }
 
+    /// The body as a response with status 200, known to the scope of the request it answers.
+    ///
+    /// The drain of that scope's supervisor then waits for these closers. As an axum response it is
+    /// so by itself.
+    pub fn into_http(self) -> http::Response<Self> {
+        let scope = self.cleanup.scope().clone();
+        let mut response = http::Response::new(self);
+        Scope::announce_in(scope, response.extensions_mut());
+        response
+    }
+
     /// The body's cleanup, for registering more while it streams.
     pub fn cleanup(&self) -> &Cleanup {
         &self.cleanup

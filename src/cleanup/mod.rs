@@ -107,6 +107,10 @@ impl Cleanup {
         Hold::on(&self.scope)
     }
 
+    fn scope(&self) -> &Arc<Scope> {
+        &self.scope
+    }
+
     fn register(&self, closer: Closer) -> Key {
         let key = self.scope.defer(closer);
         self.key(key)

@@ -30,6 +30,15 @@ use crate::{BoxError, DrainReport, Supervisor};
 /// How long a drain may take unless [`Serve::deadline`] says otherwise.
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// A deadline further away is as good as none.
+const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
+/// What is kept of the deadline for responses that are dropped with their connections.
+const TEARDOWN: Duration = Duration::from_secs(1);
+
+/// What they have at the least, if the deadline is over.
+const LEAST: Duration = Duration::from_millis(100);
+
 type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Serves `app` on `listener` over HTTP/1.1 and HTTP/2 until the shutdown signal, then drains.
@@ -149,14 +158,17 @@ where
         }
     }
     drop(listener);
+    let deadline = deadline.min(FAR);
     let end = Instant::now() + deadline;
-    let report = supervisor.drain(deadline).await;
-    // Every response is torn down; what is left is bytes on their way, and idle connections.
-    let _ = timeout_at(end, async {
-        while connections.join_next().await.is_some() {}
-    })
-    .await;
+    supervisor.drain(deadline).await;
+    // Every response so far is torn down. Bytes may be on their way, and a request that was half
+    // read at the signal may have come since: these have the rest of the time, but for a little to
+    // tear down in.
+    let closed = async { while connections.join_next().await.is_some() {} };
+    let _ = timeout_at(end - (deadline / 10).min(TEARDOWN), closed).await;
     connections.shutdown().await;
+    let rest = end.saturating_duration_since(Instant::now());
+    let report = supervisor.drain(rest.max(LEAST)).await;
     Ok(report)
 }
 

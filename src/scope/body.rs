@@ -160,9 +160,15 @@ where
     /// A body that owns a scope of its own: for use without a layer.
     pub(crate) fn standalone(scope: Arc<Scope>, inner: B) -> Self {
         let mut owner = Owner::root(scope.clone());
-        owner.streams(Detector::promising(inner.size_hint().exact()));
         // A body that says it is over must not be polled.
-        let inner = (!inner.is_end_stream()).then_some(Inner::Inline(inner));
+        let over = inner.is_end_stream();
+        let promised = if over {
+            Some(0)
+        } else {
+            inner.size_hint().exact()
+        };
+        owner.streams(Detector::promising(promised));
+        let inner = (!over).then_some(Inner::Inline(inner));
         Self::new(owner, inner, Finisher::new(Some(scope)))
     }
 }
@@ -368,15 +374,16 @@ fn settle<B>(
     finisher: &mut Finisher,
 ) -> Stage {
     let mut held = end.held;
-    match owner.clean_shutdown() {
-        // The body came to its own end in the same moment: that is what is shown.
-        Some(_) if end.outcome.is_complete() => held.clean = true,
-        Some(Some(last_frame)) => {
-            held.data = Some(last_frame).filter(|frame| !frame.is_empty());
-            held.clean = true;
-        }
-        // No last frame was named for this content type: its client must see a broken transfer.
-        Some(None) | None => {}
+    // Without a last frame for its content type the client must see a broken transfer, also if the
+    // inner body ended: its producers may just have heard of the shutdown.
+    if let Some(last_frame) = owner.clean_shutdown() {
+        let data = held.data.take().into_iter().chain([last_frame]);
+        let data: Vec<u8> = data.flatten().collect();
+        held = Held {
+            data: (!data.is_empty()).then(|| data.into()),
+            trailers: None,
+            clean: true,
+        };
     }
     // With holds out there is no verdict to come: a broken body is shown as what it is now.
     let broken = owner.verdict_now(end.outcome, &end.cause);
@@ -548,13 +555,13 @@ impl Owner {
         self.scope().is_some_and(|scope| scope.is_interrupted())
     }
 
-    /// If the scope is being ended cleanly for a shutdown: the frame to end with.
+    /// If the scope is being ended for a shutdown that ends cleanly: the frame to end with.
     ///
     /// A promised length cannot be cut cleanly; its body ends in an error instead.
-    fn clean_shutdown(&self) -> Option<Option<Bytes>> {
-        let state = self.scope()?.lock();
-        match &state.shut_by {
-            ShutBy::EndNow(frame) if self.detector.promised().is_none() => Some(frame.clone()),
+    fn clean_shutdown(&self) -> Option<Bytes> {
+        let scope = self.scope().filter(|scope| scope.is_interrupted())?;
+        match &scope.lock().shut_by {
+            ShutBy::EndNow(frame) if self.detector.promised().is_none() => frame.clone(),
             _ => None,
         }
     }
@@ -573,7 +580,10 @@ impl Verdict {
                 .unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into()),
         );
         // Under a promised length a further frame would count as content.
-        let words = self.last_words.filter(|_| detector.promised().is_none());
+        let gone = matches!(outcome, Outcome::Disconnected | Outcome::Dropped);
+        let words = self
+            .last_words
+            .filter(|_| !gone && detector.promised().is_none());
         let last_frame = words.and_then(|words| contained(|| words(&error)).ok().flatten());
         Some(Failing {
             last_frame: last_frame.filter(|frame| !frame.is_empty()),

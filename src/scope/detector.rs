@@ -39,7 +39,7 @@ pub(super) struct Detector {
 impl Detector {
     /// Reads a head. "Promised length" is the Content-Length, else the exact size hint.
     pub(super) fn at_head(
-        method: &Method,
+        (method, version): (&Method, Version),
         status: StatusCode,
         headers: &HeaderMap,
         hint: &SizeHint,
@@ -50,15 +50,13 @@ impl Detector {
         }
         let length = content_length(headers);
         let promised = length.or_else(|| hint.exact());
-        if end_hint || hint.exact() == Some(0) {
-            // The server will not poll at all, whatever the header says.
-            return Head::Ended(match promised {
-                Some(n) if n > 0 => Outcome::Truncated,
-                _ => Outcome::Complete,
-            });
-        }
-        if promised == Some(0) {
-            return Head::Ended(Outcome::Complete);
+        // HTTP/1 does not poll a body of no bytes; HTTP/2 does, and may find trailers.
+        let never_polled = end_hint || (hint.exact() == Some(0) && stops_at_length(version));
+        match promised {
+            Some(n) if never_polled && n > 0 => return Head::Ended(Outcome::Truncated),
+            _ if never_polled => return Head::Ended(Outcome::Complete),
+            Some(0) if stops_at_length(version) => return Head::Ended(Outcome::Complete),
+            _ => {}
         }
         Head::Streams(Self::promising(promised))
     }
@@ -149,7 +147,7 @@ mod tests {
             headers.insert(CONTENT_LENGTH, length.parse().unwrap());
         }
         let status = StatusCode::from_u16(status).unwrap();
-        Detector::at_head(&method, status, &headers, &hint, end)
+        Detector::at_head((&method, Version::HTTP_11), status, &headers, &hint, end)
     }
 
     fn streams(length: Option<&str>, hint: SizeHint) -> Detector {

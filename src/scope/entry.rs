@@ -176,7 +176,8 @@ impl Scope {
         }
         let mut state = self.lock();
         state.options = Arc::new(state.options.merged(inner));
-        let policy = state.options.failure_policy.unwrap_or_default();
-        state.tasks.set_policy(policy);
+        if let Some(policy) = inner.failure_policy {
+            state.tasks.set_policy(policy);
+        }
     }
 }

@@ -151,7 +151,13 @@ where
     };
     let used = scope.at_head(&mut parts);
     let (hint, end_hint) = (body.size_hint(), body.is_end_stream());
-    let head = Detector::at_head(&scope.method, parts.status, &parts.headers, &hint, end_hint);
+    let head = Detector::at_head(
+        (&scope.method, scope.version),
+        parts.status,
+        &parts.headers,
+        &hint,
+        end_hint,
+    );
     let detector = match head {
         Head::Streams(detector) => detector,
         Head::Ended(outcome) => {

@@ -1,8 +1,9 @@
 //! Time limits that survive a runtime without timers, or one that is gone.
 
 use std::{
+    future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll},
     time::Duration,
 };
@@ -59,4 +60,14 @@ impl Limit {
     pub(super) fn is_broken(&self) -> bool {
         matches!(self.state, Timer::Broken)
     }
+}
+
+/// Waits for a future up to a limit; `None` if the limit came first.
+pub(super) async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
+    let (mut limit, mut future) = (Limit::new(limit), pin!(future));
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => limit.poll(cx).map(|()| None),
+    })
+    .await
 }

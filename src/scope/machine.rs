@@ -38,7 +38,7 @@ use super::{
 use crate::{
     error::{BodyError, Cause},
     outcome::{Counts, EndReport, Ending, EndingParts, Outcome},
-    supervisor::{Registration, Released, Supervisor},
+    supervisor::{Background, Registration, Released, Supervisor},
 };
 
 /// Everything one request owns. Views are doors into it; the owner's end is its end.
@@ -114,6 +114,10 @@ pub(super) struct State {
     pub(super) last_words: Option<LastWords>,
     pub(super) annex: Slot,
     pub(super) children: Vec<Arc<Scope>>,
+    /// Keeps the drain of the parent's supervisor waiting for a scope that has its own.
+    pub(super) adopted: Option<Background>,
+    /// Closers unrun that children have told our supervisor about.
+    pub(super) counted_unrun: u64,
     pub(super) counts: Counts,
     pub(super) errors: Vec<Cause>,
     pub(super) stuck: Vec<String>,
@@ -190,9 +194,18 @@ impl Scope {
         }
         let ended = {
             let mut state = self.lock();
-            if child.lock().phase != Phase::Done {
+            let mut theirs = child.lock();
+            if theirs.phase != Phase::Done {
+                if !self.supervisor.is(&child.supervisor) {
+                    theirs.adopted = Some(self.supervisor.background(format!(
+                        "{} {}: body with a scope of its own",
+                        self.method,
+                        self.uri.path()
+                    )));
+                }
                 state.children.push(child.clone());
             }
+            drop(theirs);
             let unnatural = state.phase != Phase::Live && !state.natural;
             unnatural.then(|| (state.outcome, state.cause.clone()))
         };
@@ -212,7 +225,13 @@ impl Scope {
 
     /// Starts the end, once: the first cause wins.
     pub(super) fn start_end(&self, outcome: Outcome, cause: Option<Cause>) -> Started {
-        let (signals, children, owner_gone) = {
+        self.start(outcome, cause, false)
+    }
+
+    /// An end from outside is told to the owner, who may be polled by others at this moment, and to
+    /// the tasks at once: the owner may not be polled for long.
+    fn start(&self, outcome: Outcome, cause: Option<Cause>, from_outside: bool) -> Started {
+        let (signals, tasks, children, owner_gone) = {
             let mut state = self.lock();
             if state.phase != Phase::Live {
                 return Started::Before;
@@ -224,12 +243,18 @@ impl Scope {
                 state.children.clone()
             };
             let natural = state.natural;
+            let tasks = (from_outside && !natural).then(|| state.tasks.cancel_all());
+            self.interrupted.store(from_outside, Ordering::Release);
             // Read in the same critical section that moves the phase: an owner that goes later
             // finds the end started, and tears down itself.
             let owner_gone = state.owner_gone;
-            (state.signals.end_started(natural), children, owner_gone)
+            let signals = state.signals.end_started(natural);
+            (signals, tasks, children, owner_gone)
         };
         signals.fire();
+        if let Some(tasks) = tasks {
+            tasks.carry_out();
+        }
         for child in children {
             child.interrupt(outcome, cause.clone());
         }
@@ -243,14 +268,10 @@ impl Scope {
     /// Ends the scope from outside its owner: cancellation, shutdown, a parent's end.
     pub(crate) fn interrupt(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) -> bool {
         let cause = cause.unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into());
-        let started = self.start_end(outcome, Some(cause));
-        match started {
+        match self.start(outcome, Some(cause), true) {
             Started::Before => return false,
             Started::WithoutOwner => teardown::detach(self.clone()),
-            Started::UnderOwner => {
-                self.interrupted.store(true, Ordering::Release);
-                self.wake_owner();
-            }
+            Started::UnderOwner => self.wake_owner(),
         }
         true
     }
@@ -345,8 +366,7 @@ impl Scope {
             _last_words: last_words,
             report,
             options: state.options.clone(),
-            done: state.signals.done(),
-            released: (!state.lingering).then(|| (state.released(), state.counts.closers_unrun)),
+            released: (!state.lingering).then(|| state.released()),
             counts: state.counts,
             annex: state.annex.finish(),
         }
@@ -370,14 +390,23 @@ impl Scope {
     }
 
     fn wake_owner(&self) {
-        let waker = self
-            .waker
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(waker) = waker {
+        if let Some(waker) = self.take_waker() {
             waker.wake();
         }
+    }
+
+    fn take_waker(&self) -> Option<Waker> {
+        self.waker
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// Step 6: nothing of the scope runs any more.
+    pub(super) fn release(&self, how: Released, unrun: u64) {
+        let adopted = self.lock().adopted.take();
+        self.supervisor.release(&self.registration, how, unrun);
+        drop(adopted);
     }
 
     /// Takes the report once the scope is done; asking beforehand makes it be kept.
@@ -436,7 +465,6 @@ pub(super) struct Finished {
     _last_words: Option<LastWords>,
     report: Option<EndReport>,
     options: Arc<Options>,
-    done: super::signals::Fire,
     released: Option<(Released, u64)>,
     counts: Counts,
     /// Dropped outside the lock.
@@ -452,15 +480,20 @@ impl Finished {
                 // A hook's panic is its own: the others still get the report.
                 let _ = contained(|| hook(report));
             }
-            super::observe::ended(report);
+            // A child's response is its parent's: one event for each response.
+            if scope.parent.get().is_none() {
+                let _ = contained(|| super::observe::ended(report));
+            }
         }
         if let Some(parent) = scope.parent.get().and_then(Weak::upgrade) {
             parent.child_done(scope, &self.counts);
         }
         if let Some((how, unrun)) = self.released {
-            scope.supervisor.release(&scope.registration, how, unrun);
+            scope.release(how, unrun);
         }
-        self.done.fire();
+        drop(scope.take_waker());
+        let done = scope.lock().signals.done();
+        done.fire();
         self.verdict
     }
 }
@@ -493,6 +526,8 @@ impl State {
             last_words: None,
             next_key: 0,
             children: Vec::new(),
+            adopted: None,
+            counted_unrun: 0,
             counts: Counts::default(),
             errors: Vec::new(),
             stuck: Vec::new(),
@@ -510,24 +545,27 @@ impl State {
         self.phase = Phase::Ending;
         self.natural = outcome.is_complete();
         self.ended_at = clock.then(Instant::now);
-        if self.natural {
-            // A task that failed while the body went on has decided already.
-            if let Some((outcome, cause)) = self.tasks.take_failure() {
-                self.outcome = outcome;
-                self.cause = Some(cause);
-            }
-        } else {
-            self.outcome = outcome;
-            if let Some(cause) = &cause {
-                self.add_error(cause.clone());
-            }
-            self.cause = cause;
+        if let Some(cause) = &cause {
+            self.add_error(cause.clone());
+        }
+        // A task that failed while the body went on has decided already: the first cause wins.
+        let first = self.tasks.take_failure();
+        (self.outcome, self.cause) = match first {
+            Some((outcome, cause)) => (outcome, Some(cause)),
+            None => (outcome, cause),
+        };
+        if !self.natural {
             self.tasks.refuse_new();
         }
     }
 
     /// Errors are kept once each, in the order they were seen.
     pub(super) fn add_error(&mut self, cause: Cause) {
+        // Being ended from outside is an outcome, and nobody's error.
+        let ended = |failure: &Failure| matches!(failure.kind(), FailureKind::Ended { .. });
+        if cause.downcast_ref().is_some_and(ended) {
+            return;
+        }
         if !self.errors.iter().any(|seen| Arc::ptr_eq(seen, &cause)) {
             self.errors.push(cause);
         }
@@ -548,7 +586,8 @@ impl State {
     pub(super) fn ending_as(&self, scope: &Scope, outcome: Outcome) -> Ending {
         let failed = self.counts.closers_failed > 0 || self.tasks.has_failed();
         let by_rule = match &self.options.succeeded_when {
-            Some(rule) => rule(outcome, self.status),
+            // A panic of the rule is no success.
+            Some(rule) => contained(|| rule(outcome, self.status)).unwrap_or(false),
             None => outcome.is_complete() && self.status.is_none_or(|status| status.as_u16() < 400),
         };
         Ending::new(EndingParts {
@@ -604,12 +643,14 @@ impl State {
         }
     }
 
-    pub(super) fn released(&self) -> Released {
-        match self.shut_by {
+    /// How it ended, and the closers unrun that its supervisor does not know of yet.
+    pub(super) fn released(&self) -> (Released, u64) {
+        let how = match self.shut_by {
             ShutBy::Nobody => Released::ByItself,
             ShutBy::EndNow(_) => Released::Ended,
             ShutBy::Abort => Released::Aborted,
-        }
+        };
+        (how, self.counts.closers_unrun - self.counted_unrun)
     }
 }
 

@@ -234,7 +234,8 @@ impl Member for Scope {
             phase: match state.phase {
                 Phase::Live => "live",
                 Phase::Ending => "ending",
-                Phase::Done => "stuck",
+                Phase::Done if state.lingering => "stuck",
+                Phase::Done => "ending",
             },
         }
     }

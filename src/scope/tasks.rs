@@ -171,7 +171,7 @@ impl Tasks {
     }
 
     /// Cancels all: graceful and blocking tasks by their token, the others by abort.
-    fn cancel_all(&mut self) -> Cancellation {
+    pub(super) fn cancel_all(&mut self) -> Cancellation {
         self.cancelling = true;
         for (_, slot) in &mut self.slots {
             slot.told = true;
@@ -195,13 +195,13 @@ impl Tasks {
 
 /// Aborts and a token to be carried out once the lock is released.
 #[must_use]
-struct Cancellation {
+pub(super) struct Cancellation {
     aborts: Vec<AbortHandle>,
     token: Option<CancellationToken>,
 }
 
 impl Cancellation {
-    fn carry_out(self) {
+    pub(super) fn carry_out(self) {
         if let Some(token) = self.token {
             token.cancel();
         }
@@ -398,8 +398,7 @@ impl Scope {
                 }
             }
             let waker = state.tasks.joiner.take();
-            let release = (state.lingering && state.tasks.is_idle())
-                .then(|| (state.released(), state.counts.closers_unrun));
+            let release = (state.lingering && state.tasks.is_idle()).then(|| state.released());
             (waker, release)
         };
         if let Some(cancellation) = cancellation {
@@ -418,7 +417,7 @@ impl Scope {
             waker.wake();
         }
         if let Some((how, unrun)) = release {
-            self.supervisor.release(&self.registration, how, unrun);
+            self.release(how, unrun);
         }
     }
 

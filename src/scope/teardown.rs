@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 
 use super::{
     closers::{Closer, CloserFailed},
+    limit::within,
     machine::{Scope, Step, Verdict},
 };
 
@@ -99,7 +100,12 @@ impl Scope {
                 child.cloned()
             };
             match ending {
-                Some(child) => child.done().await,
+                Some(child) => {
+                    let limit = self.lock().options.join_limit();
+                    if within(limit, child.done()).await.is_none() {
+                        return;
+                    }
+                }
                 None => return,
             }
         }
@@ -110,7 +116,12 @@ impl Scope {
         let removed = {
             let mut state = self.lock();
             state.counts.add(counts);
-            let position = state.children.iter().position(|c| c.id() == child.id());
+            if self.supervisor.is(&child.supervisor) {
+                state.counted_unrun += counts.closers_unrun;
+            }
+            // By identity: numbers are unique under one supervisor only.
+            let mut children = state.children.iter();
+            let position = children.position(|c| std::ptr::eq(&**c, child));
             position.map(|at| state.children.swap_remove(at))
         };
         drop(removed);
@@ -139,7 +150,9 @@ impl Scope {
                 Step::Close(annex) => self.abandon_annex(&annex),
                 Step::Settled(_) => {}
                 Step::Done(finished) => {
-                    super::observe::unrun(self);
+                    if self.lock().counts.closers_unrun > 0 {
+                        super::observe::unrun(self);
+                    }
                     finished.announce(self);
                     return;
                 }

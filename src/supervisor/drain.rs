@@ -64,6 +64,12 @@ impl Tally {
     }
 }
 
+/// That long from now; a time too far away to be counted is as good as in thirty years.
+fn after(duration: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+    Instant::now() + duration.min(FAR)
+}
+
 impl Supervisor {
     /// Tells every scope to end, waits for their teardown, and says what was left.
     ///
@@ -74,7 +80,7 @@ impl Supervisor {
     ///
     /// **On drop**: a dropped drain waits no longer; the shutdown goes on.
     pub async fn drain(&self, deadline: Duration) -> DrainReport {
-        let end = Instant::now() + deadline;
+        let end = after(deadline);
         let abort_at = end - (deadline / 4).min(Duration::from_secs(5));
         self.announce();
         let mut due: Vec<_> = self
@@ -84,7 +90,7 @@ impl Supervisor {
             .into_iter()
             .filter_map(|member| {
                 let within = member.clone().shut_down()?;
-                Some((Instant::now() + within, member))
+                Some((after(within), member))
             })
             .collect();
         due.sort_by_key(|(at, _)| std::cmp::Reverse(*at));

@@ -202,6 +202,11 @@ impl Supervisor {
         background.unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether this is the same supervisor.
+    pub(crate) fn is(&self, other: &Supervisor) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     fn is_idle(&self) -> bool {
         self.active() == 0 && self.in_background().is_empty()
     }

@@ -61,7 +61,6 @@ impl GroupBody {
         let scope = group.scope().clone();
         scope.on_task_failure(Box::new(move || handle.close_senders()));
         let start: Start = Box::new(move |scope| {
-            // Refused only if the end has started: then nobody waits for these frames.
             let producer = Forgiving::new(producer(sender));
             scope.spawn(TaskKind::Plain, at, producer).ok()
         });
@@ -120,8 +119,13 @@ impl Body for GroupBody {
             if let Some(words) = self.last_words.take() {
                 self.scope.on_failure(words);
             }
-            let task = start(&self.scope);
-            self.producer = Producer(task.map(|task| (self.scope.clone(), task)));
+            let Some(task) = start(&self.scope) else {
+                // No runtime, or a scope that has ended while its body lives on elsewhere: an empty
+                // stream would look whole.
+                self.receiver.close();
+                return Poll::Ready(Some(Err(BodyError::new(NotStarted))));
+            };
+            self.producer = Producer(Some((self.scope.clone(), task)));
         }
         let next = ready!(self.receiver.poll_frame(cx));
         if next.as_ref().is_none_or(Frame::is_trailers) {
@@ -138,6 +142,18 @@ impl Body for GroupBody {
         SizeHint::default()
     }
 }
+
+/// The producer of a body could not be spawned.
+#[derive(Debug)]
+struct NotStarted;
+
+impl fmt::Display for NotStarted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("producer not started: its response has ended, or there is no runtime")
+    }
+}
+
+impl std::error::Error for NotStarted {}
 
 impl fmt::Debug for GroupBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
