@@ -14,18 +14,18 @@ use tower::ServiceExt as _;
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// The fewest and the most allocations of a request, in a hundred, once everything is warm.
-async fn allocations(app: Router) -> (usize, usize) {
+/// Allocations of a request: the median of a hundred, since the test harness allocates now and then.
+async fn allocations(app: Router) -> usize {
     let mut counted = Vec::new();
-    for _ in 0..110 {
+    for _ in 0..100 {
         let (app, request) = (app.clone(), http::Request::new(Body::empty()));
         let region = Region::new(ALLOCATOR);
         let response = app.oneshot(request).await.unwrap();
         response.into_body().collect().await.unwrap();
         counted.push(region.change().allocations);
     }
-    let warm = &counted[10..];
-    (*warm.iter().min().unwrap(), *warm.iter().max().unwrap())
+    counted.sort_unstable();
+    counted[50]
 }
 
 #[tokio::test]
@@ -44,7 +44,7 @@ async fn a_request_that_does_not_use_it_pays_nothing() {
     let bridge = Router::new().route("/", get(|_: Bridge| async { "hello" }));
     let theirs = allocations(cleanup.layer(without)).await;
     let ours = allocations(bridge.layer(with.clone())).await;
-    println!("allocations: layer {one:?}, with a view taken {theirs:?}, with the bridge {ours:?}");
+    println!("allocations: layer {one}, with a view taken {theirs}, with the bridge {ours}");
     assert_eq!(ours, theirs);
     assert_eq!(pool.threads(), 0);
 
@@ -53,6 +53,6 @@ async fn a_request_that_does_not_use_it_pays_nothing() {
         "/",
         get(|bridge: Bridge| async move { bridge.call(|_| "hello").await.unwrap() }),
     );
-    assert!(allocations(used.layer(with)).await.0 > ours.1);
+    assert!(allocations(used.layer(with)).await > ours);
     assert_eq!(pool.threads(), 1);
 }
