@@ -15,7 +15,7 @@ use bodyguard::{
 use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::BodyExt as _;
-use tokio::sync::oneshot;
+use tokio::{runtime::Handle, sync::oneshot};
 use tower::ServiceExt as _;
 
 async fn soon<F: Future>(future: F) -> F::Output {
@@ -173,7 +173,7 @@ async fn sync_code_that_does_not_come_back_breaks_the_end_and_is_in_the_report()
             get(move |bridge: Bridge| async move {
                 let released = released.lock().unwrap().take().unwrap();
                 let (started, has_started) = oneshot::channel();
-                tokio::spawn(bridge.call(move |_| {
+                Handle::current().spawn(bridge.call(move |_| {
                     started.send(()).unwrap();
                     let _ = released.recv();
                 }));
@@ -215,7 +215,7 @@ fn a_dead_runtime_is_accounted_for_and_the_thread_comes_back() {
                     started.send(()).unwrap();
                     let _ = released.recv();
                 });
-                tokio::spawn(call);
+                Handle::current().spawn(call);
                 has_started.await.unwrap();
                 endless()
             }),

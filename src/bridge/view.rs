@@ -99,13 +99,14 @@ async fn close(bridge: Bridge, at: &'static std::panic::Location<'static>, run: 
             None => Ok(()),
         },
     });
-    closed.await.map_err(|error| {
-        if let Some(message) = error.panic_message() {
+    match closed.await {
+        Ok(result) => result,
+        Err(error) => match error.panic_message() {
             // To be counted as the panic that it is; its own report has been made.
-            std::panic::resume_unwind(Box::new(message.to_owned()));
-        }
-        error
-    })?
+            Some(message) => std::panic::resume_unwind(Box::new(message.to_owned())),
+            None => Err(error.into()),
+        },
+    }
 }
 
 fn take_bound(cx: &Cx, index: usize) -> Option<BoundCloser> {
