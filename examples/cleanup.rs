@@ -3,7 +3,7 @@
 //! `cargo run --example cleanup`, then try, and look at what the server prints:
 //! ```text
 //! curl -N http://127.0.0.1:3000/import         ten rows in five seconds     committed 10 rows
-//! curl -N -m 2 http://127.0.0.1:3000/import    leaves after two seconds     rolled back 3 rows: Dropped
+//! curl -N -m 2 http://127.0.0.1:3000/import    leaves after two seconds     rolled back 3 rows: Disconnected
 //! curl http://127.0.0.1:3000/refused           answers 409                  rolled back 0 rows: Complete
 //! ```
 

@@ -9,7 +9,7 @@
 //!
 //! ```text
 //! GET /factor/1000036000099: Complete after 1 ms
-//! GET /factor/9223372036854775783: Dropped after 1000 ms
+//! GET /factor/9223372036854775783: Disconnected after 1001 ms
 //! stopped at 382861313: nobody is waiting for it
 //! ```
 

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! curl -N --compressed http://127.0.0.1:3000/                a count to ten
-//! curl -N -m 1 http://127.0.0.1:3000/                        leaves: the server prints `GET Dropped`
+//! curl -N -m 1 http://127.0.0.1:3000/                        leaves: the server prints `GET Disconnected`
 //! curl -N --http2-prior-knowledge http://127.0.0.1:3000/     the same over HTTP/2
 //! ```
 //!
