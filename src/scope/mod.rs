@@ -11,6 +11,27 @@
 //! | `annex` | the door for what a view keeps beside them, and the scope ends with |
 //! | `register` | the doors: closers, holds, shutdown |
 //! | `close` | awaited close for consumers inside the process |
+//!
+//! # What goes out
+//! With the feature `tracing`: for every response the event `response ended`, target `bodyguard`, level
+//! `DEBUG`, or `WARN` if anything failed. Its fields: `scope`, `method`, `path` (no query), `outcome`,
+//! `status`, `bytes`, `frames`, `duration_ms`, `teardown_ms`, `closers_run`, `closers_failed`,
+//! `closers_unrun`, `tasks_cancelled`, `tasks_panicked`, `error` (the first). Closers that did not run
+//! to their end are an event of level `ERROR` besides.
+//!
+//! With the feature `metrics`:
+//!
+//! | metric | kind | label |
+//! |---|---|---|
+//! | `bodyguard_responses_total` | counter | `outcome` |
+//! | `bodyguard_response_duration_seconds` | histogram | `outcome` |
+//! | `bodyguard_response_bytes_total` | counter | |
+//! | `bodyguard_teardown_seconds` | histogram | |
+//! | `bodyguard_closers_failed_total` | counter | |
+//! | `bodyguard_closers_unrun_total` | counter | |
+//! | `bodyguard_tasks_cancelled_total` | counter | |
+//!
+//! Durations run from the call to the start of the end, and from there to the report.
 
 mod annex;
 mod body;

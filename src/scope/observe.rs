@@ -8,10 +8,7 @@ use crate::outcome::Outcome;
 /// Whether anybody listens, so that clocks are worth reading.
 pub(super) const ON: bool = cfg!(any(feature = "tracing", feature = "metrics"));
 
-/// The end report: `tracing` event `response ended` (target `bodyguard`), and the metrics
-/// `bodyguard_responses_total`, `bodyguard_response_bytes_total`,
-/// `bodyguard_response_duration_seconds`, `bodyguard_teardown_seconds`,
-/// `bodyguard_closers_failed_total`, `bodyguard_tasks_cancelled_total`.
+/// The end report, as the event and the metrics that the `scope` module documents.
 pub(super) fn ended(report: &EndReport) {
     #[cfg(feature = "tracing")]
     trace(report);
@@ -53,6 +50,7 @@ fn trace(report: &EndReport) {
                 teardown_ms = report.teardown.map(|d| d.as_millis() as u64),
                 closers_run = counts.closers_run,
                 closers_failed = counts.closers_failed,
+                closers_unrun = counts.closers_unrun,
                 tasks_cancelled = counts.tasks_cancelled,
                 tasks_panicked = counts.tasks_panicked,
                 error = report.errors.first().map(tracing::field::display),

@@ -1,0 +1,195 @@
+//! What goes out through `tracing` and `metrics`: names, levels, labels and fields.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    fmt::Debug,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bodyguard::{Cleanup, CleanupLayer, testing::Script};
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+use tower::{Layer, ServiceExt, service_fn};
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+};
+use tracing_subscriber::{Registry, layer::Context, prelude::*};
+
+/// One event: its level, and its fields as text.
+type Seen = (Level, BTreeMap<String, String>);
+
+#[derive(Clone, Default)]
+struct Events(Arc<Mutex<Vec<Seen>>>);
+
+impl<S: Subscriber> tracing_subscriber::Layer<S> for Events {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if event.metadata().target() != "bodyguard" {
+            return;
+        }
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        self.0
+            .lock()
+            .unwrap()
+            .push((*event.metadata().level(), fields.0));
+    }
+}
+
+#[derive(Default)]
+struct Fields(BTreeMap<String, String>);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0.insert(field.name().to_owned(), format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name().to_owned(), value.to_owned());
+    }
+}
+
+/// One response: two frames, one closer, which may fail.
+async fn respond(fails: bool) {
+    let handler = service_fn(move |request: Request<()>| {
+        Cleanup::of(&request).unwrap().defer(move |_| async move {
+            if fails {
+                Err("commit failed".into())
+            } else {
+                Ok(())
+            }
+        });
+        let body = Script::new().data("ab").data("c");
+        std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+    });
+    let service = CleanupLayer::new().layer(handler);
+    let request = Request::builder()
+        .uri("/orders?token=secret")
+        .body(())
+        .unwrap();
+    let response = service.oneshot(request).await.unwrap();
+    let _ = response.into_body().collect().await;
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap()
+}
+
+#[test]
+fn every_response_is_an_event_and_a_failed_one_a_warning() {
+    let events = Events::default();
+    let subscriber = Registry::default().with(events.clone());
+    tracing::subscriber::with_default(subscriber, || {
+        runtime().block_on(async {
+            respond(false).await;
+            respond(true).await;
+        });
+    });
+    let events = events.0.lock().unwrap();
+    let [(fine, fields), (failed, why)] = &events[..] else {
+        panic!("{events:?}");
+    };
+    assert_eq!((*fine, *failed), (Level::DEBUG, Level::WARN));
+    let expected = [
+        ("message", "response ended"),
+        ("method", "GET"),
+        // The path alone: queries hold secrets.
+        ("path", "/orders"),
+        ("outcome", "Complete"),
+        ("status", "200"),
+        ("bytes", "3"),
+        ("frames", "2"),
+        ("closers_run", "1"),
+        ("closers_failed", "0"),
+        ("closers_unrun", "0"),
+        ("tasks_cancelled", "0"),
+        ("tasks_panicked", "0"),
+    ];
+    for (name, value) in expected {
+        assert_eq!(fields.get(name).map(String::as_str), Some(value), "{name}");
+    }
+    for name in ["scope", "duration_ms", "teardown_ms"] {
+        assert!(fields.contains_key(name), "{name}");
+    }
+    assert_eq!(why["outcome"], "Failed");
+    assert_eq!(why["closers_failed"], "1");
+    assert_eq!(why["error"], "commit failed");
+}
+
+#[test]
+fn closers_that_a_dead_runtime_left_unrun_are_an_error() {
+    let events = Events::default();
+    let subscriber = Registry::default().with(events.clone());
+    tracing::subscriber::with_default(subscriber, || {
+        let runtime = runtime();
+        let body = runtime.block_on(async {
+            let body = bodyguard::cleanup::CleanupBody::new(Script::new().hang());
+            body.defer(|_| async { Ok(()) })
+        });
+        drop(runtime);
+        drop(body);
+    });
+    let events = events.0.lock().unwrap();
+    let errors = events.iter().filter(|(level, _)| *level == Level::ERROR);
+    let texts: Vec<_> = errors
+        .map(|(_, fields)| fields["message"].as_str())
+        .collect();
+    assert_eq!(texts, ["closers did not run to their end"]);
+}
+
+#[test]
+fn metrics_have_the_names_of_the_documentation() {
+    let recorder = DebuggingRecorder::new();
+    let snapshots = recorder.snapshotter();
+    metrics::with_local_recorder(&recorder, || {
+        runtime().block_on(async {
+            respond(false).await;
+            respond(false).await;
+            respond(true).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        });
+    });
+    let mut counters = BTreeMap::new();
+    let mut histograms = BTreeMap::new();
+    for (key, _, _, value) in snapshots.snapshot().into_vec() {
+        let labels: Vec<_> = key
+            .key()
+            .labels()
+            .map(|label| label.value().to_owned())
+            .collect();
+        let name = format!("{} {}", key.key().name(), labels.join(","));
+        match value {
+            DebugValue::Counter(value) => {
+                counters.insert(name.trim().to_owned(), value);
+            }
+            DebugValue::Histogram(values) => {
+                histograms.insert(name.trim().to_owned(), values.len());
+            }
+            DebugValue::Gauge(_) => {}
+        }
+    }
+    let expected = [
+        ("bodyguard_closers_failed_total", 1),
+        ("bodyguard_closers_unrun_total", 0),
+        ("bodyguard_response_bytes_total", 9),
+        ("bodyguard_responses_total Complete", 2),
+        ("bodyguard_responses_total Failed", 1),
+        ("bodyguard_tasks_cancelled_total", 0),
+    ];
+    let expected: BTreeMap<_, _> = expected.map(|(name, n)| (name.to_owned(), n)).into();
+    assert_eq!(counters, expected);
+    let expected = [
+        ("bodyguard_response_duration_seconds Complete", 2),
+        ("bodyguard_response_duration_seconds Failed", 1),
+        ("bodyguard_teardown_seconds", 3),
+    ];
+    let expected: BTreeMap<_, _> = expected.map(|(name, n)| (name.to_owned(), n)).into();
+    assert_eq!(histograms, expected);
+}
