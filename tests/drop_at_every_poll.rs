@@ -199,7 +199,7 @@ impl Run {
         }
     }
 
-    fn call(&mut self) -> Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>> {
+    fn call(&mut self) -> Answering {
         let request = Request::builder()
             .uri(&self.path)
             .header("accept-encoding", "gzip")
@@ -449,10 +449,10 @@ async fn bodies() {
     assert!(runs > 3_000);
 }
 
+type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>;
+
 /// Drives the future to its end; `None` if it panics.
-async fn finish(
-    answering: Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>,
-) -> Option<Response<Body>> {
+async fn finish(answering: Answering) -> Option<Response<Body>> {
     use futures_util::FutureExt;
     AssertUnwindSafe(answering).catch_unwind().await.ok()?.ok()
 }

@@ -462,6 +462,44 @@ fn without_any_runtime_an_error_waits_for_no_timer() {
     assert_eq!(error.cause().to_string(), "disk");
 }
 
+// ---- Order ----
+
+/// Notes whether the signals had fired when it was dropped.
+struct Watching(Disconnect, Log);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        note(
+            &self.1,
+            format!("inner body dropped, gone: {}", self.0.is_gone()),
+        );
+    }
+}
+
+/// Field order is drop order: signals, inner body, teardown.
+#[tokio::test(start_paused = true)]
+async fn signals_fire_before_the_inner_body_goes_and_closers_run_after() {
+    let log = Log::default();
+    let service = service_fn(|request: Request<()>| {
+        let seen = log.clone();
+        cleanup(&request).defer_sync(move |_| note(&seen, "closer"));
+        let watching = Watching(Disconnect::of(&request).unwrap(), log.clone());
+        let frames = futures_util::stream::once(async move {
+            let _watching = &watching;
+            std::future::pending::<Result<http_body::Frame<bytes::Bytes>, Infallible>>().await
+        });
+        let body = http_body_util::StreamBody::new(frames);
+        std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+    });
+    let response = Stack::new()
+        .layer(service)
+        .oneshot(Request::new(()))
+        .await
+        .unwrap();
+    assert_eq!(closed(response).await.outcome(), Outcome::Dropped);
+    assert_eq!(lines(&log), ["inner body dropped, gone: true", "closer"]);
+}
+
 // ---- Bodies that are misused ----
 
 #[tokio::test(start_paused = true)]
@@ -724,8 +762,7 @@ async fn a_drain_names_what_does_not_stop() {
     .await;
     let (left, late) = respond(&stack, stream(), |request| {
         cleanup(request).defer(|_| std::future::pending());
-        let ended = cleanup(request);
-        ended
+        cleanup(request)
     })
     .await;
     drop(left);

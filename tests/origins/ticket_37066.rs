@@ -8,7 +8,7 @@ use std::{
 
 use axum::{Router, body::Body, routing::get};
 use bodyguard::{
-    BoxError, Cleanup, CleanupLayer, Ending, Outcome, Stack, Supervisor,
+    BoxError, Cleanup, CleanupLayer, Ending, Outcome, Stack, Supervisor, TaskGroup,
     cleanup::CleanupBody,
     close, closing,
     testing::{Script, take_frames},
@@ -129,8 +129,9 @@ async fn early_exit_waits_for_the_close_through_boxed_and_foreign_bodies() {
     let response = foreign(app.oneshot(request()).await.unwrap());
     let mut response = closing(response);
     while let Some(frame) = response.frame().await {
-        frame.unwrap();
-        break;
+        if frame.unwrap().is_data() {
+            break;
+        }
     }
     let report = response.close().await.unwrap().unwrap();
     assert_eq!(report.outcome(), Outcome::Dropped);
@@ -242,6 +243,99 @@ fn cleanup_runs_even_if_the_runtime_is_torn_down_first() {
     assert_eq!(lines(&log), ["sync closer"]);
     assert_eq!(lines(&reports), ["run 1 unrun 1"]);
     assert_eq!(supervisor.active(), 0);
+}
+
+/// An export in a transaction: rows in batches of ten, committed or rolled back by its closer.
+fn export(pool: &sqlx::SqlitePool, prefetch: bool) -> Router {
+    type Batch = Result<String, BoxError>;
+    async fn batch(
+        open: &tokio::sync::Mutex<Option<sqlx::SqliteTransaction<'_>>>,
+        from: i64,
+    ) -> Batch {
+        let mut open = open.lock().await;
+        let open = open.as_mut().ok_or("the transaction is over")?;
+        let query = sqlx::query_scalar("select n from rows where n > ? order by n limit 10");
+        let rows: Vec<i64> = query.bind(from).fetch_all(&mut **open).await?;
+        Ok(rows.iter().map(|n| format!("{n}\n")).collect())
+    }
+    let pool = pool.clone();
+    let handler = get(move |cleanup: Cleanup, group: TaskGroup| async move {
+        let mut begun = pool.begin().await.unwrap();
+        let noted = sqlx::query("insert into exports values (1)");
+        noted.execute(&mut *begun).await.unwrap();
+        let open = Arc::new(tokio::sync::Mutex::new(Some(begun)));
+        let closing = open.clone();
+        cleanup.defer(move |ending| async move {
+            let open = closing.lock().await.take().ok_or("closed twice")?;
+            match ending.succeeded() {
+                true => open.commit().await?,
+                false => open.rollback().await?,
+            }
+            Ok(())
+        });
+        if prefetch {
+            // The next batches are fetched while the client reads.
+            return Body::new(group.body(move |tx| async move {
+                for from in (0..).step_by(10) {
+                    let rows = batch(&open, from).await?;
+                    if rows.is_empty() {
+                        break;
+                    }
+                    tx.send(rows).await?;
+                }
+                Ok(())
+            }));
+        }
+        let rows = futures_util::stream::unfold(0, move |from| {
+            let open = open.clone();
+            async move {
+                let rows = batch(&open, from).await;
+                let over = rows.as_ref().is_ok_and(String::is_empty);
+                (!over).then_some((rows, from + 10))
+            }
+        });
+        Body::from_stream(rows)
+    });
+    Router::new().route("/", handler).layer(Stack::new())
+}
+
+// "Query iteration in batches (with and without prefetch) closes its cursor on early exit."
+#[tokio::test]
+async fn an_export_left_early_rolls_back_and_returns_its_connection_clean() {
+    // One connection: whoever keeps it, or leaves it in a transaction, stops the next one.
+    let options = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1);
+    let pool = within(options.connect("sqlite::memory:")).await.unwrap();
+    for statement in [
+        "create table exports (n integer)",
+        "create table rows (n integer primary key)",
+        "with recursive t(n) as (select 1 union all select n + 1 from t where n < 20000)
+         insert into rows select n from t",
+    ] {
+        sqlx::query(statement).execute(&pool).await.unwrap();
+    }
+    let exports = async || -> i64 {
+        let count = sqlx::query_scalar("select count(*) from exports").fetch_one(&pool);
+        within(count).await.unwrap()
+    };
+    for (prefetch, after) in [(false, 1), (true, 2)] {
+        let before = exports().await;
+        let plain = || Request::new(Body::empty());
+        let taken = within(take_frames(export(&pool, prefetch), plain(), 2))
+            .await
+            .unwrap();
+        assert!(taken.data().starts_with(b"1\n2\n"));
+        let report = taken.report.unwrap();
+        assert_eq!(
+            (report.outcome(), report.errors.len()),
+            (Outcome::Dropped, 0)
+        );
+        assert_eq!(exports().await, before, "rolled back");
+        let whole = take_frames(export(&pool, prefetch), plain(), usize::MAX);
+        let whole = within(whole).await.unwrap();
+        assert_eq!((whole.ended, whole.error.is_none()), (true, true));
+        assert!(whole.data().ends_with(b"\n20000\n"));
+        assert_eq!(exports().await, after, "committed");
+    }
 }
 
 // "Paginator and list comprehension call sites: consume whole, then close."
