@@ -195,7 +195,16 @@ where
                     if this.owner.scope().is_none() {
                         return pass_through(this.inner, this.stage, cx);
                     }
-                    let next = ready!(poll_inner(this.owner, this.inner.as_mut(), cx));
+                    let next = match ready!(poll_raw(this.owner, this.inner.as_mut(), cx)) {
+                        // Nearly every poll: the frame is passed on without being taken apart.
+                        Ok(Some(Ok(frame)))
+                            if this.owner.passes(&frame, || end_hint(this.inner.as_ref())) =>
+                        {
+                            return Poll::Ready(Some(Ok(frame.map_data(whole))));
+                        }
+                        Ok(frame) => Next::from(frame),
+                        Err(instead) => instead.into(),
+                    };
                     match this.owner.judge(next, || end_hint(this.inner.as_ref())) {
                         Judged::Pass(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
                         Judged::AtLength(data) => *this.stage = Stage::AtLength(data),
@@ -408,21 +417,54 @@ where
     B: Body,
     B::Error: Into<BoxError>,
 {
+    poll_raw(owner, inner, cx).map(|polled| polled.map_or_else(Next::from, Next::from))
+}
+
+/// Why the inner body was not asked, or not waited for.
+enum Instead {
+    End,
+    Interrupted,
+    Panicked,
+}
+
+impl From<Instead> for Next {
+    fn from(instead: Instead) -> Self {
+        match instead {
+            Instead::End => Next::End,
+            Instead::Interrupted => Next::Interrupted,
+            Instead::Panicked => Next::Panicked,
+        }
+    }
+}
+
+type Given<B> = Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>;
+
+/// Asks the inner body for its next frame, as it is.
+#[inline]
+fn poll_raw<B: Body>(
+    owner: &mut Owner,
+    inner: Pin<&mut Option<Inner<B>>>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Given<B>, Instead>> {
     if owner.is_interrupted() {
-        return Poll::Ready(Next::Interrupted);
+        return Poll::Ready(Err(Instead::Interrupted));
     }
     if owner.has_panicked() {
-        return Poll::Ready(Next::Panicked);
+        return Poll::Ready(Err(Instead::Panicked));
     }
     let Some(inner) = inner.as_pin_mut() else {
-        return Poll::Ready(Next::End);
+        return Poll::Ready(Err(Instead::End));
     };
     match owner.marked(|| inner.poll_frame(cx)) {
-        Poll::Ready(frame) => Poll::Ready(Next::from(frame)),
+        Poll::Ready(frame) => Poll::Ready(Ok(frame)),
         // Registered before the second look, so that an interruption in between is not missed.
-        Poll::Pending if owner.watch(cx) => Poll::Ready(Next::Interrupted),
+        Poll::Pending if owner.watch(cx) => Poll::Ready(Err(Instead::Interrupted)),
         Poll::Pending => Poll::Pending,
     }
+}
+
+fn whole(mut data: impl Buf) -> Bytes {
+    data.copy_to_bytes(data.remaining())
 }
 
 impl<D: Buf, E: Into<BoxError>> From<Option<Result<Frame<D>, E>>> for Next {
@@ -472,6 +514,19 @@ impl Owner {
         }
     }
 
+    /// Whether this is data with more to come; then it is accounted for. Else `judge` decides.
+    #[inline]
+    fn passes<D: Buf>(&mut self, frame: &Frame<D>, end_hint: impl FnOnce() -> bool) -> bool {
+        let Some(data) = frame.data_ref() else {
+            return false;
+        };
+        let passes = self.detector.passes(data.remaining() as u64, end_hint());
+        if passes {
+            self.account();
+        }
+        passes
+    }
+
     /// The same once the length is reached and `data` waits for what follows it.
     pub(super) fn judge_at_length(&mut self, data: Bytes, next: Next) -> End {
         match next {
@@ -489,6 +544,7 @@ impl Owner {
     }
 
     /// Writes down what has passed, where dashboards and the report read it.
+    #[inline]
     fn account(&self) {
         let Some(scope) = self.scope() else {
             return;
@@ -551,6 +607,7 @@ impl Owner {
         Some(scope.lock().verdict_on(scope, outcome, cause.clone()))
     }
 
+    #[inline]
     pub(super) fn is_interrupted(&self) -> bool {
         self.scope().is_some_and(|scope| scope.is_interrupted())
     }

@@ -92,6 +92,18 @@ impl Detector {
         }
     }
 
+    /// Counts a data frame behind which more is to come; any other is left to [`Detector::data`].
+    #[inline]
+    pub(super) fn passes(&mut self, len: u64, end_hint: bool) -> bool {
+        let produced = self.produced.saturating_add(len);
+        let more = !end_hint && self.promised.is_none_or(|promised| produced < promised);
+        if more {
+            self.produced = produced;
+            self.frames += 1;
+        }
+        more
+    }
+
     /// Trailers, or `None`: no data follows.
     pub(super) fn end_of_stream(&self) -> Seen {
         Seen::Ended(match self.promised {
