@@ -22,7 +22,7 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_http::{CompressionLevel, compression::CompressionLayer as TowerHttp};
 
 use crate::support::{
-    at_least, at_most,
+    at_least, at_most, build,
     corpus::{self, chunks},
     cpu, median, quick,
 };
@@ -61,7 +61,7 @@ pub(crate) fn run(levels: bool) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
-    let peer = Peer::build();
+    let peer = Peer::new();
     let corpora = match env::var("GZIP_FILE") {
         Ok(path) => vec![("file", fs::read(path).expect("GZIP_FILE"))],
         Err(_) => vec![
@@ -280,21 +280,10 @@ struct Peer {
 }
 
 impl Peer {
-    fn build() -> Self {
-        let package = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("benches/peer-default");
-        let target = package.join("target");
-        let status = Command::new(env::var("CARGO").unwrap_or_else(|_| "cargo".into()))
-            .args(["build", "--release", "--quiet", "--manifest-path"])
-            .arg(package.join("Cargo.toml"))
-            .arg("--target-dir")
-            .arg(&target)
-            .status()
-            .expect("cargo");
-        assert!(status.success(), "the peer does not build");
-        Self {
-            binary: target.join("release/peer-default"),
-            folder: target,
-        }
+    fn new() -> Self {
+        let binary = build("peer-default");
+        let folder = binary.parent().expect("a folder").to_owned();
+        Self { binary, folder }
     }
 
     fn store(&self, name: &str, text: &[u8]) -> PathBuf {

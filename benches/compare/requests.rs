@@ -6,41 +6,35 @@
 //! the time that the server was busy is shown.
 
 use std::{
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    sync::mpsc,
-    task::{Context, Poll},
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use axum::{Router, routing::get};
-use bodyguard::Stack;
-use tokio::net::TcpListener;
-use tower::{Layer, Service};
-
-use crate::support::{at_least, median, quick, stated, thread_cpu};
+use crate::support::{at_least, build, median, quick, stated, thread_cpu};
 
 const HELLO: &str = "Hello, World!";
 const CONNECTIONS: usize = 32;
 
 pub(crate) fn run() {
     let (batches, rounds) = if quick() { (100, 15) } else { (200, 41) };
-    let (server, addresses) = serve([app(), app().layer(Noop), app().layer(Stack::new())]);
-    let mut clients = addresses.map(Client::connect);
+    let server = Server::start();
+    let mut clients = server.addresses.map(Client::connect);
     // Microseconds a request, by app and round.
     let mut costs = [const { Vec::new() }; 3];
     let (mut wall, mut busy) = (Duration::ZERO, Duration::ZERO);
     for round in 0..=rounds {
         for turn in 0..clients.len() {
             let which = (turn + round) % clients.len();
-            let (begin, before) = (Instant::now(), settled(&server));
+            let (begin, before) = (Instant::now(), settled(&server.schedstat));
             for _ in 0..batches {
                 clients[which].batch();
             }
             wall += begin.elapsed();
-            let spent = settled(&server) - before;
+            let spent = settled(&server.schedstat) - before;
             busy += spent;
             // The first round warms up.
             if round > 0 {
@@ -63,34 +57,39 @@ pub(crate) fn run() {
     stated("requests_per_second_and_core", 1e6 / median(stack.clone()));
 }
 
-fn app() -> Router {
-    Router::new().route("/", get(|| async { HELLO }))
+/// The server: a build of its own, because here every feature of the crate is on.
+struct Server {
+    process: Child,
+    schedstat: PathBuf,
+    addresses: [SocketAddr; 3],
 }
 
-/// One thread that serves them all; its `schedstat`, and where they listen.
-fn serve<const N: usize>(apps: [Router; N]) -> (PathBuf, [SocketAddr; N]) {
-    let (tell, told) = mpsc::channel();
-    thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        runtime.block_on(async {
-            let mut addresses = Vec::new();
-            let mut servers = tokio::task::JoinSet::new();
-            for app in apps {
-                let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-                addresses.push(listener.local_addr().expect("bound"));
-                servers.spawn(async move { axum::serve(listener, app).await });
-            }
-            let task = std::fs::read_link("/proc/thread-self").expect("Linux");
-            let schedstat = PathBuf::from("/proc").join(task).join("schedstat");
-            let _ = tell.send((schedstat, addresses));
-            servers.join_all().await;
+impl Server {
+    fn start() -> Self {
+        let mut process = Command::new(build("hello"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a server");
+        let mut lines = BufReader::new(process.stdout.take().expect("piped")).lines();
+        let addresses = [(); 3].map(|()| {
+            let port = lines.next().expect("a port").expect("text");
+            SocketAddr::from(([127, 0, 0, 1], port.parse().expect("a number")))
         });
-    });
-    let (schedstat, addresses) = told.recv().expect("a server");
-    (schedstat, addresses.try_into().expect("as many"))
+        let id = process.id();
+        Self {
+            process,
+            schedstat: format!("/proc/{id}/task/{id}/schedstat").into(),
+            addresses,
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
 }
 
 /// The server's processor time once it rests: the kernel books it when the thread stops.
@@ -147,33 +146,4 @@ fn ask(socket: &mut TcpStream) {
     let request =
         b"GET / HTTP/1.1\r\nhost: localhost\r\naccept: */*\r\nuser-agent: compare\r\n\r\n";
     socket.write_all(request).expect("sent");
-}
-
-/// A layer that does nothing.
-#[derive(Clone)]
-struct Noop;
-
-impl<S> Layer<S> for Noop {
-    type Service = NoopService<S>;
-
-    fn layer(&self, inner: S) -> NoopService<S> {
-        NoopService(inner)
-    }
-}
-
-#[derive(Clone)]
-struct NoopService<S>(S);
-
-impl<S: Service<R>, R> Service<R> for NoopService<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: R) -> S::Future {
-        self.0.call(request)
-    }
 }

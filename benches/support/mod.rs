@@ -4,6 +4,8 @@
 pub(crate) mod corpus;
 
 use std::{
+    path::{Path, PathBuf},
+    process::Command,
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -43,7 +45,7 @@ pub(crate) fn cpu() -> Duration {
 }
 
 /// Processor time one thread has had, by its `schedstat`.
-pub(crate) fn thread_cpu(schedstat: &std::path::Path) -> Duration {
+pub(crate) fn thread_cpu(schedstat: &Path) -> Duration {
     let line = std::fs::read_to_string(schedstat).unwrap_or_default();
     let nanos = line.split(' ').next().and_then(|n| n.parse().ok());
     Duration::from_nanos(nanos.unwrap_or_default())
@@ -82,6 +84,23 @@ pub(crate) fn stated(name: &str, value: f64) {
 /// A figure for the plot.
 pub(crate) fn figure(name: &str, value: f64) {
     line(format!("figure {name} {value:.1}"));
+}
+
+/// Builds the small package of this name, with features of its own; the path of its binary.
+pub(crate) fn build(name: &str) -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("benches")
+        .join(name);
+    let target = package.join("target");
+    let status = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()))
+        .args(["build", "--release", "--quiet", "--manifest-path"])
+        .arg(package.join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(&target)
+        .status()
+        .expect("cargo");
+    assert!(status.success(), "{name} does not build");
+    target.join("release").join(name)
 }
 
 /// Takes a line into the account.

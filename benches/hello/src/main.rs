@@ -1,0 +1,66 @@
+//! `hello`: serves three apps on one thread, prints their ports, ends when its input does.
+
+use std::{
+    io::{Read, stdin},
+    task::{Context, Poll},
+    thread,
+};
+
+use axum::{Router, routing::get};
+use bodyguard::Stack;
+use tokio::{net::TcpListener, task::JoinSet};
+use tower_layer::Layer;
+use tower_service::Service;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    thread::spawn(|| {
+        let _ = stdin().read(&mut [0]);
+        std::process::exit(0);
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let mut servers = JoinSet::new();
+        for app in [app(), app().layer(Noop), app().layer(Stack::new())] {
+            let listener = TcpListener::bind("127.0.0.1:0").await?;
+            println!("{}", listener.local_addr()?.port());
+            servers.spawn(async move { axum::serve(listener, app).await });
+        }
+        servers.join_all().await;
+        Ok(())
+    })
+}
+
+fn app() -> Router {
+    Router::new().route("/", get(|| async { "Hello, World!" }))
+}
+
+/// A layer that does nothing.
+#[derive(Clone)]
+struct Noop;
+
+impl<S> Layer<S> for Noop {
+    type Service = NoopService<S>;
+
+    fn layer(&self, inner: S) -> NoopService<S> {
+        NoopService(inner)
+    }
+}
+
+#[derive(Clone)]
+struct NoopService<S>(S);
+
+impl<S: Service<R>, R> Service<R> for NoopService<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: R) -> S::Future {
+        self.0.call(request)
+    }
+}
