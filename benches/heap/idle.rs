@@ -36,8 +36,13 @@ const LONG_EVENTS: usize = 250;
 /// The rows of the cost table.
 pub(crate) fn run() {
     let default = CompressionLayer::new().random_padding(0);
-    let streams = if quick() { 1000 } else { 10_000 };
-    for (name, events) in &corpora() {
+    // Not fewer: the compressors that are kept are shared by all of them.
+    let streams = 10_000;
+    let corpora = corpora();
+    let chosen = corpora
+        .iter()
+        .filter(|(name, _)| !quick() || *name == "newsroom");
+    for (name, events) in chosen {
         let theirs = heap(&everything(), events, THEIR_STREAMS);
         let least = heap(&default.clone().history(1 << 10), events, streams);
         let mine = heap(&default, events, streams);
