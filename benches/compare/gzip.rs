@@ -134,8 +134,8 @@ pub(crate) fn run(levels: bool) {
             println!(
                 "{}: {:.3} by the clock, {:.3} by processor time",
                 about("vs_flate2_loop_without_workers"),
-                pair.faster,
-                pair.cheaper
+                median(pair.faster),
+                median(pair.cheaper)
             );
             let pair = compare(
                 ours(chunk, layer().parallel(true)),
