@@ -13,7 +13,8 @@ use std::{
 use super::{
     closers::Closer,
     failure::{Failure, FailureKind},
-    machine::{Phase, Scope, State},
+    machine::Scope,
+    state::{Phase, State},
 };
 use crate::{error::Cause, outcome::Outcome};
 

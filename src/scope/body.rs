@@ -3,7 +3,7 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -13,14 +13,16 @@ use pin_project::pin_project;
 use tokio::runtime::Handle;
 
 use super::{
-    detector::{Detector, Seen, stops_at_length},
+    detector::Detector,
     failure::{Failure, FailureKind, contained},
+    judge::{End, Held, Instead, Judged, Next, whole},
     limit::Limit,
-    machine::{Scope, ShutBy, Verdict},
+    machine::Scope,
     owner::{Finisher, Owner},
+    state::Verdict,
 };
 use crate::{
-    error::{BodyError, BoxError, Cause},
+    error::{BodyError, BoxError},
     outcome::Outcome,
 };
 
@@ -61,21 +63,6 @@ enum Stage {
     Failing(Box<Failing>),
     /// Nothing follows. HEAD keeps the size hint of what GET would have sent.
     Done { hint: Option<SizeHint> },
-}
-
-/// What is shown once the teardown is finished.
-#[derive(Debug, Default)]
-pub(super) struct Held {
-    data: Option<Bytes>,
-    trailers: Option<http::HeaderMap>,
-    /// Shown although the outcome is not `Complete`: a last frame at shutdown.
-    clean: bool,
-}
-
-impl Held {
-    fn is_empty(&self) -> bool {
-        self.data.is_none() && self.trailers.is_none()
-    }
 }
 
 #[derive(Debug)]
@@ -284,66 +271,6 @@ where
     }
 }
 
-/// What the inner body gave.
-pub(super) enum Next {
-    Data(Bytes),
-    Trailers(http::HeaderMap),
-    Error(BoxError),
-    End,
-    /// Someone else started the end.
-    Interrupted,
-    /// The last poll panicked, and someone caught it and asks again.
-    Panicked,
-}
-
-/// What is to be done with it.
-pub(super) enum Judged {
-    /// Data for the client; more is to come.
-    Pass(Bytes),
-    /// The last data; trailers may follow.
-    AtLength(Bytes),
-    End(End),
-}
-
-/// How the body ended, and what is to be shown if the teardown agrees.
-#[derive(Debug)]
-pub(super) struct End {
-    pub(super) outcome: Outcome,
-    pub(super) cause: Option<Cause>,
-    pub(super) held: Held,
-}
-
-impl End {
-    /// A promised body of which nothing came.
-    pub(super) fn nothing_of(promised: u64) -> Self {
-        let kind = FailureKind::Truncated {
-            produced: 0,
-            promised,
-        };
-        Self::failed(Outcome::Truncated, Failure::new(kind).into())
-    }
-
-    pub(super) fn complete(data: Option<Bytes>, trailers: Option<http::HeaderMap>) -> Self {
-        Self {
-            outcome: Outcome::Complete,
-            cause: None,
-            held: Held {
-                data,
-                trailers,
-                clean: false,
-            },
-        }
-    }
-
-    fn failed(outcome: Outcome, cause: Cause) -> Self {
-        Self {
-            outcome,
-            cause: Some(cause),
-            held: Held::default(),
-        }
-    }
-}
-
 /// The body of a joined layer: the owner further out judges what passes.
 fn pass_through<B>(
     mut inner: Pin<&mut Option<Inner<B>>>,
@@ -420,23 +347,6 @@ where
     poll_raw(owner, inner, cx).map(|polled| polled.map_or_else(Next::from, Next::from))
 }
 
-/// Why the inner body was not asked, or not waited for.
-enum Instead {
-    End,
-    Interrupted,
-    Panicked,
-}
-
-impl From<Instead> for Next {
-    fn from(instead: Instead) -> Self {
-        match instead {
-            Instead::End => Next::End,
-            Instead::Interrupted => Next::Interrupted,
-            Instead::Panicked => Next::Panicked,
-        }
-    }
-}
-
 type Given<B> = Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>;
 
 /// Asks the inner body for its next frame, as it is.
@@ -460,167 +370,6 @@ fn poll_raw<B: Body>(
         // Registered before the second look, so that an interruption in between is not missed.
         Poll::Pending if owner.watch(cx) => Poll::Ready(Err(Instead::Interrupted)),
         Poll::Pending => Poll::Pending,
-    }
-}
-
-fn whole(mut data: impl Buf) -> Bytes {
-    data.copy_to_bytes(data.remaining())
-}
-
-impl<D: Buf, E: Into<BoxError>> From<Option<Result<Frame<D>, E>>> for Next {
-    fn from(frame: Option<Result<Frame<D>, E>>) -> Self {
-        match frame {
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(mut data) => Next::Data(data.copy_to_bytes(data.remaining())),
-                Err(frame) => match frame.into_trailers() {
-                    Ok(trailers) => Next::Trailers(trailers),
-                    Err(_) => Next::Data(Bytes::new()),
-                },
-            },
-            Some(Err(error)) => Next::Error(error.into()),
-            None => Next::End,
-        }
-    }
-}
-
-impl Owner {
-    /// What one step of the inner body means for the client.
-    pub(super) fn judge(&mut self, next: Next, end_hint: impl FnOnce() -> bool) -> Judged {
-        match next {
-            Next::Data(data) => {
-                let seen = self.detector.data(data.len() as u64, end_hint());
-                self.account();
-                match seen {
-                    Seen::More => Judged::Pass(data),
-                    // Nothing is held back for a scope with nothing registered.
-                    Seen::LengthReached if !self.stops_at_length() && !self.is_used() => {
-                        Judged::Pass(data)
-                    }
-                    Seen::LengthReached if !self.stops_at_length() => {
-                        self.withheld = true;
-                        Judged::AtLength(data)
-                    }
-                    Seen::LengthReached | Seen::Ended(Outcome::Complete) => {
-                        Judged::End(End::complete(Some(data), None))
-                    }
-                    Seen::Ended(outcome) => Judged::End(self.broken(outcome)),
-                }
-            }
-            Next::Trailers(trailers) => Judged::End(self.end_of_stream(None, Some(trailers))),
-            Next::End => Judged::End(self.end_of_stream(None, None)),
-            Next::Error(error) => Judged::End(Self::inner_error(error)),
-            Next::Interrupted => Judged::End(Self::interrupted()),
-            Next::Panicked => Judged::End(self.panicked()),
-        }
-    }
-
-    /// Whether this is data with more to come; then it is accounted for. Else `judge` decides.
-    #[inline]
-    fn passes<D: Buf>(&mut self, frame: &Frame<D>, end_hint: impl FnOnce() -> bool) -> bool {
-        let Some(data) = frame.data_ref() else {
-            return false;
-        };
-        let passes = self.detector.passes(data.remaining() as u64, end_hint());
-        if passes {
-            self.account();
-        }
-        passes
-    }
-
-    /// The same once the length is reached and `data` waits for what follows it.
-    pub(super) fn judge_at_length(&mut self, data: Bytes, next: Next) -> End {
-        match next {
-            Next::Data(more) if more.is_empty() => self.end_of_stream(Some(data), None),
-            Next::Data(more) => {
-                self.detector.data(more.len() as u64, false);
-                self.broken(Outcome::Failed)
-            }
-            Next::Trailers(trailers) => self.end_of_stream(Some(data), Some(trailers)),
-            Next::End => self.end_of_stream(Some(data), None),
-            Next::Error(error) => Self::inner_error(error),
-            Next::Interrupted => Self::interrupted(),
-            Next::Panicked => self.panicked(),
-        }
-    }
-
-    /// Writes down what has passed, where dashboards and the report read it.
-    #[inline]
-    fn account(&self) {
-        let Some(scope) = self.scope() else {
-            return;
-        };
-        scope
-            .bytes
-            .store(self.detector.produced(), Ordering::Relaxed);
-        scope
-            .frames
-            .store(self.detector.frames(), Ordering::Relaxed);
-        if let (1, Some(opened)) = (self.detector.frames(), scope.opened) {
-            scope.lock().first_frame = Some(opened.elapsed());
-        }
-    }
-
-    fn stops_at_length(&self) -> bool {
-        self.scope()
-            .is_none_or(|scope| stops_at_length(scope.version))
-    }
-
-    fn is_used(&self) -> bool {
-        self.scope().is_some_and(|scope| scope.lock().used)
-    }
-
-    fn end_of_stream(&self, data: Option<Bytes>, trailers: Option<http::HeaderMap>) -> End {
-        match self.detector.end_of_stream() {
-            Seen::Ended(Outcome::Complete) => End::complete(data, trailers),
-            _ => self.broken(Outcome::Truncated),
-        }
-    }
-
-    /// The body broke the promise of its length.
-    fn broken(&self, outcome: Outcome) -> End {
-        let produced = self.detector.produced();
-        let promised = self.detector.promised().unwrap_or(produced);
-        let kind = match outcome {
-            Outcome::Truncated => FailureKind::Truncated { produced, promised },
-            _ => FailureKind::Overlong { produced, promised },
-        };
-        End::failed(outcome, Failure::new(kind).into())
-    }
-
-    fn inner_error(error: BoxError) -> End {
-        End::failed(Outcome::Failed, BodyError::new(error).cause().clone())
-    }
-
-    fn panicked(&self) -> End {
-        End::failed(Outcome::Panicked, self.panic_cause())
-    }
-
-    /// The end was started elsewhere; the outcome given here is not looked at.
-    fn interrupted() -> End {
-        let outcome = Outcome::Cancelled;
-        End::failed(outcome, Failure::new(FailureKind::Ended { outcome }).into())
-    }
-
-    /// The verdict on a body that did not end well, before any teardown.
-    fn verdict_now(&self, outcome: Outcome, cause: &Option<Cause>) -> Option<Verdict> {
-        let scope = self.scope().filter(|_| !outcome.is_complete())?;
-        Some(scope.lock().verdict_on(scope, outcome, cause.clone()))
-    }
-
-    #[inline]
-    pub(super) fn is_interrupted(&self) -> bool {
-        self.scope().is_some_and(|scope| scope.is_interrupted())
-    }
-
-    /// If the scope is being ended for a shutdown that ends cleanly: the frame to end with.
-    ///
-    /// A promised length cannot be cut cleanly; its body ends in an error instead.
-    fn clean_shutdown(&self) -> Option<Bytes> {
-        let scope = self.scope().filter(|scope| scope.is_interrupted())?;
-        match &scope.lock().shut_by {
-            ShutBy::EndNow(frame) if self.detector.promised().is_none() => frame.clone(),
-            _ => None,
-        }
     }
 }
 

@@ -13,11 +13,12 @@ use http_body::{Body, SizeHint};
 use pin_project::pin_project;
 
 use super::{
-    body::{End, Held, Judged, Next, ScopeBody},
+    body::ScopeBody,
     detector::{Detector, Head},
     failure::{Failure, FailureKind},
-    machine::{Verdict, failure_status},
+    judge::{End, Held, Judged, Next},
     owner::{Finisher, Owner},
+    state::{Verdict, failure_status},
 };
 use crate::{
     error::{BoxError, Cause},

@@ -3,11 +3,13 @@
 //! | file | what it is |
 //! |---|---|
 //! | `detector` | how a body ended, as a pure state machine |
-//! | `machine` | the state of a scope and the steps of its life |
+//! | `machine`, `state` | the steps of a scope's life, and what it knows behind its lock |
 //! | `entry` | the scope in the request's extensions: joining, children, views |
 //! | `layer`, `future`, `body` | the layer and its owner, written once for all views |
+//! | `judge` | what a step of the inner body means for its client |
 //! | `owner` | the owner's two guards: one starts the end, one tears down |
-//! | `teardown`, `tasks`, `closers` | what happens at the end, in the order of G3 |
+//! | `tasks`, `tracked`, `joining` | the tasks, one of them, and how they are joined |
+//! | `teardown`, `closers` | what happens at the end, in the order of G3 |
 //! | `annex` | the door for what a view keeps beside them, and the scope ends with |
 //! | `register` | the doors: closers, holds, shutdown |
 //! | `close` | awaited close for consumers inside the process |
@@ -43,6 +45,8 @@ mod entry;
 mod failure;
 mod future;
 mod hold;
+mod joining;
+mod judge;
 mod layer;
 mod limit;
 mod machine;
@@ -51,8 +55,10 @@ mod options;
 mod owner;
 mod register;
 mod signals;
+mod state;
 mod tasks;
 mod teardown;
+mod tracked;
 
 #[cfg(feature = "bridge")]
 pub(crate) use annex::{Annex, AnnexClosed, AnnexFuture};
@@ -66,6 +72,7 @@ pub use failure::{Failure, FailureKind};
 pub use future::ScopeFuture;
 pub use hold::Hold;
 pub use layer::{ScopeLayer, ScopeService};
-pub(crate) use machine::{LastWords, Scope};
+pub(crate) use machine::Scope;
 pub use options::{FailurePolicy, Shutdown};
+pub(crate) use state::LastWords;
 pub(crate) use tasks::{TaskKey, TaskKind};

@@ -13,7 +13,8 @@ use super::{
     connection::Watch,
     detector::Detector,
     failure::{Failure, FailureKind},
-    machine::{Scope, Verdict},
+    machine::Scope,
+    state::Verdict,
     teardown::{self, Teardown},
 };
 use crate::outcome::Outcome;

@@ -10,8 +10,9 @@ use http::response::Parts;
 use super::{
     close::ResponseScope,
     closers::Closer,
-    machine::{Phase, Scope, ShutBy, Started},
+    machine::{Scope, Started},
     options::ShutdownKind,
+    state::{Phase, ShutBy},
 };
 use crate::{
     outcome::Outcome,

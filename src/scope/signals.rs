@@ -2,7 +2,7 @@
 
 use tokio_util::sync::CancellationToken;
 
-use super::machine::{Phase, Scope};
+use super::{machine::Scope, state::Phase};
 use crate::outcome::Outcome;
 
 /// Each token is made at the first request for it, under the scope's lock.

@@ -1,15 +1,7 @@
 //! The tasks of a scope: none outlives its join, and no failure is lost.
 
-use std::{
-    future::{Future, poll_fn},
-    panic::Location,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, Waker, ready},
-    time::Duration,
-};
+use std::{future::Future, panic::Location, sync::Arc, task::Waker};
 
-use pin_project::pin_project;
 use slab::Slab;
 use tokio::{
     runtime::Handle,
@@ -19,16 +11,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    failure::{Failure, FailureKind, Payload, contained, named},
-    limit::Limit,
-    machine::{LastWords, Phase, Scope},
+    failure::{Failure, FailureKind, contained, named},
+    machine::Scope,
     options::FailurePolicy,
+    state::{LastWords, Phase, State},
+    tracked::{TaskEnd, TaskReport, Tracked},
 };
-use crate::{
-    TaskResult,
-    error::{BoxError, Cause},
-    outcome::Outcome,
-};
+use crate::{TaskResult, error::Cause, outcome::Outcome};
 
 /// How a task is treated at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,13 +49,13 @@ pub(super) struct Tasks {
     spawned: u64,
     policy: FailurePolicy,
     /// New tasks are taken.
-    open: bool,
+    pub(super) open: bool,
     /// All were told to end, and so is whoever comes late.
-    cancelling: bool,
-    failed: bool,
+    pub(super) cancelling: bool,
+    pub(super) failed: bool,
     failure: Option<(Outcome, Cause)>,
     cancel: Option<CancellationToken>,
-    joiner: Option<Waker>,
+    pub(super) joiner: Option<Waker>,
     on_failure: Vec<FailureHook>,
     /// How many tasks may run at once, where the application has set it.
     places: Option<Arc<Semaphore>>,
@@ -133,7 +122,7 @@ impl Tasks {
     }
 
     /// Takes no more tasks if none is left: one step, so that none slips in between.
-    fn close_if_idle(&mut self) -> bool {
+    pub(super) fn close_if_idle(&mut self) -> bool {
         self.open &= !self.is_idle();
         self.is_idle()
     }
@@ -156,7 +145,7 @@ impl Tasks {
     }
 
     /// What has to be aborted and told, outside the lock, to cancel the tasks of these kinds.
-    fn cancellation(&mut self, of: impl Fn(TaskKind) -> bool) -> Cancellation {
+    pub(super) fn cancellation(&mut self, of: impl Fn(TaskKind) -> bool) -> Cancellation {
         let mut aborts = Vec::new();
         for (_, slot) in &mut self.slots {
             if of(slot.kind) {
@@ -186,7 +175,7 @@ impl Tasks {
         self.slots.get_mut(key).filter(|slot| slot.number == number)
     }
 
-    fn awaits_nobody(&self) -> bool {
+    pub(super) fn awaits_nobody(&self) -> bool {
         self.slots
             .iter()
             .all(|(_, slot)| slot.kind == TaskKind::Background)
@@ -374,7 +363,7 @@ impl Scope {
         }
     }
 
-    fn task_ended(self: &Arc<Self>, key: usize, number: u64, end: TaskEnd) {
+    pub(super) fn task_ended(self: &Arc<Self>, key: usize, number: u64, end: TaskEnd) {
         let mut hooks = Vec::new();
         let mut cancellation = None;
         let mut interrupt = None;
@@ -420,76 +409,9 @@ impl Scope {
             self.release(how, unrun);
         }
     }
-
-    /// Teardown step 2: awaits the tasks on a natural end, cancels and joins them on any other.
-    pub(super) async fn join_tasks(&self) {
-        let (awaited, join, grace) = {
-            let mut state = self.lock();
-            if state.tasks.close_if_idle() {
-                return;
-            }
-            let awaited = state.natural && !state.tasks.cancelling;
-            (
-                awaited,
-                state.options.join_limit(),
-                state.options.cancel_grace(),
-            )
-        };
-        if awaited && self.join(join, Tasks::awaits_nobody).await {
-            self.cancel_tasks(|tasks| tasks.cancellation(|kind| kind == TaskKind::Background));
-            if self.join(join, Tasks::is_idle).await {
-                return;
-            }
-        }
-        if awaited {
-            self.lock().overran(join);
-        }
-        self.cancel_tasks(Tasks::cancel_all);
-        if self.join(grace, Tasks::is_idle).await {
-            return;
-        }
-        self.cancel_tasks(|tasks| tasks.cancellation(|_| true));
-        if !self.join(join, Tasks::is_idle).await {
-            let mut state = self.lock();
-            let names: Vec<_> = state.tasks.names().collect();
-            state.stuck.extend(names);
-        }
-    }
-
-    /// Aborts whatever can be: the runtime is gone, or nobody can wait.
-    pub(super) fn abandon_tasks(&self) {
-        self.cancel_tasks(Tasks::cancel_all);
-        self.cancel_tasks(|tasks| tasks.cancellation(|_| true));
-    }
-
-    /// Takes no more tasks, and carries out what `choose` collects, outside the lock.
-    fn cancel_tasks(&self, choose: impl FnOnce(&mut Tasks) -> Cancellation) {
-        let cancellation = {
-            let mut state = self.lock();
-            state.tasks.open = false;
-            choose(&mut state.tasks)
-        };
-        cancellation.carry_out();
-    }
-
-    /// Waits for the tasks, up to the limit; false if the limit came first.
-    async fn join(&self, limit: Duration, met: impl Fn(&Tasks) -> bool) -> bool {
-        let mut limit = Limit::new(limit);
-        poll_fn(|cx| {
-            {
-                let mut state = self.lock();
-                if met(&state.tasks) {
-                    return Poll::Ready(true);
-                }
-                state.tasks.joiner = Some(cx.waker().clone());
-            }
-            limit.poll(cx).map(|()| false)
-        })
-        .await
-    }
 }
 
-impl super::machine::State {
+impl State {
     fn count_task(&mut self, slot: &Slot, end: TaskEnd) -> Option<(Outcome, Cause)> {
         let counts = &mut self.counts;
         match end {
@@ -517,71 +439,5 @@ impl super::machine::State {
                 Some((Outcome::Failed, failure.into()))
             }
         }
-    }
-
-    /// The join limit of a natural end is over: what still runs is named, and the end has failed.
-    fn overran(&mut self, limit: Duration) {
-        let names: Vec<_> = self.tasks.names().collect();
-        for what in names {
-            let failure = Failure::new(FailureKind::OverranLimit { what, limit });
-            self.tasks.failed = true;
-            self.note_failure(Outcome::Failed, failure.into());
-        }
-    }
-}
-
-/// How one task came out.
-enum TaskEnd {
-    Returned(Result<(), BoxError>),
-    Panicked(Payload),
-    Dropped,
-}
-
-/// Tells the scope how a task came out, also when the task is just dropped.
-struct TaskReport {
-    scope: Option<Arc<Scope>>,
-    key: usize,
-    number: u64,
-}
-
-impl TaskReport {
-    fn tell(&mut self, end: TaskEnd) {
-        if let Some(scope) = self.scope.take() {
-            scope.task_ended(self.key, self.number, end);
-        }
-    }
-}
-
-impl Drop for TaskReport {
-    fn drop(&mut self) {
-        self.tell(TaskEnd::Dropped);
-    }
-}
-
-/// A task's future. Field order is drop order: the future is gone before its end is told.
-#[pin_project]
-struct Tracked<F> {
-    #[pin]
-    future: Option<F>,
-    report: TaskReport,
-}
-
-impl<F: Future<Output = TaskResult>> Future for Tracked<F> {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut this = self.project();
-        let Some(future) = this.future.as_mut().as_pin_mut() else {
-            return Poll::Ready(());
-        };
-        let mut end = match contained(|| future.poll(cx)) {
-            Ok(poll) => TaskEnd::Returned(ready!(poll)),
-            Err(payload) => TaskEnd::Panicked(payload),
-        };
-        if let Err(payload) = contained(|| this.future.set(None)) {
-            end = TaskEnd::Panicked(payload);
-        }
-        this.report.tell(end);
-        Poll::Ready(())
     }
 }

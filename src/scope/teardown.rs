@@ -15,7 +15,8 @@ use tokio::runtime::Handle;
 use super::{
     closers::{Closer, CloserFailed},
     limit::within,
-    machine::{Scope, Step, Verdict},
+    machine::{Scope, Step},
+    state::Verdict,
 };
 
 /// A teardown under way.

@@ -1,0 +1,93 @@
+//! Teardown step 2: the tasks of a scope are awaited, or cancelled, and joined.
+
+use std::{future::poll_fn, task::Poll, time::Duration};
+
+use super::{
+    failure::{Failure, FailureKind},
+    limit::Limit,
+    machine::Scope,
+    state::State,
+    tasks::{Cancellation, TaskKind, Tasks},
+};
+use crate::outcome::Outcome;
+
+impl Scope {
+    /// Teardown step 2: awaits the tasks on a natural end, cancels and joins them on any other.
+    pub(super) async fn join_tasks(&self) {
+        let (awaited, join, grace) = {
+            let mut state = self.lock();
+            if state.tasks.close_if_idle() {
+                return;
+            }
+            let awaited = state.natural && !state.tasks.cancelling;
+            (
+                awaited,
+                state.options.join_limit(),
+                state.options.cancel_grace(),
+            )
+        };
+        if awaited && self.join(join, Tasks::awaits_nobody).await {
+            self.cancel_tasks(|tasks| tasks.cancellation(|kind| kind == TaskKind::Background));
+            if self.join(join, Tasks::is_idle).await {
+                return;
+            }
+        }
+        if awaited {
+            self.lock().overran(join);
+        }
+        self.cancel_tasks(Tasks::cancel_all);
+        if self.join(grace, Tasks::is_idle).await {
+            return;
+        }
+        self.cancel_tasks(|tasks| tasks.cancellation(|_| true));
+        if !self.join(join, Tasks::is_idle).await {
+            let mut state = self.lock();
+            let names: Vec<_> = state.tasks.names().collect();
+            state.stuck.extend(names);
+        }
+    }
+
+    /// Aborts whatever can be: the runtime is gone, or nobody can wait.
+    pub(super) fn abandon_tasks(&self) {
+        self.cancel_tasks(Tasks::cancel_all);
+        self.cancel_tasks(|tasks| tasks.cancellation(|_| true));
+    }
+
+    /// Takes no more tasks, and carries out what `choose` collects, outside the lock.
+    fn cancel_tasks(&self, choose: impl FnOnce(&mut Tasks) -> Cancellation) {
+        let cancellation = {
+            let mut state = self.lock();
+            state.tasks.open = false;
+            choose(&mut state.tasks)
+        };
+        cancellation.carry_out();
+    }
+
+    /// Waits for the tasks, up to the limit; false if the limit came first.
+    async fn join(&self, limit: Duration, met: impl Fn(&Tasks) -> bool) -> bool {
+        let mut limit = Limit::new(limit);
+        poll_fn(|cx| {
+            {
+                let mut state = self.lock();
+                if met(&state.tasks) {
+                    return Poll::Ready(true);
+                }
+                state.tasks.joiner = Some(cx.waker().clone());
+            }
+            limit.poll(cx).map(|()| false)
+        })
+        .await
+    }
+}
+
+impl State {
+    /// The join limit of a natural end is over: what still runs is named, and the end has failed.
+    fn overran(&mut self, limit: Duration) {
+        let names: Vec<_> = self.tasks.names().collect();
+        for what in names {
+            let failure = Failure::new(FailureKind::OverranLimit { what, limit });
+            self.tasks.failed = true;
+            self.note_failure(Outcome::Failed, failure.into());
+        }
+    }
+}

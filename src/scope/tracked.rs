@@ -1,0 +1,72 @@
+//! One task, and the account it gives of its end whatever becomes of it.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use pin_project::pin_project;
+
+use super::{
+    failure::{Payload, contained},
+    machine::Scope,
+};
+use crate::{TaskResult, error::BoxError};
+
+/// How one task came out.
+pub(super) enum TaskEnd {
+    Returned(Result<(), BoxError>),
+    Panicked(Payload),
+    Dropped,
+}
+
+/// Tells the scope how a task came out, also when the task is just dropped.
+pub(super) struct TaskReport {
+    pub(super) scope: Option<Arc<Scope>>,
+    pub(super) key: usize,
+    pub(super) number: u64,
+}
+
+impl TaskReport {
+    pub(super) fn tell(&mut self, end: TaskEnd) {
+        if let Some(scope) = self.scope.take() {
+            scope.task_ended(self.key, self.number, end);
+        }
+    }
+}
+
+impl Drop for TaskReport {
+    fn drop(&mut self) {
+        self.tell(TaskEnd::Dropped);
+    }
+}
+
+/// A task's future. Field order is drop order: the future is gone before its end is told.
+#[pin_project]
+pub(super) struct Tracked<F> {
+    #[pin]
+    pub(super) future: Option<F>,
+    pub(super) report: TaskReport,
+}
+
+impl<F: Future<Output = TaskResult>> Future for Tracked<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        let Some(future) = this.future.as_mut().as_pin_mut() else {
+            return Poll::Ready(());
+        };
+        let mut end = match contained(|| future.poll(cx)) {
+            Ok(poll) => TaskEnd::Returned(ready!(poll)),
+            Err(payload) => TaskEnd::Panicked(payload),
+        };
+        if let Err(payload) = contained(|| this.future.set(None)) {
+            end = TaskEnd::Panicked(payload);
+        }
+        this.report.tell(end);
+        Poll::Ready(())
+    }
+}
