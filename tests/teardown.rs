@@ -311,6 +311,42 @@ async fn keys_dismiss_closers_or_run_them_early() {
 
 // ---- Threads and runtimes ----
 
+#[tokio::test(start_paused = true)]
+async fn the_end_waits_for_a_closer_that_its_key_runs_early() {
+    let stack = Stack::new();
+    let (response, key) = respond(&stack, stream(), |request| {
+        cleanup(request).defer(|_| async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            Err("late commit".into())
+        })
+    })
+    .await;
+    let start = tokio::time::Instant::now();
+    let ((body, report), early) = tokio::join!(read(response), key.close_now());
+    assert!(early.is_err());
+    assert!(body.is_err(), "a commit that fails cannot look whole");
+    assert!(start.elapsed() >= Duration::from_secs(2));
+    assert_eq!(report.outcome(), Outcome::Failed);
+    assert_eq!(
+        (report.counts.closers_run, report.counts.closers_failed),
+        (1, 1)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closer_run_early_and_forgotten_does_not_hold_the_end_for_ever() {
+    let stack = Stack::new().closer_limit(Duration::from_secs(3));
+    let (response, key) = respond(&stack, stream(), |request| {
+        cleanup(request).defer(|_| std::future::pending())
+    })
+    .await;
+    let mut early = Box::pin(key.close_now());
+    assert!(futures_util::poll!(&mut early).is_pending());
+    let (body, _) = read(response).await;
+    assert_eq!(body.unwrap(), "ab", "it waited for the limit, then went on");
+    drop(early);
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let builder = builder

@@ -145,7 +145,8 @@ impl Key {
     /// Runs the closer now and waits for it; `Ok(false)` if it has run or is running.
     ///
     /// While the response is live the closer is given `Cancelled`, since nothing has been delivered:
-    /// commit-or-rollback code rolls back.
+    /// commit-or-rollback code rolls back. A teardown that starts meanwhile waits for it, up to the
+    /// layer's closer limit.
     ///
     /// # Errors
     /// What the closer returned, or its panic or overrun limit as a
@@ -153,8 +154,8 @@ impl Key {
     ///
     /// **On drop**: the closer is aborted where it stands, and counted as unrun.
     pub async fn close_now(self) -> Result<bool, Cause> {
-        match self.scope.take_closer(self.key) {
-            Some(closer) => self.scope.clone().close_now(closer).await.map(|()| true),
+        match self.scope.close_now(self.key).await {
+            Some(result) => result.map(|()| true),
             None => Ok(false),
         }
     }

@@ -244,6 +244,9 @@ impl Scope {
     pub(super) fn next_step(&self) -> Step {
         let mut state = self.lock();
         state.closing = None;
+        if state.early > 0 {
+            return Step::Wait;
+        }
         if let Some(closer) = state.closers.pop() {
             state.closing = Some(closer.at);
             return Step::Run(closer, state.ending(self));
@@ -269,6 +272,7 @@ impl Scope {
             && state.after_end.is_empty()
             && state.tasks.is_idle()
             && state.children.is_empty()
+            && state.early == 0
             && state.phase == Phase::Ending
             // Last: it closes.
             && state.annex.close_if_idle();
@@ -361,6 +365,8 @@ pub(super) enum Started {
 
 /// What the teardown does next.
 pub(super) enum Step {
+    /// A closer runs ahead of the teardown, on behalf of its key: wait for it.
+    Wait,
     /// Run this closer.
     Run(Closer, Ending),
     /// Close this; closers may have been registered when it is done.

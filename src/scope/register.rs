@@ -1,7 +1,9 @@
 //! The doors of a scope: what views do with it while it lives, and after.
 
 use std::{
+    future::poll_fn,
     sync::{Arc, atomic::Ordering},
+    task::Poll,
     time::Duration,
 };
 
@@ -12,7 +14,7 @@ use super::{
     closers::Closer,
     machine::{Scope, Started},
     options::ShutdownKind,
-    state::{Phase, ShutBy},
+    state::{Phase, ShutBy, State},
 };
 use crate::{
     outcome::Outcome,
@@ -58,8 +60,10 @@ impl Scope {
 
     /// Takes a closer back before it runs.
     pub(crate) fn take_closer(&self, key: u64) -> Option<Closer> {
-        let mut state = self.lock();
-        let state = &mut *state;
+        Self::take_from(&mut self.lock(), key)
+    }
+
+    fn take_from(state: &mut State, key: u64) -> Option<Closer> {
         [&mut state.closers, &mut state.after_end]
             .into_iter()
             .find_map(|list| {
@@ -68,23 +72,58 @@ impl Scope {
             })
     }
 
-    /// Runs one closer now, on behalf of its key. Its failure counts like any other.
-    pub(crate) async fn close_now(self: Arc<Self>, closer: Closer) -> Result<(), crate::Cause> {
-        let mut alone = Alone::new(&self, &closer);
-        let (ending, limit) = {
-            let state = self.lock();
+    /// Runs one closer now, on behalf of its key; `None` if it is taken already.
+    ///
+    /// Its failure counts like any other. A teardown that starts meanwhile waits for it.
+    pub(crate) async fn close_now(self: Arc<Self>, key: u64) -> Option<Result<(), crate::Cause>> {
+        let (closer, ending, limit) = {
+            let mut state = self.lock();
+            let closer = Self::take_from(&mut state, key)?;
+            // In the same critical section: the teardown must not overtake it.
+            state.early += 1;
             let ending = match state.phase {
                 // Nothing is delivered yet: the safe reading is that the application gave up.
                 Phase::Live => state.ending_as(&self, Outcome::Cancelled),
                 Phase::Ending | Phase::Done => state.ending(&self),
             };
-            (ending, state.options.closer_limit())
+            (closer, ending, state.options.closer_limit())
         };
+        let mut alone = Alone::new(&self, &closer);
+        alone.early = true;
         let result = closer.run(ending, limit).await;
         let outcome = result.as_ref().map(|_| ()).map_err(|f| f.cause.clone());
         alone.ran = true;
         self.closer_ran(result);
-        outcome
+        Some(outcome)
+    }
+
+    /// Ready once no closer runs ahead of the teardown.
+    pub(super) async fn early_done(&self) {
+        poll_fn(|cx| {
+            let mut state = self.lock();
+            if state.early == 0 {
+                return Poll::Ready(());
+            }
+            state.early_waiter = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// The teardown has waited long enough, or cannot wait.
+    pub(super) fn forget_early(&self) {
+        self.lock().early = 0;
+    }
+
+    fn early_ended(&self) {
+        let waiter = {
+            let mut state = self.lock();
+            state.early = state.early.saturating_sub(1);
+            state.early_waiter.take()
+        };
+        if let Some(waiter) = waiter {
+            waiter.wake();
+        }
     }
 
     fn run_late(self: &Arc<Self>, closer: Closer) {
@@ -198,6 +237,8 @@ struct Alone {
     scope: Arc<Scope>,
     _background: Background,
     ran: bool,
+    /// The teardown waits for it.
+    early: bool,
 }
 
 impl Alone {
@@ -207,6 +248,7 @@ impl Alone {
             scope: scope.clone(),
             _background: scope.supervisor.background(name),
             ran: false,
+            early: false,
         }
     }
 }
@@ -216,6 +258,9 @@ impl Drop for Alone {
         if !self.ran {
             self.scope.closer_unrun();
             super::observe::unrun(&self.scope);
+        }
+        if self.early {
+            self.scope.early_ended();
         }
     }
 }

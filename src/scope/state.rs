@@ -3,6 +3,7 @@
 use std::{
     panic::Location,
     sync::{Arc, atomic::Ordering},
+    task::Waker,
     time::{Duration, Instant},
 };
 
@@ -71,6 +72,9 @@ pub(super) struct State {
     /// The closer that runs now, by its place.
     pub(super) closing: Option<&'static Location<'static>>,
     pub(super) next_key: u64,
+    /// Closers that run ahead of the teardown, by their keys; it waits for them.
+    pub(super) early: usize,
+    pub(super) early_waiter: Option<Waker>,
     pub(super) tasks: Tasks,
     pub(super) last_words: Option<LastWords>,
     pub(super) annex: Slot,
@@ -120,6 +124,8 @@ impl State {
             last_frame: None,
             last_words: None,
             next_key: 0,
+            early: 0,
+            early_waiter: None,
             children: Vec::new(),
             adopted: None,
             counted_unrun: 0,

@@ -36,6 +36,12 @@ pub(super) fn teardown(scope: Arc<Scope>) -> Teardown {
         let overran = guard.scope.end_annex_tasks().await;
         loop {
             match guard.scope.next_step() {
+                Step::Wait => {
+                    let limit = guard.scope.lock().options.closer_limit();
+                    if within(limit, guard.scope.early_done()).await.is_none() {
+                        guard.scope.forget_early();
+                    }
+                }
                 Step::Run(closer, ending) => {
                     let limit = guard.scope.lock().options.closer_limit();
                     guard.running = !closer.is_sync();
@@ -147,6 +153,7 @@ impl Scope {
         self.name_annex();
         loop {
             match self.next_step() {
+                Step::Wait => self.forget_early(),
                 Step::Run(closer, ending) => self.run_or_count(closer, ending),
                 Step::Close(annex) => self.abandon_annex(&annex),
                 Step::Settled(_) => {}
