@@ -1,0 +1,152 @@
+//! Ends that come from outside, and what must not slip through while they do.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{Router, body::Body, response::IntoResponse, routing::get};
+use bodyguard::{
+    Cleanup, Disconnect, Outcome, Shutdown, Stack, Supervisor, TaskGroup, cleanup::CleanupBody,
+};
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use tower::ServiceExt;
+
+fn request() -> Request<Body> {
+    Request::new(Body::empty())
+}
+
+/// Sets its flag when dropped.
+struct Gone(Arc<AtomicBool>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn a_rule_that_panics_is_no_success_and_loses_no_closer() {
+    let ran = Arc::new(AtomicBool::new(false));
+    let seen = ran.clone();
+    let handler = move |cleanup: Cleanup| async move {
+        cleanup.defer_sync(move |ending| seen.store(!ending.succeeded(), Ordering::SeqCst));
+        "hello"
+    };
+    let app = Router::new()
+        .route("/", get(handler))
+        .layer(Stack::new().succeeded_when(|_, _| panic!("a rule that panics, as it should")));
+    let response = app.oneshot(request()).await.unwrap();
+    response.into_body().collect().await.unwrap();
+    assert!(ran.load(Ordering::SeqCst));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_reaches_tasks_although_nobody_polls_the_body() {
+    let gone = Arc::new(AtomicBool::new(false));
+    let guard = Gone(gone.clone());
+    let handler = |group: TaskGroup, disconnect: Disconnect| async move {
+        group
+            .spawn(async move {
+                let _guard = guard;
+                std::future::pending::<()>().await;
+                Ok(())
+            })
+            .unwrap();
+        disconnect.cancel();
+        group.body(|tx| async move { Ok(tx.send("never read").await?) })
+    };
+    let once = Arc::new(std::sync::Mutex::new(Some(handler)));
+    let app = Router::new()
+        .route(
+            "/",
+            get(move |group: TaskGroup, disconnect: Disconnect| {
+                let handler = once.lock().unwrap().take().unwrap();
+                handler(group, disconnect)
+            }),
+        )
+        .layer(Stack::new());
+    let response = app.oneshot(request()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), async {
+        while !gone.load(Ordering::SeqCst) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the task is cancelled");
+    drop(response);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_drain_waits_for_the_closers_of_a_standalone_body() {
+    let supervisor = Supervisor::new();
+    let closed = Arc::new(AtomicBool::new(false));
+    let closing = closed.clone();
+    let handler = move || async move {
+        CleanupBody::new(Full::from("row"))
+            .defer(move |_| async move {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                closing.store(true, Ordering::SeqCst);
+                Ok(())
+            })
+            .into_response()
+    };
+    let app = Router::new()
+        .route("/", get(handler))
+        .layer(Stack::new().supervisor(&supervisor));
+    let response = app.oneshot(request()).await.unwrap();
+    drop(response);
+    let report = supervisor.drain(Duration::from_secs(10)).await;
+    assert!(report.is_clean(), "{report}");
+    assert!(closed.load(Ordering::SeqCst));
+}
+
+/// A producer that hears of the shutdown and returns must not make a cut stream look whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_without_a_last_frame_never_ends_cleanly() {
+    for round in 0..100 {
+        let supervisor = Supervisor::new();
+        let handler = |group: TaskGroup, disconnect: Disconnect| async move {
+            group.body(|tx| async move {
+                tx.send("half").await?;
+                disconnect.gone().await;
+                Ok(())
+            })
+        };
+        let app = Router::new().route("/", get(handler)).layer(
+            Stack::new()
+                .supervisor(&supervisor)
+                .shutdown(Shutdown::end_now()),
+        );
+        let response = app.oneshot(request()).await.unwrap();
+        let mut body = response.into_body();
+        let first = body.frame().await.unwrap().unwrap();
+        assert_eq!(first.into_data().unwrap(), "half");
+        let rest = tokio::task::spawn(body.collect());
+        let report = supervisor.drain(Duration::from_secs(20)).await;
+        assert!(report.is_clean(), "{report}");
+        assert!(rest.await.unwrap().is_err(), "round {round}: a clean end");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_fails_decides_before_the_truncation_it_causes() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let handler = |group: TaskGroup| async move {
+        let body = group.body(|tx| async move {
+            tx.send("half").await?;
+            panic!("a producer that panics, as it should")
+        });
+        ([("content-length", "1000")], body)
+    };
+    let app = Router::new()
+        .route("/", get(handler))
+        .layer(Stack::new().on_end(move |report| tell.send(report.outcome()).unwrap_or_default()));
+    let response = app.oneshot(request()).await.unwrap();
+    assert!(response.into_body().collect().await.is_err());
+    assert_eq!(told.recv().unwrap(), Outcome::Panicked);
+}
