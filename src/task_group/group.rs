@@ -283,6 +283,8 @@ fn is_closed(error: &BoxError) -> bool {
 }
 
 /// The scope takes no more tasks, or not now. Gives back what was to be spawned.
+///
+/// A task that returns it because the response is ending has not failed by that.
 pub struct SpawnError<T> {
     /// In a mutex, so that the error is `Sync` and `?` boxes it, whatever the future holds.
     refused: Mutex<T>,
@@ -334,7 +336,14 @@ impl<T> fmt::Display for SpawnError<T> {
     }
 }
 
-impl<T> Error for SpawnError<T> {}
+impl<T> Error for SpawnError<T> {
+    /// An ending group refuses tasks as it refuses frames: for a task that returns this error it is
+    /// no failure of its own.
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        static REFUSED: Closed = Closed::REFUSED;
+        (!self.full).then_some(&REFUSED)
+    }
+}
 
 impl Sealed for TaskGroup {
     const BITS: u8 = 2;

@@ -26,6 +26,11 @@ pub(super) enum Reason {
 }
 
 impl Closed {
+    /// The group takes nothing more: what a refused spawn has as its source.
+    pub(crate) const REFUSED: Self = Self {
+        reason: Reason::Refused,
+    };
+
     /// The client has left or the group has failed, rather than the sender's own side ended.
     pub(crate) fn is_from_outside(&self) -> bool {
         matches!(self.reason, Reason::Gone | Reason::Refused)
@@ -42,7 +47,7 @@ impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.reason {
             Reason::Gone => "the client has left: the response body is gone",
-            Reason::Refused => "the response body has failed and takes no more frames",
+            Reason::Refused => "the response is ending or has failed, and takes nothing more",
             Reason::Trailers => "the stream has ended: trailers were sent",
             Reason::Sink => "the sink was closed",
         })
