@@ -1,6 +1,7 @@
 //! Ends that come from outside, and what must not slip through while they do.
 
 use std::{
+    future::IntoFuture,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -10,10 +11,12 @@ use std::{
 
 use axum::{Router, body::Body, response::IntoResponse, routing::get};
 use bodyguard::{
-    Cleanup, Disconnect, Outcome, Shutdown, Stack, Supervisor, TaskGroup, cleanup::CleanupBody,
+    Cleanup, Disconnect, Outcome, Shutdown, Stack, Supervisor, TaskGroup, TaskGroupBody,
+    cleanup::CleanupBody, net,
 };
 use http::Request;
 use http_body_util::{BodyExt, Full};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::ServiceExt;
 
 fn request() -> Request<Body> {
@@ -151,4 +154,78 @@ async fn a_task_that_fails_decides_before_the_truncation_it_causes() {
     let response = app.oneshot(request()).await.unwrap();
     assert!(response.into_body().collect().await.is_err());
     assert_eq!(told.recv().unwrap(), Outcome::Panicked);
+}
+
+/// A standalone body has a supervisor of its own; what it leaves running is still named by ours.
+#[tokio::test]
+async fn the_drain_names_what_a_standalone_body_leaves_running() {
+    let supervisor = Supervisor::new();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let held = Arc::new(std::sync::Mutex::new(Some(held)));
+    let handler = move || {
+        let held = held.lock().unwrap().take().unwrap();
+        async move {
+            TaskGroupBody::new(move |group, tx| async move {
+                group.spawn_blocking(move |_ignored| {
+                    let _ = held.recv();
+                    Ok(())
+                })?;
+                tx.send("first").await?;
+                tx.closed().await;
+                Ok(())
+            })
+        }
+    };
+    let app = Router::new()
+        .route("/", get(handler))
+        .layer(Stack::new().supervisor(&supervisor));
+    let mut body = app.oneshot(request()).await.unwrap().into_body();
+    assert!(body.frame().await.unwrap().is_ok());
+    drop(body);
+    let report = supervisor.drain(Duration::from_millis(200)).await;
+    assert!(!report.stuck.is_empty(), "a thread is running: {report}");
+    drop(release);
+    let report = supervisor.drain(Duration::from_secs(20)).await;
+    assert!(report.is_clean(), "{report}");
+}
+
+/// A request whose head was half sent at the signal is served, and is in the report.
+#[tokio::test]
+async fn serve_accounts_for_a_request_that_was_half_sent_at_the_signal() {
+    let supervisor = Supervisor::new();
+    let app = Router::new()
+        .route("/", get(|| async { "whole" }))
+        .layer(Stack::new().supervisor(&supervisor));
+    let listener = net::WatchedListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let server = net::serve(listener, app)
+        .supervisor(&supervisor)
+        .deadline(Duration::from_secs(20))
+        .shutdown(async { stopped.await.unwrap_or_default() })
+        .into_future();
+    let client = async {
+        let mut socket = tokio::net::TcpStream::connect(addr).await.unwrap();
+        let whole = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        socket.write_all(whole).await.unwrap();
+        let mut first = [0; 512];
+        assert!(socket.read(&mut first).await.unwrap() > 0);
+        let mut fresh = tokio::net::TcpStream::connect(addr).await.unwrap();
+        fresh.write_all(&whole[..10]).await.unwrap();
+        // The server has taken the connection once it answers a later one.
+        let mut later = tokio::net::TcpStream::connect(addr).await.unwrap();
+        later.write_all(whole).await.unwrap();
+        assert!(later.read(&mut first).await.unwrap() > 0);
+        stop.send(()).unwrap();
+        while !supervisor.is_draining() {
+            tokio::task::yield_now().await;
+        }
+        fresh.write_all(&whole[10..]).await.unwrap();
+        let mut answer = String::new();
+        fresh.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let (report, answer) = tokio::join!(server, client);
+    assert!(answer.ends_with("whole"), "{answer:?}");
+    assert_eq!(report.unwrap().complete, 1);
 }
