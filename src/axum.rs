@@ -11,11 +11,18 @@ use http::{StatusCode, request::Parts};
 use crate::{
     Cleanup, Disconnect, MissingLayer, TaskGroup, TaskGroupBody,
     cleanup::CleanupBody,
-    scope::{ScopeBody, View},
+    disconnect::NotDetachable,
+    scope::{MovableBody, ScopeBody, View},
     task_group::{FrameBody, GroupBody},
 };
 
 impl IntoResponse for MissingLayer {
+    fn into_response(self) -> Response {
+        (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+    }
+}
+
+impl IntoResponse for NotDetachable {
     fn into_response(self) -> Response {
         (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
     }
@@ -64,7 +71,7 @@ macro_rules! respond {
     )*};
 }
 
-respond!(FrameBody, GroupBody, ScopeBody<B> where B);
+respond!(FrameBody, GroupBody, MovableBody, ScopeBody<B> where B);
 
 // These have a scope of their own, which the layers around have to know.
 impl<B> IntoResponse for CleanupBody<B>

@@ -1,6 +1,6 @@
 //! All of it in the right order, in one call.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use http::StatusCode;
 use tower_layer::Layer;
@@ -9,7 +9,7 @@ use tower_layer::Layer;
 use crate::compression::{Compression, CompressionLayer};
 use crate::{
     EndReport, Outcome, Shutdown, Supervisor,
-    scope::{FailurePolicy, Scope, ScopeLayer, ScopeService, Sealed},
+    scope::{FailurePolicy, Fixed, Movable, Scope, ScopeLayer, ScopeService, Sealed},
 };
 
 /// Every view at once: what [`Stack`] gives handlers through the one scope it opens.
@@ -30,9 +30,9 @@ impl Sealed for AllViews {
 }
 
 #[cfg(feature = "compression")]
-type Stacked<S> = Compression<ScopeService<S, AllViews>>;
+type Stacked<S, M> = Compression<ScopeService<S, AllViews, M>>;
 #[cfg(not(feature = "compression"))]
-type Stacked<S> = ScopeService<S, AllViews>;
+type Stacked<S, M> = ScopeService<S, AllViews, M>;
 
 /// One layer with all views, and compression (feature `compression`) outside of them.
 ///
@@ -50,9 +50,10 @@ type Stacked<S> = ScopeService<S, AllViews>;
 /// ```
 ///
 /// Further layers of this crate inside it, on single routes, set options for those routes.
-#[derive(Clone, Debug, Default)]
-pub struct Stack {
-    scope: ScopeLayer<AllViews>,
+///
+/// `M` is its mode: see [`ScopeLayer`].
+pub struct Stack<M = Fixed> {
+    scope: ScopeLayer<AllViews, M>,
     #[cfg(feature = "compression")]
     compression: CompressionLayer,
 }
@@ -60,9 +61,15 @@ pub struct Stack {
 impl Stack {
     /// Everything at its defaults, under a private supervisor.
     pub fn new() -> Self {
-        Self::default()
+        Self {
+            scope: ScopeLayer::new(),
+            #[cfg(feature = "compression")]
+            compression: CompressionLayer::new(),
+        }
     }
+}
 
+impl<M> Stack<M> {
     /// Replaces the compression and its options.
     #[cfg(feature = "compression")]
     pub fn compression(mut self, compression: CompressionLayer) -> Self {
@@ -124,16 +131,59 @@ impl Stack {
         self.scope(|scope| scope.error_gap(gap))
     }
 
-    fn scope(mut self, set: impl FnOnce(ScopeLayer<AllViews>) -> ScopeLayer<AllViews>) -> Self {
-        self.scope = set(self.scope);
-        self
+    /// See [`ScopeLayer::stall_timeout`].
+    pub fn stall_timeout(self, timeout: Duration) -> Stack<Movable> {
+        self.scope(|scope| scope.stall_timeout(timeout))
+    }
+
+    /// See [`ScopeLayer::detachable`].
+    pub fn detachable(self, limit: Duration) -> Stack<Movable> {
+        self.scope(|scope| scope.detachable(limit))
+    }
+
+    fn scope<N>(
+        self,
+        set: impl FnOnce(ScopeLayer<AllViews, M>) -> ScopeLayer<AllViews, N>,
+    ) -> Stack<N> {
+        Stack {
+            scope: set(self.scope),
+            #[cfg(feature = "compression")]
+            compression: self.compression,
+        }
     }
 }
 
-impl<S> Layer<S> for Stack {
-    type Service = Stacked<S>;
+impl Default for Stack {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
-    fn layer(&self, inner: S) -> Stacked<S> {
+// By hand: `M` is a phantom and need not be `Clone`.
+impl<M> Clone for Stack<M> {
+    fn clone(&self) -> Self {
+        Self {
+            scope: self.scope.clone(),
+            #[cfg(feature = "compression")]
+            compression: self.compression.clone(),
+        }
+    }
+}
+
+impl<M> fmt::Debug for Stack<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut stack = f.debug_struct("Stack");
+        stack.field("scope", &self.scope);
+        #[cfg(feature = "compression")]
+        stack.field("compression", &self.compression);
+        stack.finish()
+    }
+}
+
+impl<S, M> Layer<S> for Stack<M> {
+    type Service = Stacked<S, M>;
+
+    fn layer(&self, inner: S) -> Stacked<S, M> {
         let scoped = self.scope.layer(inner);
         #[cfg(feature = "compression")]
         let scoped = self.compression.layer(scoped);

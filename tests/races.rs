@@ -1,4 +1,5 @@
-//! The end, a drop, late closers, tasks, holds, cancel and shutdown, all at once: 10,000 seeded schedules.
+//! The end, a drop, a stall, late closers, tasks, holds, cancel and shutdown, all at once: 10,000
+//! seeded schedules, half of them in the movable mode.
 //!
 //! loom does not reach here: tokio's tasks and timers are no model. `BODYGUARD_SEED` picks the first seed,
 //! `BODYGUARD_SCHEDULES` how many follow.
@@ -12,6 +13,7 @@ use std::{
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     task::Poll,
+    time::Duration,
 };
 
 use bodyguard::{
@@ -20,6 +22,7 @@ use bodyguard::{
 };
 use http::{Request, Response};
 use http_body::Body;
+use http_body_util::BodyExt;
 use tokio::task::JoinSet;
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -108,7 +111,7 @@ async fn schedule(seed: u64) -> Outcome {
     let stack = Stack::new()
         .supervisor(&supervisor)
         .shutdown(Shutdown::abort())
-        .error_gap(std::time::Duration::ZERO)
+        .error_gap(Duration::ZERO)
         .on_end(move |report| reports.reports.lock().unwrap().push(report.clone()));
     let layer = CleanupLayer::new();
     let views = Mutex::new(None);
@@ -130,23 +133,43 @@ async fn schedule(seed: u64) -> Outcome {
         let body = body.lock().unwrap().take().unwrap();
         std::future::ready(Ok::<_, Infallible>(Response::new(body)))
     });
-    let service = stack.layer(layer.layer(handler));
-    let response = service.oneshot(Request::new(())).await.unwrap();
+    let handler = layer.layer(handler);
+    // Armed to stall, armed for nothing that will come, or not armed.
+    let stalls = random.one_in(4);
+    let timeout = Duration::from_millis(if stalls { 1 } else { 60_000 });
+    let response = if stalls || random.one_in(3) {
+        let service = stack.stall_timeout(timeout).layer(handler);
+        let response = service.oneshot(Request::new(())).await.unwrap();
+        response.map(BodyExt::boxed_unsync)
+    } else {
+        let response = stack.layer(handler).oneshot(Request::new(())).await;
+        response.unwrap().map(BodyExt::boxed_unsync)
+    };
     let (cleanup, group, disconnect) = views.lock().unwrap().take().unwrap();
 
     let mut racers = JoinSet::new();
     let mut owner = random.split();
     racers.spawn(async move {
         let mut body = Box::pin(response.into_body());
-        for _ in 0..owner.below(8) {
+        let (polls, mut taken) = (owner.below(8), false);
+        for poll in 0..16 {
+            // The watchdog bites only after a frame that nobody follows up.
+            if poll >= polls && (taken || !stalls) {
+                break;
+            }
             owner.moment().await;
             let poll = |cx: &mut std::task::Context<'_>| {
                 let polled = Pin::new(&mut body).poll_frame(cx);
+                taken = matches!(polled, Poll::Ready(Some(Ok(_))));
                 Poll::Ready(matches!(polled, Poll::Ready(None | Some(Err(_)))))
             };
             if poll_fn(poll).await {
                 break;
             }
+        }
+        if stalls && !owner.one_in(4) {
+            // About the time at which the watchdog comes by, before or after the drop.
+            tokio::time::sleep(Duration::from_micros(500 + owner.below(4_000))).await;
         }
     });
     if random.one_in(2) {
@@ -159,14 +182,16 @@ async fn schedule(seed: u64) -> Outcome {
             }
         });
     }
-    if random.one_in(2) {
+    // Others that end it would mostly come before a watchdog.
+    let alone = stalls && !random.one_in(4);
+    if !alone && random.one_in(2) {
         let mut random = random.split();
         racers.spawn(async move {
             random.moment().await;
             disconnect.cancel();
         });
     }
-    if random.one_in(3) {
+    if !alone && random.one_in(3) {
         let mut random = random.split();
         let supervisor = supervisor.clone();
         racers.spawn(async move {
@@ -199,7 +224,7 @@ async fn schedule(seed: u64) -> Outcome {
     while let Some(racer) = racers.join_next().await {
         racer.unwrap();
     }
-    let done = supervisor.drain(std::time::Duration::from_secs(20)).await;
+    let done = supervisor.drain(Duration::from_secs(20)).await;
     assert!(done.is_clean(), "seed {seed}: {done}");
     let registered = ledger.registered.load(SeqCst);
     assert_eq!(ledger.ran.load(SeqCst), registered, "seed {seed}: closers");
@@ -223,12 +248,16 @@ async fn every_closer_runs_once_whatever_comes_together() {
     let schedules = from_env("BODYGUARD_SCHEDULES", 10_000);
     let mut outcomes = std::collections::BTreeMap::new();
     for seed in first..first + schedules {
-        let running = tokio::time::timeout(std::time::Duration::from_secs(30), schedule(seed));
+        let running = tokio::time::timeout(Duration::from_secs(30), schedule(seed));
         let outcome = running
             .await
             .unwrap_or_else(|_| panic!("seed {seed} hangs"));
         *outcomes.entry(outcome.as_str()).or_insert(0) += 1;
     }
     println!("{schedules} schedules from seed {first}: {outcomes:?}");
-    assert!(schedules < 1_000 || outcomes.len() >= 4, "{outcomes:?}");
+    assert!(
+        schedules < 1_000
+            || (outcomes.len() >= 5 && outcomes.contains_key(Outcome::Stalled.as_str())),
+        "{outcomes:?}"
+    );
 }

@@ -16,7 +16,7 @@
 //!     .layer(DisconnectLayer::new().on_end(|report| println!("{}", report.outcome())));
 //! ```
 
-use std::{fmt, sync::Arc};
+use std::{error::Error, fmt, sync::Arc};
 
 use http::Request;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,8 @@ use crate::{
     Outcome,
     scope::{Hold, MissingLayer, Scope, ScopeLayer, Sealed, View},
 };
+
+pub use crate::scope::OnLeave;
 
 /// The layer that gives handlers [`Disconnect`].
 pub type DisconnectLayer = ScopeLayer<Disconnect>;
@@ -86,11 +88,60 @@ impl Disconnect {
         self.scope.interrupt(Outcome::Cancelled, None);
     }
 
+    /// Says what is to happen to this handler, and its body, when its client leaves.
+    ///
+    /// The last word counts. Closers then see the outcome of the work, with
+    /// [`Ending::client_gone`](crate::Ending::client_gone) set; work that overruns the layer's limit is
+    /// dropped where it stands, and ends as it would have without this.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use axum::{Router, routing::post};
+    /// use bodyguard::{Disconnect, DisconnectLayer, disconnect::{NotDetachable, OnLeave}};
+    ///
+    /// async fn generate(disconnect: Disconnect) -> Result<String, NotDetachable> {
+    ///     disconnect.on_leave(OnLeave::Detach)?;
+    ///     Ok("finished and billed, whether anyone reads it or not".into())
+    /// }
+    ///
+    /// let app: Router = Router::new()
+    ///     .route("/generate", post(generate))
+    ///     .layer(DisconnectLayer::new().detachable(Duration::from_secs(120)));
+    /// ```
+    ///
+    /// # Errors
+    /// [`NotDetachable`] if no layer around is armed for it.
+    pub fn on_leave(&self, then: OnLeave) -> Result<(), NotDetachable> {
+        let armed = self.scope.set_on_leave(then);
+        if armed {
+            Ok(())
+        } else {
+            Err(NotDetachable(()))
+        }
+    }
+
     /// Keeps the scope open past its body. See [`Hold`].
     pub fn hold(&self) -> Hold {
         Hold::on(&self.scope)
     }
 }
+
+/// A handler wanted to outlive its client, and no layer lets it.
+///
+/// With the `axum` feature it answers 500, and its text names what to add.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotDetachable(());
+
+impl fmt::Display for NotDetachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "`Disconnect::on_leave` needs an armed layer around this handler: add \
+             `.detachable(limit)` to its `DisconnectLayer` or `Stack`",
+        )
+    }
+}
+
+impl Error for NotDetachable {}
 
 impl Sealed for Disconnect {
     const BITS: u8 = 4;

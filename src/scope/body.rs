@@ -121,6 +121,10 @@ impl<B> ScopeBody<B> {
         body
     }
 
+    pub(super) fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
     /// The inner body before it is first polled.
     pub(crate) fn inner_mut(&mut self) -> Option<&mut B> {
         match &mut self.inner {

@@ -47,6 +47,13 @@ impl Connection {
         let end = self.peer.as_ref().and_then(Peer::end);
         matches!(end, Some(PeerEnd::Fin | PeerEnd::Rst))
     }
+
+    /// Closes the connection, so that the server lets go of a response nobody reads.
+    pub(super) fn reset(&self) {
+        if let Some(peer) = &self.peer {
+            peer.reset();
+        }
+    }
 }
 
 #[cfg(feature = "net")]
@@ -82,6 +89,8 @@ impl Connection {
     pub(super) fn is_gone(&self) -> bool {
         false
     }
+
+    pub(super) fn reset(&self) {}
 }
 
 #[cfg(not(feature = "net"))]

@@ -108,6 +108,7 @@ pub(super) struct Arriving<'a> {
     pub(super) options: &'a Arc<Options>,
     pub(super) supervisor: &'a Supervisor,
     pub(super) clock: bool,
+    pub(super) movable: bool,
 }
 
 /// How a layer stands to the scope of a request.
@@ -133,13 +134,21 @@ pub(super) fn enter<B>(request: &mut Request<B>, arriving: &Arriving<'_>) -> Ent
         });
         return Entered::Opened(scope);
     };
-    if !entry.scope.cloned.load(Ordering::Acquire) {
+    let cloned = entry.scope.cloned.load(Ordering::Acquire);
+    // The owner further out cannot be moved: an armed layer gets one of its own under it.
+    let moves_alone = arriving.movable && !entry.scope.movable;
+    if !cloned && !moves_alone {
         entry.views |= arriving.views;
         entry.scope.join_options(arriving.options);
         return Entered::Joined(entry.scope.clone());
     }
     let (parent, views) = (entry.scope.clone(), entry.views | arriving.views);
-    let options = Arc::new(parent.lock().options.merged(arriving.options));
+    let mut options = parent.lock().options.merged(arriving.options);
+    if !cloned {
+        // The same response is the parent's, too: its hooks hear of it there.
+        options.on_end.clone_from(&arriving.options.on_end);
+    }
+    let options = Arc::new(options);
     let opening = arriving.opening(request, options, &parent.supervisor);
     let scope = Scope::open(opening, Some(&parent));
     request.extensions_mut().insert(Entry {
@@ -164,6 +173,7 @@ impl Arriving<'_> {
             options,
             supervisor: supervisor.clone(),
             clock: self.clock,
+            movable: self.movable,
         }
     }
 }

@@ -65,6 +65,10 @@ impl<F, E> ScopeFuture<F, E> {
             finisher,
         }
     }
+
+    pub(super) fn owner(&self) -> &Owner {
+        &self.owner
+    }
 }
 
 impl<F, B, E> Future for ScopeFuture<F, E>

@@ -17,9 +17,11 @@ use super::{
     body::ScopeBody,
     entry::{Arriving, Entered, View, enter},
     future::ScopeFuture,
+    movable::{MovableBody, MovableFuture},
     observe,
     options::{FailurePolicy, Options, Shutdown},
     owner::{Finisher, Owner},
+    stall::Watchdog,
 };
 use crate::{
     error::BoxError,
@@ -36,11 +38,46 @@ use crate::{
 /// Known by the names of its views: [`CleanupLayer`](crate::CleanupLayer),
 /// [`TaskGroupLayer`](crate::TaskGroupLayer), [`DisconnectLayer`](crate::DisconnectLayer),
 /// `BridgeLayer`.
-pub struct ScopeLayer<V> {
+///
+/// `M` is its mode: [`Fixed`], or [`Movable`] once it is armed with
+/// [`stall_timeout`](Self::stall_timeout) or [`detachable`](Self::detachable).
+pub struct ScopeLayer<V, M = Fixed> {
     options: Arc<Options>,
     supervisor: Supervisor,
     clock: bool,
-    view: PhantomData<fn() -> V>,
+    marks: PhantomData<fn() -> (V, M)>,
+}
+
+/// Where the owners of a layer's responses stand. Sealed.
+pub trait Mode: sealed::Mode {}
+
+/// The mode of a layer that is not armed: owners stand in place, without a box.
+#[derive(Debug)]
+pub enum Fixed {}
+
+/// The mode of an armed layer: owners can be taken from a server that does not poll them.
+///
+/// It costs a box for the response future, two allocations for the body, and a lock per frame. Handlers
+/// and bodies must be `Send + 'static`.
+#[derive(Debug)]
+pub enum Movable {}
+
+impl Mode for Fixed {}
+impl Mode for Movable {}
+
+mod sealed {
+    #[allow(unnameable_types, reason = "sealed: it is not to be named outside")]
+    pub trait Mode {
+        const MOVABLE: bool;
+    }
+
+    impl Mode for super::Fixed {
+        const MOVABLE: bool = false;
+    }
+
+    impl Mode for super::Movable {
+        const MOVABLE: bool = true;
+    }
 }
 
 impl<V> ScopeLayer<V> {
@@ -50,10 +87,12 @@ impl<V> ScopeLayer<V> {
             options: Arc::default(),
             supervisor: Supervisor::new(),
             clock: observe::ON,
-            view: PhantomData,
+            marks: PhantomData,
         }
     }
+}
 
+impl<V, M> ScopeLayer<V, M> {
     /// Enters the scopes that this layer opens with `supervisor`, for snapshots and the drain.
     pub fn supervisor(mut self, supervisor: &Supervisor) -> Self {
         self.supervisor = supervisor.clone();
@@ -115,6 +154,61 @@ impl<V> ScopeLayer<V> {
         self.with(|options| options.on_end.push(Arc::new(hook)))
     }
 
+    /// Ends a response as [`Stalled`](Outcome::Stalled) once its server has asked for nothing this long.
+    ///
+    /// For clients that stop reading and stay connected. Counted from when the server stops asking: it
+    /// takes several hundred KB first, and so do the sockets' buffers. The inner body is dropped,
+    /// tasks are cancelled and closers run although the server still holds the response; its next
+    /// poll fails. With a watched connection ([`net::Peer`](crate::net::Peer)) over HTTP/1 the socket is
+    /// closed too. Over HTTP/2 the client hears of it when its window opens; streams that share a full
+    /// connection window stall together.
+    ///
+    /// A slow reader is left alone as long as the server's buffers empty within the time-out: socket
+    /// buffers empty in large steps, so do not set it in seconds for readers of a few KB a second.
+    ///
+    /// A body that was never asked for a frame is not watched. One task per layer looks after all of
+    /// them, while there are any: a stall is noticed up to a quarter of the time-out late, and never
+    /// more than half a second.
+    pub fn stall_timeout(self, timeout: Duration) -> ScopeLayer<V, Movable> {
+        let armed = self.with(|options| options.stall = Some(Arc::new(Watchdog::new(timeout))));
+        armed.into_mode()
+    }
+
+    /// Lets handlers choose to run on, for at most `limit`, when their client has left.
+    ///
+    /// See [`Disconnect::on_leave`](crate::Disconnect::on_leave). Whoever drops the response before
+    /// its end counts as the client, an outer time-out too: put layers that should still stop the
+    /// work *inside* this one.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use axum::{Router, http::StatusCode, routing::post};
+    /// use bodyguard::DisconnectLayer;
+    /// use tower_http::timeout::TimeoutLayer;
+    ///
+    /// # async fn generate() {}
+    /// let app: Router = Router::new()
+    ///     .route("/generate", post(generate))
+    ///     // Inside: after a minute the work is stopped, whether the client is there or not.
+    ///     .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, Duration::from_secs(60)))
+    ///     // Outside: what a client leaves behind runs on, up to two minutes.
+    ///     .layer(DisconnectLayer::new().detachable(Duration::from_secs(120)));
+    ///     // A time-out out here would only stop the waiting for it.
+    /// ```
+    pub fn detachable(self, limit: Duration) -> ScopeLayer<V, Movable> {
+        let armed = self.with(|options| options.detachable = Some(limit));
+        armed.into_mode()
+    }
+
+    fn into_mode<N>(self) -> ScopeLayer<V, N> {
+        ScopeLayer {
+            options: self.options,
+            supervisor: self.supervisor,
+            clock: self.clock,
+            marks: PhantomData,
+        }
+    }
+
     /// What the annex of these scopes is set up with.
     #[cfg_attr(
         not(feature = "bridge"),
@@ -136,19 +230,19 @@ impl<V> Default for ScopeLayer<V> {
     }
 }
 
-// By hand: `V` is a phantom and need not be `Clone`.
-impl<V> Clone for ScopeLayer<V> {
+// By hand: `V` and `M` are phantoms and need not be `Clone`.
+impl<V, M> Clone for ScopeLayer<V, M> {
     fn clone(&self) -> Self {
         Self {
             options: self.options.clone(),
             supervisor: self.supervisor.clone(),
             clock: self.clock,
-            view: PhantomData,
+            marks: PhantomData,
         }
     }
 }
 
-impl<V> fmt::Debug for ScopeLayer<V> {
+impl<V, M> fmt::Debug for ScopeLayer<V, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ScopeLayer")
             .field("options", &self.options)
@@ -157,8 +251,8 @@ impl<V> fmt::Debug for ScopeLayer<V> {
     }
 }
 
-impl<S, V> Layer<S> for ScopeLayer<V> {
-    type Service = ScopeService<S, V>;
+impl<S, V, M> Layer<S> for ScopeLayer<V, M> {
+    type Service = ScopeService<S, V, M>;
 
     fn layer(&self, inner: S) -> Self::Service {
         ScopeService {
@@ -169,12 +263,12 @@ impl<S, V> Layer<S> for ScopeLayer<V> {
 }
 
 /// The service of a [`ScopeLayer`].
-pub struct ScopeService<S, V> {
+pub struct ScopeService<S, V, M = Fixed> {
     inner: S,
-    layer: ScopeLayer<V>,
+    layer: ScopeLayer<V, M>,
 }
 
-impl<S: Clone, V> Clone for ScopeService<S, V> {
+impl<S: Clone, V, M> Clone for ScopeService<S, V, M> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
@@ -183,7 +277,7 @@ impl<S: Clone, V> Clone for ScopeService<S, V> {
     }
 }
 
-impl<S: fmt::Debug, V> fmt::Debug for ScopeService<S, V> {
+impl<S: fmt::Debug, V, M> fmt::Debug for ScopeService<S, V, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ScopeService")
             .field("inner", &self.inner)
@@ -192,7 +286,30 @@ impl<S: fmt::Debug, V> fmt::Debug for ScopeService<S, V> {
     }
 }
 
-impl<S, V, ReqB, B> Service<Request<ReqB>> for ScopeService<S, V>
+impl<S, V: View, M: Mode> ScopeService<S, V, M> {
+    /// Opens or joins the request's scope, and calls the inner service under its owner.
+    fn enter<ReqB, B>(&mut self, mut request: Request<ReqB>) -> ScopeFuture<S::Future, S::Error>
+    where
+        S: Service<Request<ReqB>, Response = Response<B>>,
+    {
+        let arriving = Arriving {
+            views: V::BITS,
+            options: &self.layer.options,
+            supervisor: &self.layer.supervisor,
+            clock: self.layer.clock,
+            movable: M::MOVABLE,
+        };
+        // Both stand before the call, the owner last, so that a panic in it is seen and torn down.
+        let (finisher, mut owner) = match enter(&mut request, &arriving) {
+            Entered::Opened(scope) => (Finisher::new(Some(scope.clone())), Owner::root(scope)),
+            Entered::Joined(scope) => (Finisher::new(None), Owner::joined(scope)),
+        };
+        let inner = owner.marked(|| self.inner.call(request));
+        ScopeFuture::new(owner, inner, finisher)
+    }
+}
+
+impl<S, V, ReqB, B> Service<Request<ReqB>> for ScopeService<S, V, Fixed>
 where
     S: Service<Request<ReqB>, Response = Response<B>>,
     V: View,
@@ -207,19 +324,29 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<ReqB>) -> Self::Future {
-        let arriving = Arriving {
-            views: V::BITS,
-            options: &self.layer.options,
-            supervisor: &self.layer.supervisor,
-            clock: self.layer.clock,
-        };
-        // Both stand before the call, the owner last, so that a panic in it is seen and torn down.
-        let (finisher, mut owner) = match enter(&mut request, &arriving) {
-            Entered::Opened(scope) => (Finisher::new(Some(scope.clone())), Owner::root(scope)),
-            Entered::Joined(scope) => (Finisher::new(None), Owner::joined(scope)),
-        };
-        let inner = owner.marked(|| self.inner.call(request));
-        ScopeFuture::new(owner, inner, finisher)
+    fn call(&mut self, request: Request<ReqB>) -> Self::Future {
+        self.enter(request)
+    }
+}
+
+impl<S, V, ReqB, B> Service<Request<ReqB>> for ScopeService<S, V, Movable>
+where
+    S: Service<Request<ReqB>, Response = Response<B>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    V: View,
+    B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<MovableBody>;
+    type Error = S::Error;
+    type Future = MovableFuture<B, S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqB>) -> Self::Future {
+        MovableFuture::new(self.enter(request))
     }
 }

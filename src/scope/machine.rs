@@ -54,6 +54,10 @@ pub(crate) struct Scope {
     pub(super) cloned: AtomicBool,
     /// The end was started by someone other than the owner, who should look.
     pub(super) interrupted: AtomicBool,
+    /// Its owner stands in a box and can be taken from the server.
+    pub(super) movable: bool,
+    /// The client has left, and the work goes on without it.
+    pub(super) left: AtomicBool,
     pub(super) bytes: AtomicU64,
     pub(super) frames: AtomicU64,
     /// Who polls the owner, to be woken by an interruption.
@@ -70,6 +74,7 @@ pub(super) struct Opening {
     pub(super) options: Arc<Options>,
     pub(super) supervisor: Supervisor,
     pub(super) clock: bool,
+    pub(super) movable: bool,
 }
 
 impl Scope {
@@ -89,6 +94,8 @@ impl Scope {
                 parent: OnceLock::new(),
                 cloned: AtomicBool::new(false),
                 interrupted: AtomicBool::new(false),
+                movable: opening.movable,
+                left: AtomicBool::new(false),
                 bytes: AtomicU64::new(0),
                 frames: AtomicU64::new(0),
                 waker: Mutex::new(None),
@@ -112,6 +119,7 @@ impl Scope {
             options: Arc::default(),
             supervisor: Supervisor::solitary(),
             clock: false,
+            movable: false,
         };
         Self::open(opening, None)
     }
@@ -195,12 +203,20 @@ impl Scope {
     }
 
     /// Ends the scope from outside its owner: cancellation, shutdown, a parent's end.
+    ///
+    /// False if it had ended, or goes on without the client whose going was to end it.
     pub(crate) fn interrupt(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) -> bool {
+        if self.goes_on(outcome) {
+            return false;
+        }
         let cause = cause.unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into());
         match self.start(outcome, Some(cause), true) {
             Started::Before => return false,
             Started::WithoutOwner => teardown::detach(self.clone()),
-            Started::UnderOwner => self.wake_owner(),
+            Started::UnderOwner => {
+                self.wake_owner();
+                self.take_over();
+            }
         }
         true
     }

@@ -6,6 +6,7 @@
 //! | `machine`, `state` | the steps of a scope's life, and what it knows behind its lock |
 //! | `entry` | the scope in the request's extensions: joining, children, views |
 //! | `layer`, `future`, `body` | the layer and its owner, written once for all views |
+//! | `movable`, `stall` | the mode in which an owner can be taken from its server, and the stall watchdog |
 //! | `judge` | what a step of the inner body means for its client |
 //! | `owner` | the owner's two guards: one starts the end, one tears down |
 //! | `tasks`, `tracked`, `joining` | the tasks, one of them, and how they are joined |
@@ -50,11 +51,13 @@ mod judge;
 mod layer;
 mod limit;
 mod machine;
+mod movable;
 mod observe;
 mod options;
 mod owner;
 mod register;
 mod signals;
+mod stall;
 mod state;
 mod tasks;
 mod teardown;
@@ -71,8 +74,9 @@ pub(crate) use failure::contained;
 pub use failure::{Failure, FailureKind};
 pub use future::ScopeFuture;
 pub use hold::Hold;
-pub use layer::{ScopeLayer, ScopeService};
+pub use layer::{Fixed, Mode, Movable, ScopeLayer, ScopeService};
 pub(crate) use machine::Scope;
-pub use options::{FailurePolicy, Shutdown};
+pub use movable::{MovableBody, MovableFuture};
+pub use options::{FailurePolicy, OnLeave, Shutdown};
 pub(crate) use state::LastWords;
 pub(crate) use tasks::{TaskKey, TaskKind};

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::StatusCode;
 
-use super::annex::Settings;
+use super::{annex::Settings, stall::Watchdog};
 use crate::outcome::{EndReport, Outcome};
 
 /// A hook for end reports.
@@ -22,6 +22,23 @@ pub enum FailurePolicy {
     CancelSiblings,
     /// The others go on; the body fails at its end.
     KeepOthers,
+}
+
+/// What happens to a handler, and its body, whose client has left.
+///
+/// Chosen by the handler, under a layer armed with
+/// [`detachable`](super::ScopeLayer::detachable). The client leaves when the server drops the
+/// response before its end, or the watched connection says that it has gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnLeave {
+    /// It ends: tasks are cancelled, closers run.
+    #[default]
+    Cancel,
+    /// It runs on in a task, up to the layer's limit; the frames of its body are discarded.
+    Detach,
+    /// The same, but its token fires first, and it has this long, or the layer's limit if shorter.
+    Grace(Duration),
 }
 
 /// What a scope does when its supervisor starts to drain.
@@ -55,7 +72,8 @@ impl Shutdown {
     /// It ends cleanly, with a last frame, for the content types named by
     /// [`Shutdown::last_frame`]; any other body, and one with a promised length, ends in an error,
     /// since its client could take it for whole. A body that the server is not polling, because its
-    /// client does not read, is reached only when the connection is closed.
+    /// client does not read, is reached only in the movable mode of an armed layer, or when the
+    /// connection is closed.
     pub fn end_now() -> Self {
         Self::of(ShutdownKind::EndNow {
             last_frames: Vec::new(),
@@ -113,6 +131,9 @@ pub(crate) struct Options {
     pub(super) succeeded_when: Option<Rule>,
     pub(super) on_end: Vec<Hook>,
     pub(super) annex: Option<Settings>,
+    pub(super) stall: Option<Arc<Watchdog>>,
+    /// How long work may go on without its client.
+    pub(super) detachable: Option<Duration>,
 }
 
 impl Options {
@@ -148,6 +169,8 @@ impl Options {
             && self.succeeded_when.is_none()
             && self.on_end.is_empty()
             && self.annex.is_none()
+            && self.stall.is_none()
+            && self.detachable.is_none()
     }
 
     /// These options with those of a layer further in: the innermost wins, hooks add up.
@@ -165,6 +188,8 @@ impl Options {
                 .or_else(|| self.succeeded_when.clone()),
             on_end: self.on_end.iter().chain(&inner.on_end).cloned().collect(),
             annex: inner.annex.clone().or_else(|| self.annex.clone()),
+            stall: inner.stall.clone().or_else(|| self.stall.clone()),
+            detachable: inner.detachable.or(self.detachable),
         }
     }
 }
@@ -179,6 +204,8 @@ impl fmt::Debug for Options {
             .field("failure_policy", &self.failure_policy)
             .field("shutdown", &self.shutdown)
             .field("on_end", &self.on_end.len())
+            .field("stall", &self.stall)
+            .field("detachable", &self.detachable)
             .finish_non_exhaustive()
     }
 }

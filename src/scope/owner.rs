@@ -68,6 +68,17 @@ impl Owner {
         }
     }
 
+    /// Whether there is work left that polling would do.
+    pub(super) fn is_under_way(&self) -> bool {
+        !self.mark && !self.is_whole()
+    }
+
+    /// Every byte that was promised has been given to the server.
+    fn is_whole(&self) -> bool {
+        let whole = self.detector.promised() == Some(self.detector.produced());
+        self.body && whole && !self.withheld
+    }
+
     /// The scope, if it is ours and its end is not told yet.
     pub(super) fn scope(&self) -> Option<&Arc<Scope>> {
         match &self.role {
@@ -145,10 +156,9 @@ impl Drop for Owner {
 impl Owner {
     /// What a drop before the end means.
     fn dropped(&self, scope: &Scope) -> (Outcome, Option<crate::Cause>) {
-        let whole = self.detector.promised() == Some(self.detector.produced()) && !self.withheld;
         if self.mark {
             (Outcome::Panicked, Some(self.panic_cause()))
-        } else if self.body && whole {
+        } else if self.is_whole() {
             (Outcome::Complete, None)
         } else if scope.connection.is_gone() {
             (Outcome::Disconnected, None)

@@ -315,7 +315,13 @@ impl Member for Scope {
         }
         what.extend(state.annex_running());
         if what.is_empty() {
-            what.push("response not released by its server".to_owned());
+            let left = self.left.load(Ordering::Relaxed);
+            let who = if left {
+                "detached work, whose client has left"
+            } else {
+                "response not released by its server"
+            };
+            what.push(who.to_owned());
         }
         let head = format!("{} {}: ", self.method, self.uri.path());
         what.into_iter()

@@ -2,7 +2,7 @@
 
 use std::{
     panic::Location,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Weak, atomic::Ordering},
     task::Waker,
     time::{Duration, Instant},
 };
@@ -16,7 +16,8 @@ use super::{
     closers::Closer,
     failure::{Failure, FailureKind, contained},
     machine::Scope,
-    options::Options,
+    movable::Cell,
+    options::{OnLeave, Options},
     signals::Signals,
     tasks::Tasks,
 };
@@ -65,6 +66,9 @@ pub(super) struct State {
     /// What the holds made of it: the first that was not `Complete`. Counts once the last goes.
     pub(super) held: Outcome,
     pub(super) shut_by: ShutBy,
+    /// Where the body can be taken from its server, if it can.
+    pub(super) cell: Weak<Cell>,
+    pub(super) on_leave: OnLeave,
     /// What `EndNow` would end this body with, known from its head.
     pub(super) last_frame: Option<Bytes>,
     pub(super) closers: Vec<Closer>,
@@ -117,6 +121,8 @@ impl State {
             holds: 0,
             held: Outcome::Complete,
             shut_by: ShutBy::Nobody,
+            cell: Weak::new(),
+            on_leave: OnLeave::default(),
             closers: Vec::new(),
             after_end: Vec::new(),
             annex: Slot::Unused,

@@ -1,0 +1,581 @@
+//! The movable mode: an owner that can be taken from its server.
+//!
+//! A layer armed with `stall_timeout` or `detachable` keeps its owner in a box. The owner itself is
+//! the same; what is added stands around it:
+//!
+//! - [`MovableFuture`] and [`MovableBody`], when dropped by a server whose client has left, move
+//!   their owner to a task that runs it to its end, if the handler chose so;
+//! - a [`Cell`] holds the body's owner, so that an end from outside (a stall, a shutdown) can take
+//!   it and drive it to its end although the server does not poll.
+//!
+//! Whoever takes the owner polls it, so that it drops as it always does: signals, inner body,
+//! teardown.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak,
+        atomic::{Ordering, fence},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Response, StatusCode, Version};
+use http_body::{Body, Frame, SizeHint};
+use tokio::runtime::Handle;
+
+use super::{
+    body::ScopeBody,
+    failure::{Failure, FailureKind},
+    future::ScopeFuture,
+    limit::within,
+    machine::Scope,
+    options::OnLeave,
+    stall::{Armed, Attention, Watchdog},
+    state::Phase,
+};
+use crate::{
+    error::{BodyError, BoxError},
+    outcome::Outcome,
+};
+
+/// An owner that can be moved: what it says of itself.
+trait Movable: Send {
+    /// The scope, if it is ours and its end is not told yet.
+    fn scope(&self) -> Option<&Arc<Scope>>;
+
+    /// Whether there is work left to be done, and nothing of it has panicked.
+    fn is_under_way(&self) -> bool;
+}
+
+impl<F: Send, E: Send> Movable for ScopeFuture<F, E> {
+    fn scope(&self) -> Option<&Arc<Scope>> {
+        self.owner().scope()
+    }
+
+    fn is_under_way(&self) -> bool {
+        self.owner().is_under_way()
+    }
+}
+
+impl<B: Send> Movable for ScopeBody<B> {
+    fn scope(&self) -> Option<&Arc<Scope>> {
+        self.owner().scope()
+    }
+
+    fn is_under_way(&self) -> bool {
+        self.owner().is_under_way()
+    }
+}
+
+/// How long the work goes on without its client, now that this has left. `None`: it ends.
+fn leave(owner: &(impl Movable + ?Sized)) -> Option<(Arc<Scope>, Duration)> {
+    let scope = owner.scope().filter(|_| owner.is_under_way())?;
+    Some((scope.clone(), scope.leave()?))
+}
+
+/// Runs an owner to its end as a task, up to a limit; then it is dropped.
+fn run_on(scope: &Scope, limit: Duration, work: impl Future<Output = ()> + Send + 'static) {
+    let run = async move {
+        let _ = within(limit, work).await;
+    };
+    // Without a runtime it is dropped here and now.
+    if let Some(runtime) = runtime_of(scope) {
+        runtime.spawn(run);
+    }
+}
+
+fn runtime_of(scope: &Scope) -> Option<Handle> {
+    let runtime = scope.runtime.clone();
+    runtime.or_else(|| Handle::try_current().ok())
+}
+
+trait Handling<B, E>: Movable + Future<Output = Result<Response<ScopeBody<B>>, E>> {
+    fn run_on(self: Pin<Box<Self>>, scope: &Scope, limit: Duration);
+}
+
+impl<F, B, E> Handling<B, E> for ScopeFuture<F, E>
+where
+    F: Future<Output = Result<Response<B>, E>> + Send + 'static,
+    B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
+    E: Send + 'static,
+{
+    fn run_on(self: Pin<Box<Self>>, scope: &Scope, limit: Duration) {
+        run_on(scope, limit, async move {
+            if let Ok(response) = self.await {
+                discard(Box::pin(response.into_body())).await;
+            }
+        });
+    }
+}
+
+/// Polls a body to its end for nobody.
+async fn discard(mut body: Owned) {
+    while let Some(Ok(_)) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+        // A body that is always ready must leave room for others.
+        tokio::task::consume_budget().await;
+    }
+}
+
+/// The response future of an armed layer.
+///
+/// **On drop**: as [`ScopeFuture`]; if the handler chose to be detached, it moves to a task of the
+/// runtime that was current at the call, and its body after it.
+#[must_use = "futures do nothing unless polled"]
+pub struct MovableFuture<B, E> {
+    work: Option<Pin<Box<dyn Handling<B, E>>>>,
+}
+
+impl<B, E> MovableFuture<B, E>
+where
+    B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
+    E: Send + 'static,
+{
+    pub(super) fn new<F>(work: ScopeFuture<F, E>) -> Self
+    where
+        F: Future<Output = Result<Response<B>, E>> + Send + 'static,
+    {
+        Self {
+            work: Some(Box::pin(work)),
+        }
+    }
+}
+
+impl<B, E> MovableFuture<B, E> {
+    /// Moves the work to a task, if the client has left and the handler chose so.
+    fn detach(&mut self) -> bool {
+        let Some((scope, limit)) = self.work.as_deref().and_then(leave) else {
+            return false;
+        };
+        if let Some(work) = self.work.take() {
+            work.run_on(&scope, limit);
+        }
+        true
+    }
+}
+
+impl<B, E> Future for MovableFuture<B, E>
+where
+    B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<Response<MovableBody>, E>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(work) = &mut self.work else {
+            // Polled again after it was ready, against the contract of futures.
+            return Poll::Pending;
+        };
+        if let Poll::Ready(result) = work.as_mut().poll(cx) {
+            self.work = None;
+            return Poll::Ready(result.map(|response| response.map(MovableBody::new)));
+        }
+        // The connection says so before the server does: the limit counts from here.
+        let has_left = work.scope().is_some_and(|scope| scope.has_left());
+        if has_left && self.detach() {
+            let mut nobody = Response::new(MovableBody::default());
+            *nobody.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            return Poll::Ready(Ok(nobody));
+        }
+        Poll::Pending
+    }
+}
+
+impl<B, E> Drop for MovableFuture<B, E> {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
+
+impl<B, E> fmt::Debug for MovableFuture<B, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MovableFuture")
+            .field("scope", &self.work.as_deref().and_then(Movable::scope))
+            .finish_non_exhaustive()
+    }
+}
+
+type Given = Result<Frame<Bytes>, BodyError>;
+
+trait Streaming: Movable + Body<Data = Bytes, Error = BodyError> {}
+
+impl<B> Streaming for ScopeBody<B>
+where
+    B: Body + Send,
+    B::Error: Into<BoxError>,
+{
+}
+
+/// The owner of a body, in its box.
+type Owned = Pin<Box<dyn Streaming>>;
+
+/// The response body of an armed layer.
+///
+/// As [`ScopeBody`], but an end from outside (a stall, a shutdown, a cancellation) reaches it
+/// although the server does not poll it: the inner body is dropped, tasks are cancelled and closers
+/// run at once, and the next poll shows what came of it.
+///
+/// **On drop**: as [`ScopeBody`]; if the handler chose to be detached, the body moves to a task that
+/// discards its frames.
+#[derive(Default)]
+pub struct MovableBody {
+    kind: Kind,
+}
+
+#[derive(Default)]
+enum Kind {
+    /// Nothing to give.
+    #[default]
+    Empty,
+    /// Over already, or another layer's to end.
+    Passing(Owned),
+    /// Ours, where an end from outside finds it.
+    Kept { cell: Arc<Cell>, _armed: Armed },
+}
+
+impl MovableBody {
+    /// Keeps a body where it can be taken.
+    pub(super) fn new<B>(body: ScopeBody<B>) -> Self
+    where
+        B: Body + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let scope = body.owner().scope().cloned();
+        let body: Owned = Box::pin(body);
+        let kind = match scope {
+            None => Kind::Passing(body),
+            Some(scope) => {
+                let cell = Arc::new(Cell {
+                    attention: Attention::default(),
+                    slot: Mutex::new(Slot::Here(body)),
+                    scope,
+                });
+                let watchdog = cell.scope.kept_in(&cell);
+                let _armed = watchdog.map_or_else(Armed::default, |dog| dog.watch(&cell));
+                Kind::Kept { cell, _armed }
+            }
+        };
+        Self { kind }
+    }
+}
+
+impl Body for MovableBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Given>> {
+        match &mut self.kind {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Passing(body) => body.as_mut().poll_frame(cx),
+            Kind::Kept { cell, .. } => cell.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Empty => true,
+            Kind::Passing(body) => body.is_end_stream(),
+            Kind::Kept { cell, .. } => cell.lock().is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Passing(body) => body.size_hint(),
+            Kind::Kept { cell, .. } => cell.lock().size_hint(),
+        }
+    }
+}
+
+impl Drop for MovableBody {
+    fn drop(&mut self) {
+        if let Kind::Kept { cell, .. } = &self.kind {
+            cell.drop_body();
+        }
+    }
+}
+
+impl fmt::Debug for MovableBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scope = match &self.kind {
+            Kind::Kept { cell, .. } => Some(&cell.scope),
+            Kind::Passing(_) | Kind::Empty => None,
+        };
+        f.debug_struct("MovableBody")
+            .field("scope", &scope)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where the body's owner is kept.
+///
+/// Its poller holds the lock while it polls, and all others only try it: so code of the application
+/// that ends its own scope from within a poll does not wait for itself. What they cannot take the
+/// poller looks after when it is done.
+pub(super) struct Cell {
+    pub(super) attention: Attention,
+    slot: Mutex<Slot>,
+    pub(super) scope: Arc<Scope>,
+}
+
+enum Slot {
+    Here(Owned),
+    /// Driven to its end by a task; who has asked meanwhile.
+    Away(Option<Waker>),
+    /// What it gave there.
+    Back(VecDeque<Given>),
+}
+
+impl Slot {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Slot::Here(body) => body.is_end_stream(),
+            Slot::Away(_) => false,
+            Slot::Back(given) => given.is_empty(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Slot::Here(body) => body.size_hint(),
+            Slot::Away(_) => SizeHint::default(),
+            Slot::Back(given) if given.is_empty() => SizeHint::with_exact(0),
+            Slot::Back(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl Cell {
+    fn lock(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn poll_frame(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Option<Given>> {
+        let polled = match &mut *self.lock() {
+            Slot::Here(body) => {
+                let polled = body.as_mut().poll_frame(cx);
+                let taken = matches!(polled, Poll::Ready(Some(Ok(_))));
+                self.attention.asked(taken);
+                polled
+            }
+            Slot::Away(waker) => {
+                *waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            Slot::Back(given) => return Poll::Ready(given.pop_front()),
+        };
+        match &polled {
+            // An end from outside that found the lock taken relies on this look: its fence (in
+            // `take_over`) and this one order the two.
+            Poll::Ready(Some(Ok(_))) => {
+                fence(Ordering::SeqCst);
+                if self.scope.is_interrupted() {
+                    self.drive();
+                }
+            }
+            Poll::Pending if self.scope.has_left() => return self.let_go(),
+            Poll::Ready(_) | Poll::Pending => {}
+        }
+        polled
+    }
+
+    /// The connection has gone and the body goes on without it: the server gets an error.
+    fn let_go(&self) -> Poll<Option<Given>> {
+        let body = {
+            let mut slot = self.lock();
+            let nothing = Slot::Back(VecDeque::new());
+            match std::mem::replace(&mut *slot, nothing) {
+                Slot::Here(body) => body,
+                other => {
+                    *slot = other;
+                    return Poll::Pending;
+                }
+            }
+        };
+        if let Some((scope, limit)) = leave(&*body) {
+            run_on(&scope, limit, discard(body));
+        }
+        Poll::Ready(Some(Err(ended(Outcome::Disconnected))))
+    }
+
+    /// The server has dropped the body.
+    fn drop_body(&self) {
+        let slot = std::mem::replace(&mut *self.lock(), Slot::Back(VecDeque::new()));
+        if let Slot::Here(body) = slot {
+            match leave(&*body) {
+                Some((scope, limit)) => run_on(&scope, limit, discard(body)),
+                None => drop(body),
+            }
+        }
+    }
+
+    /// Takes the body, unless it is being polled or gone, and drives it to its end in a task.
+    fn drive(self: &Arc<Self>) {
+        let Some(runtime) = runtime_of(&self.scope) else {
+            return;
+        };
+        let body = {
+            let mut slot = match self.slot.try_lock() {
+                Ok(slot) => slot,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            match std::mem::replace(&mut *slot, Slot::Away(None)) {
+                Slot::Here(body) if !body.is_end_stream() => body,
+                other => {
+                    *slot = other;
+                    return;
+                }
+            }
+        };
+        let mut driven = Driven {
+            body: Some(body),
+            given: VecDeque::new(),
+            cell: self.clone(),
+        };
+        runtime.spawn(async move { driven.run().await });
+    }
+
+    /// The end has come from outside.
+    fn take_over(self: &Arc<Self>) {
+        // The interruption is stored; see `poll_frame`.
+        fence(Ordering::SeqCst);
+        self.drive();
+    }
+}
+
+/// A body that was taken from its server. Puts back what it gave, also if its task is dropped.
+struct Driven {
+    body: Option<Owned>,
+    given: VecDeque<Given>,
+    cell: Arc<Cell>,
+}
+
+impl Driven {
+    async fn run(&mut self) {
+        let Some(body) = &mut self.body else { return };
+        while let Some(given) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+            let over = given.is_err();
+            self.given.push_back(given);
+            if over {
+                break;
+            }
+        }
+        self.body = None;
+    }
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        if self.body.take().is_some() {
+            let outcome = self.cell.scope.ending().outcome();
+            self.given.push_back(Err(ended(outcome)));
+        }
+        let given = std::mem::take(&mut self.given);
+        let waker = {
+            let mut slot = self.cell.lock();
+            match &mut *slot {
+                Slot::Away(waker) => {
+                    let waker = waker.take();
+                    *slot = Slot::Back(given);
+                    waker
+                }
+                // Dropped meanwhile.
+                Slot::Here(_) | Slot::Back(_) => None,
+            }
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl Scope {
+    /// Its body can be taken from here from now on. Gives the watchdog to watch it, if one is set.
+    fn kept_in(&self, cell: &Arc<Cell>) -> Option<Arc<Watchdog>> {
+        let mut state = self.lock();
+        state.cell = Arc::downgrade(cell);
+        state.options.stall.clone()
+    }
+
+    /// Drives the body to its end, if it is kept where it can be taken.
+    pub(super) fn take_over(&self) {
+        let cell = self.lock().cell.upgrade();
+        if let Some(cell) = cell {
+            cell.take_over();
+        }
+    }
+
+    /// The server has asked for nothing for too long.
+    pub(super) fn stalled(self: &Arc<Self>) {
+        if !self.interrupt(Outcome::Stalled, None) {
+            return;
+        }
+        // On HTTP/2 the other streams of the connection may fare well.
+        if self.version < Version::HTTP_2 {
+            self.connection.reset();
+        }
+        if let Some(parent) = self.parent.get().and_then(Weak::upgrade) {
+            parent.stalled();
+        }
+    }
+
+    /// What is to happen when the client leaves. False if the layer is not armed for it.
+    pub(crate) fn set_on_leave(&self, then: OnLeave) -> bool {
+        let mut state = self.lock();
+        let armed = self.movable && state.options.detachable.is_some();
+        if armed {
+            state.on_leave = then;
+        }
+        armed
+    }
+
+    /// The client has left: how long the work goes on without it. `None`: it ends.
+    fn leave(&self) -> Option<Duration> {
+        let (limit, signals) = {
+            let mut state = self.lock();
+            let longest = state.options.detachable?;
+            if state.phase != Phase::Live {
+                return None;
+            }
+            let chosen = match state.on_leave {
+                OnLeave::Cancel => return None,
+                OnLeave::Detach => (longest, None),
+                // Told as if the body had ended, with work still to do.
+                OnLeave::Grace(grace) => {
+                    (grace.min(longest), Some(state.signals.body_ended(false)))
+                }
+            };
+            state.client_gone = true;
+            chosen
+        };
+        self.left.store(true, Ordering::Release);
+        if let Some(signals) = signals {
+            signals.fire();
+        }
+        Some(limit)
+    }
+
+    /// Whether the work goes on although its client has left.
+    pub(super) fn goes_on(&self, outcome: Outcome) -> bool {
+        matches!(outcome, Outcome::Disconnected | Outcome::Dropped) && self.leave().is_some()
+    }
+
+    fn has_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
+    }
+}
+
+fn ended(outcome: Outcome) -> BodyError {
+    BodyError::from(crate::Cause::from(Failure::new(FailureKind::Ended {
+        outcome,
+    })))
+}
