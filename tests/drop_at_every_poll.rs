@@ -16,7 +16,9 @@ use std::{
 use axum::{Router, body::Body, error_handling::HandleError};
 use bodyguard::{
     BoxError, Cleanup, CleanupLayer, Disconnect, DisconnectLayer, EndReport, Outcome, Stack,
-    Supervisor, TaskGroup, TaskGroupLayer, testing::Script,
+    Supervisor, TaskGroup, TaskGroupLayer,
+    scope::{Movable, ScopeLayer},
+    testing::Script,
 };
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::{Body as _, SizeHint};
@@ -58,6 +60,8 @@ enum View {
     TaskGroup,
     Disconnect,
     Stack,
+    /// `Disconnect` in the movable mode.
+    Armed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -76,9 +80,14 @@ const BUILT: [Built; 4] = [Built::Plain, Built::Chained, Built::Nested, Built::F
 
 /// Every order of one, two and three layers, and the stack, alone and around the others.
 fn orders() -> Vec<Vec<View>> {
-    use View::{Cleanup, Disconnect, Stack, TaskGroup};
+    use View::{Armed, Cleanup, Disconnect, Stack, TaskGroup};
     let single = [Cleanup, TaskGroup, Disconnect];
     let mut orders = vec![vec![Stack], vec![Cleanup, TaskGroup, Disconnect, Stack]];
+    // Movable alone, outside, and inside, where it has a scope of its own.
+    orders.push(vec![Armed]);
+    orders.push(vec![Armed, Cleanup, TaskGroup]);
+    orders.push(vec![Cleanup, TaskGroup, Armed]);
+    orders.push(vec![Stack, Armed, Cleanup]);
     for a in single {
         orders.push(vec![a]);
         for b in single.into_iter().filter(|b| *b != a) {
@@ -243,6 +252,12 @@ trait WithBody: Future<Output = Result<(), BoxError>> + Sized {
 
 impl<F: Future<Output = Result<(), BoxError>>> WithBody for F {}
 
+/// Armed for what does not come here.
+fn armed() -> ScopeLayer<Disconnect, Movable> {
+    let hour = Duration::from_secs(3_600);
+    DisconnectLayer::new().stall_timeout(hour).detachable(hour)
+}
+
 fn build(
     order: &[View],
     built: Built,
@@ -283,6 +298,7 @@ fn build(
                     DisconnectLayer::new().supervisor(supervisor).on_end(hook)
                 ),
                 View::Stack => plain!(service, Stack::new().supervisor(supervisor).on_end(hook)),
+                View::Armed => plain!(service, armed().supervisor(supervisor).on_end(hook)),
             };
         }
         return (service, path);
@@ -326,6 +342,7 @@ fn build(
                 DisconnectLayer::new().supervisor(supervisor).on_end(hook)
             ),
             View::Stack => routed!(router, Stack::new().supervisor(supervisor).on_end(hook)),
+            View::Armed => routed!(router, armed().supervisor(supervisor).on_end(hook)),
         };
     }
     let service = router
