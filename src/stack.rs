@@ -9,7 +9,7 @@ use tower_layer::Layer;
 use crate::compression::{Compression, CompressionLayer};
 use crate::{
     EndReport, Outcome, Shutdown, Supervisor,
-    scope::{FailurePolicy, Fixed, Movable, Scope, ScopeLayer, ScopeService, Sealed},
+    scope::{DrainRequest, FailurePolicy, Fixed, Movable, Scope, ScopeLayer, ScopeService, Sealed},
 };
 
 /// Every view at once: what [`Stack`] gives handlers through the one scope it opens.
@@ -139,6 +139,11 @@ impl<M> Stack<M> {
     /// See [`ScopeLayer::detachable`].
     pub fn detachable(self, limit: Duration) -> Stack<Movable> {
         self.scope(|scope| scope.detachable(limit))
+    }
+
+    /// See [`ScopeLayer::drain_request`].
+    pub fn drain_request(self, bytes: u64) -> DrainRequest<Self> {
+        DrainRequest::new(self, bytes)
     }
 
     fn scope<N>(

@@ -1,8 +1,8 @@
-//! The connection a request came on: whether its client has gone, and the wait for that.
+//! The connection a request came on: its upload, whether its client has gone, and the wait for that.
 //!
-//! Without the `net` feature, or a listener that watches, nothing is known and nothing is waited for.
+//! Of the connection itself, without the `net` feature, or a listener that watches, nothing is known and nothing is waited for.
 
-use std::task::Context;
+use std::{sync::Arc, task::Context};
 
 use http::Extensions;
 
@@ -11,6 +11,7 @@ use std::future::Future;
 
 #[cfg(feature = "net")]
 use super::failure::contained;
+use super::upload::Upload;
 #[cfg(feature = "net")]
 use crate::net::{Gone, Peer, PeerEnd};
 
@@ -23,6 +24,34 @@ const ARM_AFTER: std::time::Duration = std::time::Duration::from_millis(20);
 pub(super) struct Connection {
     #[cfg(feature = "net")]
     peer: Option<Peer>,
+    upload: Option<Arc<Upload>>,
+}
+
+impl Connection {
+    pub(super) fn of(extensions: &Extensions) -> Self {
+        Self {
+            #[cfg(feature = "net")]
+            peer: Peer::of(extensions).cloned(),
+            upload: extensions.get().cloned(),
+        }
+    }
+
+    /// The request body, if its layer watches it.
+    pub(super) fn upload(&self) -> Option<&Upload> {
+        self.upload.as_deref()
+    }
+
+    /// The response is over: what is left of the request is the server's affair.
+    pub(super) fn close_upload(&self) {
+        if let Some(upload) = self.upload() {
+            upload.close();
+        }
+    }
+
+    /// The client broke its request off.
+    pub(super) fn has_aborted(&self) -> bool {
+        self.upload().is_some_and(Upload::is_aborted)
+    }
 }
 
 /// The wait for a connection's end, armed at the first poll.
@@ -36,12 +65,6 @@ pub(super) struct Watch {
 
 #[cfg(feature = "net")]
 impl Connection {
-    pub(super) fn of(extensions: &Extensions) -> Self {
-        Self {
-            peer: Peer::of(extensions).cloned(),
-        }
-    }
-
     /// Whether the client is known to have gone. Our own closing says nothing about the client.
     pub(super) fn is_gone(&self) -> bool {
         let end = self.peer.as_ref().and_then(Peer::end);
@@ -82,10 +105,6 @@ impl Watch {
 
 #[cfg(not(feature = "net"))]
 impl Connection {
-    pub(super) fn of(_: &Extensions) -> Self {
-        Self {}
-    }
-
     pub(super) fn is_gone(&self) -> bool {
         false
     }

@@ -22,6 +22,7 @@ use super::{
     options::{FailurePolicy, Options, Shutdown},
     owner::{Finisher, Owner},
     stall::Watchdog,
+    upload::DrainRequest,
 };
 use crate::{
     error::BoxError,
@@ -198,6 +199,29 @@ impl<V, M> ScopeLayer<V, M> {
     pub fn detachable(self, limit: Duration) -> ScopeLayer<V, Movable> {
         let armed = self.with(|options| options.detachable = Some(limit));
         armed.into_mode()
+    }
+
+    /// Reads request bodies away that the handler drops unread, up to `bytes`, and notices aborted
+    /// uploads.
+    ///
+    /// A client's close stands behind the bytes it has sent: behind an upload that nobody reads,
+    /// neither the server nor a watched connection comes to it. The rest is read while the response
+    /// is under way, without a task. A client that breaks its request off, read or unread, has
+    /// gone: the response ends as [`Disconnected`](Outcome::Disconnected), or goes on if detached.
+    /// `0` reads nothing away and just notices aborts.
+    ///
+    /// Handlers get another type of request body (axum's take any), so this is the last of a
+    /// layer's options:
+    ///
+    /// ```
+    /// # use axum::{Router, routing::post};
+    /// # use bodyguard::DisconnectLayer;
+    /// let app: Router = Router::new()
+    ///     .route("/generate", post(|| async { "does not look at what was sent" }))
+    ///     .layer(DisconnectLayer::new().drain_request(1 << 20));
+    /// ```
+    pub fn drain_request(self, bytes: u64) -> DrainRequest<Self> {
+        DrainRequest::new(self, bytes)
     }
 
     fn into_mode<N>(self) -> ScopeLayer<V, N> {

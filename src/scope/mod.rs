@@ -12,6 +12,7 @@
 //! | `tasks`, `tracked`, `joining` | the tasks, one of them, and how they are joined |
 //! | `teardown`, `closers` | what happens at the end, in the order of G3 |
 //! | `annex` | the door for what a view keeps beside them, and the scope ends with |
+//! | `connection`, `upload` | what is known of the client: its connection, its request body |
 //! | `register` | the doors: closers, holds, shutdown |
 //! | `close` | awaited close for consumers inside the process |
 //!
@@ -62,6 +63,7 @@ mod state;
 mod tasks;
 mod teardown;
 mod tracked;
+mod upload;
 
 #[cfg(feature = "bridge")]
 pub(crate) use annex::{Annex, AnnexClosed, AnnexFuture};
@@ -80,3 +82,4 @@ pub use movable::{MovableBody, MovableFuture};
 pub use options::{FailurePolicy, OnLeave, Shutdown};
 pub(crate) use state::LastWords;
 pub(crate) use tasks::{TaskKey, TaskKind};
+pub use upload::{DrainRequest, DrainRequestService, RequestBody};

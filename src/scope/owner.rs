@@ -104,7 +104,10 @@ impl Owner {
     /// Tells how the end came. False if holds keep the scope open.
     pub(super) fn end(&mut self, outcome: Outcome, failure: Option<crate::Cause>) -> bool {
         match std::mem::replace(&mut self.role, Role::Free) {
-            Role::Root(scope) => scope.owner_ended(outcome, failure),
+            Role::Root(scope) => {
+                scope.connection.close_upload();
+                scope.owner_ended(outcome, failure)
+            }
             Role::Joined(_) | Role::Free => true,
         }
     }
@@ -117,7 +120,9 @@ impl Owner {
             return false;
         };
         scope.watch(cx.waker());
-        if self.watch.poll(&scope.connection, cx) {
+        let upload = scope.connection.upload();
+        let aborted = upload.is_some_and(|upload| upload.poll(cx));
+        if self.watch.poll(&scope.connection, cx) || aborted {
             scope.lock().client_gone = true;
             scope.interrupt(Outcome::Disconnected, None);
         }
@@ -145,6 +150,7 @@ impl Drop for Owner {
                 if left || outcome == Outcome::Disconnected {
                     scope.lock().client_gone = true;
                 }
+                scope.connection.close_upload();
                 scope.owner_ended(outcome, cause);
             }
             Role::Joined(scope) => scope.lock().handler_lost = true,

@@ -201,7 +201,7 @@ impl State {
             outcome,
             method: scope.method.clone(),
             status: self.status,
-            client_gone: self.client_gone,
+            client_gone: self.client_gone || scope.connection.has_aborted(),
             cause: self.cause.clone(),
             succeeded: by_rule && !failed && !self.handler_lost,
         })
