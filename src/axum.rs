@@ -11,7 +11,7 @@ use http::{StatusCode, request::Parts};
 use crate::{
     Cleanup, Disconnect, MissingLayer, TaskGroup, TaskGroupBody,
     cleanup::CleanupBody,
-    disconnect::NotDetachable,
+    disconnect::{DisconnectBody, NotDetachable},
     scope::{MovableBody, ScopeBody, View},
     task_group::{FrameBody, GroupBody},
 };
@@ -78,6 +78,15 @@ impl<B> IntoResponse for CleanupBody<B>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<crate::BoxError>,
+{
+    fn into_response(self) -> Response {
+        self.into_http().map(Body::new)
+    }
+}
+
+impl<T> IntoResponse for DisconnectBody<T>
+where
+    T: http_body::Body<Data = Bytes, Error = crate::BodyError> + Send + 'static,
 {
     fn into_response(self) -> Response {
         self.into_http().map(Body::new)

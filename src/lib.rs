@@ -64,7 +64,7 @@
 //!
 //! Each layer works alone, in any order, on axum or any hyper 1.x service; together they share one
 //! scope per request. Without a layer there are bodies that bring their own scope:
-//! [`cleanup::CleanupBody`] and [`TaskGroupBody`].
+//! [`cleanup::CleanupBody`], [`TaskGroupBody`] and [`disconnect::DisconnectBody`].
 //!
 //! # How a response ends
 //!

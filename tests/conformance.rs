@@ -1,12 +1,13 @@
 //! Every body wrapper of the crate keeps to the rules of bodies, through every exit.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use bodyguard::{
     Cleanup, CleanupLayer, CompressionLayer, DisconnectLayer, Stack,
     cleanup::CleanupBody,
     closing,
     compression::Flush,
+    disconnect::DisconnectBody,
     testing::{Script, conformance, conformance_of_content},
 };
 use futures_util::FutureExt;
@@ -109,6 +110,30 @@ async fn cleanup_body_with_and_without_closers() {
             .defer_sync(|_| {})
     };
     assert!(conformance_of_content(with_closers).await > RUNS);
+}
+
+/// Also where armed layers are outside, inside and around each other.
+#[tokio::test(start_paused = true)]
+async fn movable_bodies() {
+    let hour = Duration::from_secs(3_600);
+    let armed = DisconnectLayer::new().stall_timeout(hour).detachable(hour);
+    let of = conformance_of_content(|script| through(&armed, script, nothing));
+    assert!(of.await > RUNS);
+    let layer = (armed.clone(), CleanupLayer::new());
+    assert!(conformance_of_content(|script| through(&layer, script, later)).await > RUNS);
+    let layer = (CleanupLayer::new(), armed.clone());
+    assert!(conformance_of_content(|script| through(&layer, script, later)).await > RUNS);
+    let layer = (armed.clone(), armed);
+    let of = conformance_of_content(|script| through(&layer, script, nothing));
+    assert!(of.await > RUNS);
+}
+
+#[tokio::test(start_paused = true)]
+async fn disconnect_bodies() {
+    assert!(conformance_of_content(DisconnectBody::new).await > RUNS);
+    let hour = Duration::from_secs(3_600);
+    let armed = |script| DisconnectBody::new(script).stall_timeout(hour);
+    assert!(conformance_of_content(armed).await > RUNS);
 }
 
 #[tokio::test(start_paused = true)]

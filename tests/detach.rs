@@ -15,7 +15,7 @@ use std::{
 use axum::{Router, routing::get};
 use bodyguard::{
     Cleanup, Disconnect, DisconnectLayer, EndReport, Outcome, Stack, Supervisor,
-    disconnect::OnLeave,
+    disconnect::{DisconnectBody, OnLeave},
     net,
     scope::{Movable, MovableBody, ScopeLayer},
     stack::AllViews,
@@ -242,6 +242,28 @@ async fn a_handler_that_panicked_is_not_run_on() {
     minutes(2).await;
     let reports = ledger.reports.lock().unwrap();
     assert_eq!(reports[0].outcome(), Outcome::Panicked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_without_a_layer_finishes_too() {
+    let steps = Arc::new(AtomicUsize::new(0));
+    let (counted, reports) = (steps.clone(), Ledger::default().reports);
+    let rows = futures_util::stream::unfold(0, move |row| {
+        counted.fetch_add(1, SeqCst);
+        let frame = Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"row")));
+        async move { (row < 5).then_some((frame, row + 1)) }
+    });
+    let seen = reports.clone();
+    let body = DisconnectBody::new(StreamBody::new(rows))
+        .on_end(move |end| seen.lock().unwrap().push(end.clone()))
+        .detachable(LIMIT);
+    body.disconnect().on_leave(OnLeave::Detach).unwrap();
+    drop(body);
+    minutes(1).await;
+    assert_eq!(steps.load(SeqCst), 6);
+    let reports = reports.lock().unwrap();
+    assert_eq!(reports[0].outcome(), Outcome::Complete);
+    assert!(reports[0].ending.client_gone());
 }
 
 #[tokio::test]

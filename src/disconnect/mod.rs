@@ -16,6 +16,8 @@
 //!     .layer(DisconnectLayer::new().on_end(|report| println!("{}", report.outcome())));
 //! ```
 
+mod body;
+
 use std::{error::Error, fmt, sync::Arc};
 
 use http::Request;
@@ -27,6 +29,7 @@ use crate::{
 };
 
 pub use crate::scope::OnLeave;
+pub use body::DisconnectBody;
 
 /// The layer that gives handlers [`Disconnect`].
 pub type DisconnectLayer = ScopeLayer<Disconnect>;

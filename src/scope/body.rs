@@ -164,6 +164,22 @@ where
     }
 }
 
+impl<B> ScopeBody<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    /// Lets the inner body of an interrupted scope go now; the rest is for who polls next.
+    pub(super) fn cut(self: Pin<&mut Self>) {
+        let this = self.project();
+        let asks = matches!(this.stage, Stage::Streaming { .. } | Stage::AtLength(_));
+        if asks && this.owner.is_interrupted() {
+            let end = Owner::interrupted();
+            *this.stage = settle(end, this.owner, this.inner, this.finisher);
+        }
+    }
+}
+
 impl<B> Body for ScopeBody<B>
 where
     B: Body,

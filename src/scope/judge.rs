@@ -245,7 +245,7 @@ impl Owner {
     }
 
     /// The end was started elsewhere; the outcome given here is not looked at.
-    fn interrupted() -> End {
+    pub(super) fn interrupted() -> End {
         let outcome = Outcome::Cancelled;
         End::failed(outcome, Failure::new(FailureKind::Ended { outcome }).into())
     }

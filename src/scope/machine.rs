@@ -108,26 +108,12 @@ impl Scope {
         scope
     }
 
-    /// A scope for one body without a layer, under a supervisor of its own.
-    pub(crate) fn standalone() -> Arc<Self> {
-        let opening = Opening {
-            method: Method::GET,
-            uri: Uri::default(),
-            // Unknown: what HTTP/2 may still send behind the promised length is not to be lost.
-            version: Version::HTTP_2,
-            connection: Connection::default(),
-            options: Arc::default(),
-            supervisor: Supervisor::solitary(),
-            clock: false,
-            movable: false,
-        };
-        Self::open(opening, None)
-    }
-
     /// Makes a scope the child of this one, if it has no parent and is not done.
-    pub(super) fn adopt(self: &Arc<Self>, child: Arc<Scope>) {
+    ///
+    /// False if it has a parent.
+    pub(super) fn adopt(self: &Arc<Self>, child: Arc<Scope>) -> bool {
         if child.parent.set(Arc::downgrade(self)).is_err() {
-            return;
+            return false;
         }
         let ended = {
             let mut state = self.lock();
@@ -150,6 +136,7 @@ impl Scope {
         if let Some((outcome, cause)) = ended {
             child.interrupt(outcome, cause);
         }
+        true
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {

@@ -59,6 +59,7 @@ mod owner;
 mod register;
 mod signals;
 mod stall;
+mod standalone;
 mod state;
 mod tasks;
 mod teardown;

@@ -31,7 +31,7 @@ use tokio::runtime::Handle;
 
 use super::{
     body::ScopeBody,
-    failure::{Failure, FailureKind},
+    failure::{Failure, FailureKind, contained},
     future::ScopeFuture,
     limit::within,
     machine::Scope,
@@ -204,13 +204,18 @@ impl<B, E> fmt::Debug for MovableFuture<B, E> {
 
 type Given = Result<Frame<Bytes>, BodyError>;
 
-trait Streaming: Movable + Body<Data = Bytes, Error = BodyError> {}
+trait Streaming: Movable + Body<Data = Bytes, Error = BodyError> {
+    fn cut(self: Pin<&mut Self>);
+}
 
 impl<B> Streaming for ScopeBody<B>
 where
     B: Body + Send,
     B::Error: Into<BoxError>,
 {
+    fn cut(self: Pin<&mut Self>) {
+        ScopeBody::cut(self);
+    }
 }
 
 /// The owner of a body, in its box.
@@ -441,7 +446,10 @@ impl Cell {
             given: VecDeque::new(),
             cell: self.clone(),
         };
-        runtime.spawn(async move { driven.run().await });
+        // The inner body goes here and now, and its panic is not the caller's.
+        if contained(|| driven.cut()).is_ok() {
+            runtime.spawn(async move { driven.run().await });
+        }
     }
 
     /// The end has come from outside.
@@ -460,6 +468,12 @@ struct Driven {
 }
 
 impl Driven {
+    fn cut(&mut self) {
+        if let Some(body) = &mut self.body {
+            body.as_mut().cut();
+        }
+    }
+
     async fn run(&mut self) {
         let Some(body) = &mut self.body else { return };
         while let Some(given) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {

@@ -21,7 +21,8 @@ use crate::{
     supervisor::{Background, LiveScope, Member},
 };
 
-/// Owners, finishers and the registry each hold the scope; more holders are views.
+/// Owners, finishers and the registry each hold the scope, and so does a parent; more holders are
+/// views.
 const OWN_HANDLES: usize = 3;
 
 impl Scope {
@@ -153,7 +154,9 @@ impl Scope {
     pub(super) fn at_head(self: &Arc<Self>, parts: &mut Parts) -> bool {
         // A body with a scope of its own, made in the handler: it becomes our child.
         let child = ResponseScope::take(&mut parts.extensions);
-        let adopted = child.map(|child| self.adopt(child)).is_some();
+        let has_child = child.is_some();
+        // One that is our child already counts only for what is registered with it.
+        let adopted = child.is_some_and(|child| self.adopt(child.clone()) || child.lock().used);
         let (used, end_now) = {
             let mut state = self.lock();
             state.used |= adopted;
@@ -173,7 +176,8 @@ impl Scope {
             };
             (state.used, end_now)
         };
-        if used || Arc::strong_count(self) > OWN_HANDLES {
+        let own = OWN_HANDLES + usize::from(self.parent.get().is_some());
+        if used || has_child || Arc::strong_count(self) > own {
             parts.extensions.insert(ResponseScope::new(self.clone()));
         }
         if end_now && self.supervisor.is_draining() {
