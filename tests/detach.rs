@@ -24,7 +24,11 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, StreamBody};
-use tokio::{io::AsyncWriteExt, net::TcpStream, sync::Notify};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::Notify,
+};
 use tower::{Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -357,7 +361,12 @@ async fn detached_by_the_connection_although_the_server_holds_on() {
     let request = "GET / HTTP/1.1\r\nhost: x\r\n\r\n\r\n";
     client.write_all(request.as_bytes()).await.unwrap();
     started.notified().await;
-    drop(client);
+    client.shutdown().await.unwrap();
+    // The work goes on and watches, and the socket is closed nevertheless: the client does not hang.
+    let end = client.read_to_end(&mut Vec::new());
+    let end = tokio::time::timeout(Duration::from_secs(20), end).await;
+    assert!(end.is_ok(), "the connection is still open");
+    assert_eq!(supervisor.active(), 1);
     release.notify_one();
     tokio::time::timeout(Duration::from_secs(20), async {
         while endings.lock().unwrap().is_empty() {
