@@ -363,7 +363,8 @@ async fn detached_by_the_connection_although_the_server_holds_on() {
     started.notified().await;
     client.shutdown().await.unwrap();
     // The work goes on and watches, and the socket is closed nevertheless: the client does not hang.
-    let end = client.read_to_end(&mut Vec::new());
+    let mut rest = Vec::new();
+    let end = client.read_to_end(&mut rest);
     let end = tokio::time::timeout(Duration::from_secs(20), end).await;
     assert!(end.is_ok(), "the connection is still open");
     assert_eq!(supervisor.active(), 1);
