@@ -46,6 +46,13 @@ pub(crate) fn run() {
         let theirs = heap(&everything(), events, THEIR_STREAMS);
         let least = heap(&default.clone().history(1 << 10), events, streams);
         let mine = heap(&default, events, streams);
+        let fewer = heap(&default, events, streams / 10);
+        println!(
+            "{name}: {:.2} KiB a stream at {streams}, {:.2} KiB at {}, with the compressors kept for all",
+            mine / 1024.0,
+            fewer / 1024.0,
+            streams / 10
+        );
         at_most(
             &format!("idle_{name}_heap_kib_at_1_kib"),
             vec![least / 1024.0],
