@@ -190,13 +190,16 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let service = TowerToHyperService::new(PerConnection {
-        app,
-        peer: stream.peer(),
-    });
+    let peer = stream.peer();
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new());
+    // What is a client's right to the watch has to be one to hyper.
+    let half_close = peer.half_close();
+    builder
+        .http1()
+        .half_close(half_close)
+        .timer(TokioTimer::new());
     builder.http2().timer(TokioTimer::new());
+    let service = TowerToHyperService::new(PerConnection { app, peer });
     let mut served = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let shutdown = supervisor.shutdown_token();
     let mut aborting = pin!(supervisor.aborting());
