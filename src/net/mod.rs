@@ -24,6 +24,9 @@
 //! dropped closes the duplicate, and so does the stream when it is dropped: TCP never stays open
 //! for the watch.
 //!
+//! A write of the stream that is held up for some milliseconds waits for the end as well, and fails
+//! at it: a server that cannot write polls no body, and no body's watch then tells anybody.
+//!
 //! Whatever the stream's own reads and writes reveal (end of file, a reset, a broken pipe) is
 //! noted too, also while nothing is armed.
 //!

@@ -1,11 +1,14 @@
 //! An accepted connection whose end can be watched.
 
 use std::{
-    fmt, io,
+    fmt,
+    future::Future,
+    io,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::{
@@ -17,14 +20,20 @@ use tokio::{
 };
 
 use super::{
-    peer::{Peer, PeerEnd},
+    peer::{Gone, Peer, PeerEnd},
     watch::Connection,
 };
+use crate::scope::contained;
+
+/// How long a write has to be held up before it watches for the client's going.
+const HELD_UP_AFTER: Duration = Duration::from_millis(20);
 
 /// A TCP connection that can tell, through its [`Peer`], when the other end goes.
 ///
 /// Reads and writes go straight to the socket; TLS streams work on top of it as on a
-/// `TcpStream` (take the [`peer`](Self::peer) first).
+/// `TcpStream` (take the [`peer`](Self::peer) first). A write that is held up, because the client
+/// does not read, fails once the client is seen to have gone: a server that can write nothing asks
+/// for no further frame, and nobody else would find out.
 ///
 /// # On drop
 /// The connection is closed as a `TcpStream` is, at once: no [`Peer`] and no watch keeps it open.
@@ -55,6 +64,15 @@ pub struct WatchedStream {
     connection: Arc<Connection>,
     /// Taken by the drop alone.
     reader: Option<OwnedReadHalf>,
+    held_up: HeldUp,
+}
+
+/// A write that waits for its client to read.
+enum HeldUp {
+    No,
+    Watched(Gone),
+    /// The runtime has no timers: then there is no watch.
+    Unwatched,
 }
 
 const OPEN: &str = "only this stream's drop takes the socket";
@@ -78,6 +96,7 @@ impl WatchedStream {
         Self {
             connection,
             reader: Some(reader),
+            held_up: HeldUp::No,
         }
     }
 
@@ -105,11 +124,41 @@ impl WatchedStream {
     }
 
     fn poll_writer<T>(
-        &self,
-        f: impl FnOnce(Pin<&mut OwnedWriteHalf>) -> Poll<io::Result<T>>,
+        &mut self,
+        cx: &mut Context<'_>,
+        f: impl FnOnce(Pin<&mut OwnedWriteHalf>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        let polled = self.connection.with_writer(|writer| f(Pin::new(writer)));
-        self.noted(polled.expect(OPEN))
+        let polled = self
+            .connection
+            .with_writer(|writer| f(Pin::new(writer), cx))
+            .expect(OPEN);
+        if polled.is_pending() {
+            if self.poll_held_up(cx) {
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+        } else if let HeldUp::Watched(_) = self.held_up {
+            self.held_up = HeldUp::No;
+        }
+        self.noted(polled)
+    }
+
+    /// True once the client, who does not read, is known to have gone.
+    fn poll_held_up(&mut self, cx: &mut Context<'_>) -> bool {
+        if let HeldUp::No = self.held_up {
+            let gone = contained(|| self.peer().gone_after(HELD_UP_AFTER));
+            self.held_up = gone.map_or(HeldUp::Unwatched, HeldUp::Watched);
+        }
+        let HeldUp::Watched(gone) = &mut self.held_up else {
+            return false;
+        };
+        match contained(|| Pin::new(gone).poll(cx)) {
+            Ok(polled) => polled.is_ready(),
+            // Timers panic where their runtime is shutting down.
+            Err(_) => {
+                self.held_up = HeldUp::Unwatched;
+                false
+            }
+        }
     }
 
     /// What the server's own reads and writes run into is a sighting, too.
@@ -139,19 +188,19 @@ impl AsyncRead for WatchedStream {
 
 impl AsyncWrite for WatchedStream {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_writer(|writer| writer.poll_write(cx, buf))
+        self.poll_writer(cx, |writer, cx| writer.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_writer(|writer| writer.poll_write_vectored(cx, bufs))
+        self.poll_writer(cx, |writer, cx| writer.poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -164,9 +213,9 @@ impl AsyncWrite for WatchedStream {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.connection.finish();
-        self.poll_writer(|writer| writer.poll_shutdown(cx))
+        self.poll_writer(cx, |writer, cx| writer.poll_shutdown(cx))
     }
 }
 
