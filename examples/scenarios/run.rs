@@ -55,8 +55,8 @@ impl Done {
         let expected = self.row.expected(SETUPS[setup]);
         match (&self.cells[setup], expected) {
             (None, None) | (Some(Ok(Saw::NotYet)), _) => true,
-            (Some(Ok(Saw::Seen { after, .. })), Some(true)) => {
-                *after <= at_most || !SETUPS[setup].watched()
+            (Some(Ok(Saw::Seen { how, after })), Some(true)) => {
+                how.is_left() && (*after <= at_most || !SETUPS[setup].watched())
             }
             (Some(Ok(Saw::NotSeen)), Some(false)) => true,
             _ => false,

@@ -57,6 +57,16 @@ pub(crate) enum How {
     Ended(Outcome),
 }
 
+impl How {
+    /// Whether it says that the client left, and not that something else went wrong.
+    pub(crate) fn is_left(self) -> bool {
+        match self {
+            Self::Ended(outcome) => matches!(outcome, Outcome::Disconnected | Outcome::Dropped),
+            Self::Dropped | Self::ReadFailed | Self::Gone => true,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum Event {
     Started,
