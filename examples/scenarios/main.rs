@@ -16,6 +16,7 @@ mod print;
 mod rows;
 mod run;
 mod server;
+mod stage;
 mod styles;
 
 use std::{

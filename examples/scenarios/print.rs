@@ -5,7 +5,7 @@ use std::{fmt::Write, time::Duration};
 use crate::{
     rows::{Does, Leaves, Row, SETUPS, Sends},
     run::{Done, Saw},
-    server::How,
+    stage::How,
 };
 
 const HEADS: [&str; SETUPS.len()] = ["hyper", "axum", "layer", "serve", "axum+w"];
@@ -18,7 +18,7 @@ pub(crate) fn table(done: &[Done], at_most: Duration) -> usize {
         let next = group_of(&done.row);
         if next != group {
             println!("\n{next}");
-            print!("  {:<15} {:<13} {:<14}", "sent", "server", "client");
+            print!("  {:<13} {:<14} {:<14}", "sent", "server", "client");
             for head in HEADS {
                 print!(" {head:>9}");
             }
@@ -36,7 +36,7 @@ pub(crate) fn table(done: &[Done], at_most: Duration) -> usize {
 fn line(done: &Done, at_most: Duration, missed: &mut Vec<String>) -> String {
     let row = &done.row;
     let (sends, does, leaves) = (sends(row.sends), does(row), leaves(row));
-    let mut line = format!("  {sends:<15} {does:<13} {leaves:<14}");
+    let mut line = format!("  {sends:<13} {does:<14} {leaves:<14}");
     for (column, cell) in done.cells.iter().enumerate() {
         let mut text = match cell {
             None => String::new(),

@@ -12,7 +12,8 @@ use tokio::{
 use crate::{
     client::Client,
     rows::{Does, Leaves, Row, SETUPS, Sends, Setup},
-    server::{Event, How, Server, Stage, WHOLE},
+    server::Server,
+    stage::{Event, How, Stage, WHOLE},
 };
 
 /// Far above anything seen, for whatever is not the sighting itself.

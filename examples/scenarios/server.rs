@@ -2,25 +2,19 @@
 
 use std::{
     convert::Infallible,
-    future::{IntoFuture, pending},
+    future::IntoFuture,
     io,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Instant,
+    sync::{Arc, OnceLock},
 };
 
 use axum::{Router, body::Body, serve::ListenerExt};
 use bodyguard::{
-    Disconnect, DisconnectLayer, Outcome,
+    DisconnectLayer,
     net::{self, Peer, WatchedListener},
 };
-use bytes::Bytes;
-use futures_util::{Stream, StreamExt, future::Either, stream};
+use futures_util::future::Either;
 use http::{Request, Response};
-use http_body_util::BodyExt;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
@@ -29,7 +23,7 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
-    sync::{mpsc, watch},
+    sync::mpsc,
     task::JoinSet,
 };
 use tokio_rustls::{
@@ -38,51 +32,10 @@ use tokio_rustls::{
 };
 use tower::{Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
 
-use crate::rows::{Does, Leaves, Row, Setup};
-
-/// The response of a handler that goes on, and how it is cut into frames.
-pub(crate) const WHOLE: usize = 1 << 20;
-const FRAME: usize = 64 * 1024;
-
-/// How an end was noticed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum How {
-    /// hyper dropped the handler or the body.
-    Dropped,
-    /// The handler's own read of the upload failed.
-    ReadFailed,
-    /// `Disconnect::gone` fired.
-    Gone,
-    /// `on_end` reported something else than a complete response.
-    Ended(Outcome),
-}
-
-impl How {
-    /// Whether it says that the client left, and not that something else went wrong.
-    pub(crate) fn is_left(self) -> bool {
-        match self {
-            Self::Ended(outcome) => matches!(outcome, Outcome::Disconnected | Outcome::Dropped),
-            Self::Dropped | Self::ReadFailed | Self::Gone => true,
-        }
-    }
-}
-
-#[derive(Debug)]
-pub(crate) enum Event {
-    Started,
-    Seen(How, Instant),
-}
-
-/// What one row's handlers are to do, and whom they tell.
-pub(crate) struct Stage {
-    row: Row,
-    layered: bool,
-    events: mpsc::UnboundedSender<Event>,
-    /// Set once handlers that answer later are to go on.
-    go: watch::Sender<bool>,
-    frames: AtomicU64,
-    waiting: Mutex<JoinSet<()>>,
-}
+use crate::{
+    rows::{Row, Setup},
+    stage::{Event, How, Stage, answer},
+};
 
 pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
@@ -108,14 +61,7 @@ impl Server {
     /// `None` if the row needs what is not built yet.
     pub(crate) async fn start(row: &Row, setup: Setup) -> io::Result<Option<Self>> {
         let (events, received) = mpsc::unbounded_channel();
-        let stage = Arc::new(Stage {
-            row: *row,
-            layered: setup.layered(),
-            events,
-            go: watch::Sender::new(false),
-            frames: AtomicU64::new(0),
-            waiting: Mutex::default(),
-        });
+        let stage = Arc::new(Stage::new(row, setup.layered(), events));
         let Some(app) = app(&stage) else {
             return Ok(None);
         };
@@ -211,13 +157,9 @@ async fn over_hyper(
         let (app, tls) = (app.clone(), tls.clone());
         connections.spawn(async move {
             let app = app.map_request(move |mut request: Request<hyper::body::Incoming>| {
-                request.extensions_mut().extend(peer.iter().fold(
-                    http::Extensions::new(),
-                    |mut extensions, peer| {
-                        extensions.insert(peer.clone());
-                        extensions
-                    },
-                ));
+                if let Some(peer) = &peer {
+                    request.extensions_mut().insert(peer.clone());
+                }
                 request.map(Body::new)
             });
             let mut http = auto::Builder::new(TokioExecutor::new());
@@ -233,132 +175,6 @@ async fn over_hyper(
             let _ = http.serve_connection(TokioIo::new(stream), service).await;
         });
     }
-}
-
-impl Stage {
-    fn tell(&self, event: Event) {
-        let _ = self.events.send(event);
-    }
-
-    /// With bodyguard only what it tells counts, without it only what hyper does.
-    fn seen(&self, how: How) {
-        if self.layered == matches!(how, How::Gone | How::Ended(_)) {
-            self.tell(Event::Seen(how, Instant::now()));
-        }
-    }
-
-    pub(crate) fn go_on(&self) {
-        self.go.send_replace(true);
-    }
-
-    /// Frames given so far by a body without end.
-    pub(crate) fn frames(&self) -> u64 {
-        self.frames.load(Ordering::Relaxed)
-    }
-
-    /// Tells when the view does, also once the handler has been dropped.
-    fn wait_for(self: &Arc<Self>, disconnect: Disconnect) {
-        let events = self.events.clone();
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.spawn(async move {
-            disconnect.gone().await;
-            let _ = events.send(Event::Seen(How::Gone, Instant::now()));
-        });
-    }
-}
-
-/// Tells that hyper has dropped what holds it.
-struct Guard(Option<Arc<Stage>>);
-
-impl Guard {
-    fn defuse(&mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if let Some(stage) = &self.0 {
-            stage.seen(How::Dropped);
-        }
-    }
-}
-
-async fn answer(stage: Arc<Stage>, request: Request<Body>) -> Response<Body> {
-    if let Ok(disconnect) = Disconnect::of(&request) {
-        stage.wait_for(disconnect);
-    }
-    let guard = Guard(Some(stage.clone()));
-    let mut upload = Some(request.into_body());
-    stage.tell(Event::Started);
-    match stage.row.does {
-        Does::DropsUpload => upload = None,
-        Does::ReadsSomeUpload => {
-            if let Some(upload) = &mut upload {
-                let _ = upload.frame().await;
-            }
-        }
-        Does::ReadsUpload => {
-            if let Some(Err(_)) = read(&mut upload).await {
-                stage.seen(How::ReadFailed);
-            }
-        }
-        Does::Idles => {
-            let frames = stream::iter([Bytes::from("first")]).chain(stream::pending());
-            return streaming(frames, guard);
-        }
-        Does::Floods => {
-            let frames = stream::repeat(Bytes::from(vec![b'x'; 16 * 1024]));
-            let frames = frames.inspect(move |_| {
-                stage.frames.fetch_add(1, Ordering::Relaxed);
-            });
-            return streaming(frames, guard);
-        }
-        Does::AnswersLater => {
-            let _ = stage.go.subscribe().wait_for(|go| *go).await;
-            return streaming(rest(&stage), guard);
-        }
-        Does::FlowsLater => {
-            let go = stage.clone();
-            let later = stream::once(async move {
-                let _ = go.go.subscribe().wait_for(|go| *go).await;
-                rest(&go)
-            });
-            let first = stream::iter([Bytes::from("first")]);
-            return streaming(first.chain(later.flatten()), guard);
-        }
-        Does::Pends | Does::HoldsUpload => {}
-    }
-    pending::<()>().await;
-    drop((upload, guard));
-    Response::default()
-}
-
-async fn read(upload: &mut Option<Body>) -> Option<Result<(), axum::Error>> {
-    let upload = upload.take()?;
-    Some(upload.collect().await.map(drop))
-}
-
-/// All of it, or, for a client that is no longer there, one frame and then nothing.
-fn rest(stage: &Stage) -> impl Stream<Item = Bytes> + Send + use<> {
-    let frame = Bytes::from(vec![b'#'; FRAME]);
-    if stage.row.leaves == Leaves::FinThenWrite {
-        Either::Left(stream::iter([frame]).chain(stream::pending()))
-    } else {
-        Either::Right(stream::repeat(frame).take(WHOLE / FRAME))
-    }
-}
-
-fn streaming(frames: impl Stream<Item = Bytes> + Send + 'static, guard: Guard) -> Response<Body> {
-    let frames = Box::pin(frames);
-    let frames = stream::unfold((frames, guard), |(mut frames, mut guard)| async move {
-        let frame = frames.next().await;
-        if frame.is_none() {
-            guard.defuse();
-        }
-        frame.map(|frame| (Ok::<_, Infallible>(frame), (frames, guard)))
-    });
-    Response::new(Body::from_stream(frames))
 }
 
 /// Made once; both sides know each other.

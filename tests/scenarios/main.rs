@@ -10,6 +10,8 @@ mod rows;
 mod run;
 #[path = "../../examples/scenarios/server.rs"]
 mod server;
+#[path = "../../examples/scenarios/stage.rs"]
+mod stage;
 #[path = "../../examples/scenarios/styles.rs"]
 mod styles;
 
