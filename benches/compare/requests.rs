@@ -1,6 +1,8 @@
 //! Hello world over HTTP/1.1: `Stack` on and nothing used, a layer that does nothing, bare axum.
 //!
-//! All three are served by one thread, and what is compared is the processor time that thread has
+//! And `Stack` on a watched listener, by `axum::serve` and by `net::serve`.
+//!
+//! All are served by one thread, and what is compared is the processor time that thread has
 //! had for a request, kernel included: so the client cannot be the bottleneck, and others on the
 //! machine do not count. The client keeps 32 connections asked, without pipelining; the share of
 //! the time that the server was busy is shown.
@@ -18,13 +20,15 @@ use crate::support::{at_least, build, median, quick, stated, thread_cpu};
 
 const HELLO: &str = "Hello, World!";
 const CONNECTIONS: usize = 32;
+/// What `hello` serves, in its order.
+const APPS: usize = 5;
 
 pub(crate) fn run() {
     let (batches, rounds) = if quick() { (100, 15) } else { (200, 41) };
     let server = Server::start();
     let mut clients = server.addresses.map(Client::connect);
     // Microseconds a request, by app and round.
-    let mut costs = [const { Vec::new() }; 3];
+    let mut costs = [const { Vec::new() }; APPS];
     let (mut wall, mut busy) = (Duration::ZERO, Duration::ZERO);
     for round in 0..=rounds {
         for turn in 0..clients.len() {
@@ -42,18 +46,30 @@ pub(crate) fn run() {
             }
         }
     }
-    let [bare, noop, stack] = &costs;
-    let over = |theirs: &[f64]| theirs.iter().zip(stack).map(|(a, b)| a / b).collect();
+    let [bare, noop, stack, watched, served] = &costs;
+    let over = |theirs: &[f64], ours: &[f64]| theirs.iter().zip(ours).map(|(a, b)| a / b).collect();
     println!(
-        "the server's processor time a request: bare {:.2} µs, no-op layer {:.2} µs, Stack {:.2} µs; \
-         it was busy {:.0} % of the time",
+        "the server's processor time a request: bare {:.2} µs, no-op layer {:.2} µs, Stack {:.2} µs, \
+         watched {:.2} µs, by net::serve {:.2} µs; it was busy {:.0} % of the time",
         median(bare.clone()),
         median(noop.clone()),
         median(stack.clone()),
+        median(watched.clone()),
+        median(served.clone()),
         100.0 * busy.as_secs_f64() / wall.as_secs_f64(),
     );
-    at_least("requests_vs_noop_layer", over(noop), 0.97);
-    at_least("requests_vs_bare_axum", over(bare), 0.95);
+    at_least("requests_vs_noop_layer", over(noop, stack), 0.97);
+    at_least("requests_vs_bare_axum", over(bare, stack), 0.95);
+    at_least(
+        "requests_watched_vs_plain_listener",
+        over(stack, watched),
+        0.98,
+    );
+    at_least(
+        "requests_net_serve_vs_axum_serve",
+        over(stack, served),
+        0.98,
+    );
     stated("requests_per_second_and_core", 1e6 / median(stack.clone()));
 }
 
@@ -61,7 +77,7 @@ pub(crate) fn run() {
 struct Server {
     process: Child,
     schedstat: PathBuf,
-    addresses: [SocketAddr; 3],
+    addresses: [SocketAddr; APPS],
 }
 
 impl Server {
@@ -72,7 +88,7 @@ impl Server {
             .spawn()
             .expect("a server");
         let mut lines = BufReader::new(process.stdout.take().expect("piped")).lines();
-        let addresses = [(); 3].map(|()| {
+        let addresses = [(); APPS].map(|()| {
             let port = lines.next().expect("a port").expect("text");
             SocketAddr::from(([127, 0, 0, 1], port.parse().expect("a number")))
         });

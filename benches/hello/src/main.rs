@@ -1,13 +1,20 @@
-//! `hello`: serves three apps on one thread, prints their ports, ends when its input does.
+//! `hello`: serves its apps on one thread, prints their ports, ends when its input does.
+//!
+//! Bare axum, a layer that does nothing, `Stack`; then `Stack` by `axum::serve` and by
+//! `net::serve`, on a watched listener both.
 
 use std::{
+    future::IntoFuture,
     io::{Read, stdin},
     task::{Context, Poll},
     thread,
 };
 
 use axum::{Router, routing::get};
-use bodyguard::Stack;
+use bodyguard::{
+    Stack,
+    net::{self, Peer, WatchedListener},
+};
 use tokio::{net::TcpListener, task::JoinSet};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -27,6 +34,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!("{}", listener.local_addr()?.port());
             servers.spawn(async move { axum::serve(listener, app).await });
         }
+        let watched = || app().layer(Stack::new());
+        let listener = WatchedListener::bind("127.0.0.1:0").await?;
+        println!("{}", listener.local_addr()?.port());
+        let service = watched().into_make_service_with_connect_info::<Peer>();
+        servers.spawn(async move { axum::serve(listener, service).await });
+        let listener = WatchedListener::bind("127.0.0.1:0").await?;
+        println!("{}", listener.local_addr()?.port());
+        let server = net::serve(listener, watched()).into_future();
+        servers.spawn(async move { server.await.map(drop) });
         servers.join_all().await;
         Ok(())
     })
