@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use flate2::{Crc, FlushCompress};
 use tokio::runtime::Handle;
 
@@ -23,8 +23,19 @@ use super::{
 };
 use crate::BoxError;
 
-/// Bytes of text in a block.
+/// Bytes of text in each of the first blocks: a body of a few hundred kilobytes is shared fairly.
 const BLOCK: usize = 128 << 10;
+
+/// Bytes of text in a block of a stream that has turned out long: priming a compressor with the
+/// text before costs a few hundredths of compressing 128 KiB.
+const LONG_BLOCK: usize = 256 << 10;
+
+/// Pieces at least this long are handed on as they are; smaller ones are copied together.
+const PIECE: usize = 4 << 10;
+
+/// Blocks under way for each worker: the one it works on, and the next, so that it does not run
+/// dry while the body waits for one of the cores that the workers keep busy.
+const DEPTH: usize = 2;
 
 /// A stream's blocks under way. Dropped, those not begun are not compressed any more.
 pub(super) struct Parallel {
@@ -34,10 +45,13 @@ pub(super) struct Parallel {
     gzip: Option<Box<Gzip>>,
     /// What `gzip` had written before the first block.
     head: Bytes,
+    /// The next block, and its small pieces still being copied together.
+    next: Text,
     gathered: BytesMut,
     /// The text before the next block.
-    before: Bytes,
+    before: Text,
     blocks: VecDeque<Arc<Block>>,
+    submitted: usize,
 }
 
 impl Parallel {
@@ -52,15 +66,29 @@ impl Parallel {
             handle,
             gzip: Some(gzip),
             head,
+            next: Text::default(),
             gathered: BytesMut::new(),
-            before,
+            before: Text::from(before),
             blocks: VecDeque::new(),
+            submitted: 0,
         })
     }
 
-    /// Enough blocks to keep every worker busy while the first one is being sent.
     pub(super) fn has_room(&self) -> bool {
-        self.blocks.len() < self.core.workers.limit() + 2
+        self.blocks.len() < self.most()
+    }
+
+    /// Blocks under way at the same time.
+    fn most(&self) -> usize {
+        (self.core.workers.limit() * DEPTH).max(3)
+    }
+
+    fn block(&self) -> usize {
+        if self.submitted < self.most() {
+            BLOCK
+        } else {
+            LONG_BLOCK
+        }
     }
 
     pub(super) fn is_busy(&self) -> bool {
@@ -69,35 +97,44 @@ impl Parallel {
 
     pub(super) fn put(&mut self, mut data: Bytes) {
         while !data.is_empty() {
-            if self.gathered.is_empty() && data.len() >= BLOCK {
-                self.submit(data.split_to(BLOCK));
-                continue;
+            let room = self.block() - self.next.len - self.gathered.len();
+            let piece = data.split_to(data.len().min(room));
+            let full = piece.len() == room;
+            if piece.len() >= PIECE {
+                self.close_gathered();
+                self.next.push(piece);
+            } else {
+                if self.gathered.is_empty() {
+                    self.gathered.reserve(room);
+                }
+                self.gathered.extend_from_slice(&piece);
             }
-            let piece = data.split_to(data.len().min(BLOCK - self.gathered.len()));
-            self.gathered.reserve(BLOCK - self.gathered.len());
-            self.gathered.extend_from_slice(&piece);
-            if self.gathered.len() == BLOCK {
+            if full {
                 self.put_gathered();
             }
         }
     }
 
     pub(super) fn put_gathered(&mut self) {
-        if !self.gathered.is_empty() {
-            let block = self.gathered.split().freeze();
-            self.submit(block);
+        self.close_gathered();
+        if self.next.len > 0 {
+            let text = std::mem::take(&mut self.next);
+            self.submit(text);
         }
     }
 
-    fn submit(&mut self, text: Bytes) {
+    fn close_gathered(&mut self) {
+        if !self.gathered.is_empty() {
+            self.next.push(self.gathered.split().freeze());
+        }
+    }
+
+    fn submit(&mut self, text: Text) {
         let before = self.before.clone();
-        self.before = match text.len().checked_sub(WINDOW) {
-            Some(start) => text.slice(start..),
-            None => {
-                let joined = [&before[..], &text].concat();
-                Bytes::from(joined).split_off((before.len() + text.len()).saturating_sub(WINDOW))
-            }
-        };
+        for piece in &text.pieces {
+            self.before.push(piece.clone());
+        }
+        self.before.keep_last(WINDOW);
         let block = Arc::new(Block {
             core: Arc::clone(&self.core),
             state: Mutex::new(State {
@@ -107,6 +144,7 @@ impl Parallel {
             }),
         });
         self.blocks.push_back(Arc::clone(&block));
+        self.submitted += 1;
         Workers::submit(&self.core, block, &self.handle);
     }
 
@@ -148,7 +186,7 @@ impl Parallel {
     /// The encoder, told of the text that went by.
     pub(super) fn take_gzip(&mut self) -> Option<Box<Gzip>> {
         let mut gzip = self.gzip.take()?;
-        gzip.step_in(&self.before);
+        gzip.step_in(&self.before.join());
         Some(gzip)
     }
 }
@@ -169,6 +207,62 @@ impl fmt::Debug for Parallel {
     }
 }
 
+/// Pieces of text in order, as they came.
+#[derive(Clone, Default)]
+struct Text {
+    pieces: VecDeque<Bytes>,
+    len: usize,
+}
+
+impl Text {
+    fn push(&mut self, piece: Bytes) {
+        if piece.is_empty() {
+            return;
+        }
+        self.len += piece.len();
+        self.pieces.push_back(piece);
+    }
+
+    /// Lets go of all but the last `most` bytes.
+    fn keep_last(&mut self, most: usize) {
+        while self.len > most {
+            let surplus = self.len - most;
+            let Some(first) = self.pieces.front_mut() else {
+                return;
+            };
+            if first.len() > surplus {
+                first.advance(surplus);
+                self.len -= surplus;
+            } else {
+                self.len -= first.len();
+                self.pieces.pop_front();
+            }
+        }
+    }
+
+    /// All of it, copied only if it is in several pieces.
+    fn join(&self) -> Bytes {
+        match self.pieces.len() {
+            1 => self.pieces[0].clone(),
+            _ => {
+                let mut joined = BytesMut::with_capacity(self.len);
+                for piece in &self.pieces {
+                    joined.extend_from_slice(piece);
+                }
+                joined.freeze()
+            }
+        }
+    }
+}
+
+impl From<Bytes> for Text {
+    fn from(piece: Bytes) -> Self {
+        let mut text = Self::default();
+        text.push(piece);
+        text
+    }
+}
+
 type Compressed = (Bytes, Crc);
 
 enum Done {
@@ -183,7 +277,7 @@ struct Block {
 
 struct State {
     /// The text before the block, and its own.
-    text: Option<(Bytes, Bytes)>,
+    text: Option<(Text, Text)>,
     done: Option<Done>,
     waker: Option<Waker>,
 }
@@ -194,7 +288,7 @@ impl Block {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self) -> Option<(Bytes, Bytes)> {
+    fn take(&self) -> Option<(Text, Text)> {
         self.state().text.take()
     }
 
@@ -226,15 +320,22 @@ impl Job for Block {
     }
 }
 
-fn compress(core: &Arc<Core>, before: &[u8], text: &[u8]) -> Result<Compressed, BoxError> {
+fn compress(core: &Arc<Core>, before: &Text, text: &Text) -> Result<Compressed, BoxError> {
     let mut lease = Lease::take(core);
     let mut output = std::mem::take(&mut lease.scratch);
-    if !before.is_empty() {
-        lease.deflate.set_dictionary(before)?;
+    if before.len > 0 {
+        lease.deflate.set_dictionary(&before.join())?;
     }
-    deflate(&mut lease.deflate, text, &mut output, FlushCompress::Sync)?;
     let mut crc = Crc::new();
-    crc.update(text);
+    let mut pieces = text.pieces.iter().peekable();
+    while let Some(piece) = pieces.next() {
+        let flush = match pieces.peek() {
+            Some(_) => FlushCompress::None,
+            None => FlushCompress::Sync,
+        };
+        crc.update(piece);
+        deflate(&mut lease.deflate, piece, &mut output, flush)?;
+    }
     let frame = Bytes::copy_from_slice(&output);
     output.clear();
     lease.scratch = output;
