@@ -37,8 +37,14 @@ impl Encoder {
     /// All of a body at once.
     pub(super) fn whole(core: &Arc<Core>, coding: Coding, body: &[u8]) -> Result<Bytes, BoxError> {
         let mut encoder = Self::new(core, coding, 0);
-        encoder.write(body)?;
-        encoder.finish()?;
+        match &mut encoder {
+            Self::Gzip(gzip) => gzip.whole(body)?,
+            #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
+            Self::Codec(codec) => {
+                codec.write(body)?;
+                codec.finish()?;
+            }
+        }
         Ok(encoder.take_output())
     }
 

@@ -87,6 +87,14 @@ pub(super) fn add_vary(headers: &mut HeaderMap) {
     }
 }
 
+/// Digests of the bytes as they were.
+static DIGESTS: [HeaderName; 4] = [
+    HeaderName::from_static("content-md5"),
+    HeaderName::from_static("digest"),
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("repr-digest"),
+];
+
 /// Makes the head that of an encoded representation; `length` if its size is known.
 pub(super) fn encode_head(headers: &mut HeaderMap, coding: Coding, length: Option<u64>) {
     headers.insert(
@@ -99,8 +107,8 @@ pub(super) fn encode_head(headers: &mut HeaderMap, coding: Coding, length: Optio
     };
     // Ranges would count bytes of an encoded form that is different each time.
     headers.remove(header::ACCEPT_RANGES);
-    for digest in ["content-md5", "digest", "content-digest", "repr-digest"] {
-        headers.remove(HeaderName::from_static(digest));
+    for digest in &DIGESTS {
+        headers.remove(digest);
     }
     weaken_etag(headers);
 }

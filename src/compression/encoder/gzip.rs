@@ -70,9 +70,23 @@ impl Gzip {
     }
 
     pub(super) fn finish(&mut self) -> io::Result<()> {
+        self.end(&[])
+    }
+
+    /// All of a member in one go: `input` is its only text.
+    pub(super) fn whole(&mut self, input: &[u8]) -> io::Result<()> {
+        if !input.is_empty() {
+            self.wake()?;
+        }
+        self.end(input)
+    }
+
+    /// Ends the member behind `input`, for which there has to be a compressor unless it is empty.
+    fn end(&mut self, input: &[u8]) -> io::Result<()> {
         self.begin();
+        self.crc.update(input);
         match self.lease {
-            Some(_) => self.deflate(&[], FlushCompress::Finish)?,
+            Some(_) => self.deflate(input, FlushCompress::Finish)?,
             // Nothing is pending: parked, or nothing was ever written. No compressor is needed.
             None => self.output.extend_from_slice(&EMPTY_FINAL_BLOCK),
         }
@@ -175,6 +189,19 @@ impl Gzip {
     /// Goes on after such blocks, whose last text is `before`.
     pub(in super::super) fn step_in(&mut self, before: &[u8]) {
         self.history.replace(before);
+    }
+}
+
+impl Drop for Gzip {
+    /// The buffer goes back with the compressor, unless it has grown beyond the usual.
+    fn drop(&mut self) {
+        let Some(lease) = &mut self.lease else {
+            return;
+        };
+        if self.output.capacity() <= 2 * GROWTH && lease.scratch.capacity() == 0 {
+            lease.scratch = std::mem::take(&mut self.output);
+            lease.scratch.clear();
+        }
     }
 }
 
