@@ -11,16 +11,31 @@ use super::buffer::Spent;
 #[derive(Default)]
 pub(super) struct After {
     pub(super) receiver: Option<Waker>,
-    /// To be woken.
-    pub(super) senders: Vec<Waker>,
+    /// To be woken, in order.
+    senders: Wakers,
     /// Only to be dropped.
     pub(super) stale: Option<Waker>,
     pub(super) spent: Spent,
 }
 
+/// Wakers in order. Mostly there is one, which needs no allocation.
+#[derive(Default)]
+struct Wakers {
+    first: Option<Waker>,
+    rest: Vec<Waker>,
+}
+
 impl After {
+    /// Has one more sender, or watcher, woken.
+    pub(super) fn wake(&mut self, waker: Waker) {
+        match self.senders.first {
+            None => self.senders.first = Some(waker),
+            Some(_) => self.senders.rest.push(waker),
+        }
+    }
+
     pub(super) fn run(self) {
-        for waker in self.senders {
+        for waker in self.senders.first.into_iter().chain(self.senders.rest) {
             waker.wake();
         }
         if let Some(waker) = self.receiver {

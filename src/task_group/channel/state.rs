@@ -354,7 +354,7 @@ impl State {
                 Need::Trailers => self.trailers_granted = true,
             }
             self.served = front.ticket + 1;
-            after.senders.push(front.waker);
+            after.wake(front.waker);
         }
     }
 
@@ -371,12 +371,11 @@ impl State {
         self.reserved = 0;
         let line = mem::take(&mut self.line);
         let watchers = mem::take(&mut self.watchers);
-        after
-            .senders
-            .extend(line.into_iter().map(|waiter| waiter.waker));
-        after
-            .senders
-            .extend(watchers.into_iter().map(|watcher| watcher.1));
+        let waiting = line.into_iter().map(|waiter| waiter.waker);
+        let watching = watchers.into_iter().map(|watcher| watcher.1);
+        for waker in waiting.chain(watching) {
+            after.wake(waker);
+        }
         after.receiver = self.receiver.take();
     }
 }
