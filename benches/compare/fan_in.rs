@@ -22,7 +22,7 @@ use hyper_util::rt::TokioIo;
 use tokio::{net::TcpListener, runtime::Runtime, sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::support::{at_least, median, quick};
+use crate::support::{at_least, cpu, median, quick, stated};
 
 const BOUND: usize = 16 * 1024;
 const PRODUCERS: usize = 4;
@@ -59,16 +59,28 @@ pub(crate) fn run() {
             len,
             frames: frames / scale,
         };
-        let ratios = compare(&runtime, load, rounds);
-        at_least(&format!("fan_in_{len}"), ratios, goal);
+        let pair = compare(&runtime, load, rounds);
+        at_least(&format!("fan_in_{len}"), pair.faster, goal);
+        // Both ends of the socket are in it, the client's the same on both sides.
+        stated(&format!("fan_in_{len}_cpu"), median(pair.cheaper));
     }
 }
 
-/// The paired ratios ours / theirs in frames a second.
-fn compare(runtime: &Runtime, load: Load, rounds: usize) -> Vec<f64> {
+/// What each pair of rounds says: frames a second and frames for the same processor time, ours to
+/// theirs.
+struct Pair {
+    faster: Vec<f64>,
+    cheaper: Vec<f64>,
+}
+
+fn compare(runtime: &Runtime, load: Load, rounds: usize) -> Pair {
     let ours = serve(runtime, load, Side::Ours);
     let theirs = serve(runtime, load, Side::Theirs);
-    let (mut rates, mut ratios) = ([Vec::new(), Vec::new()], Vec::new());
+    let mut rates = [Vec::new(), Vec::new()];
+    let mut pair = Pair {
+        faster: Vec::new(),
+        cheaper: Vec::new(),
+    };
     for round in 0..=rounds {
         // Whoever goes first changes from round to round.
         let (a, b) = if round % 2 == 0 {
@@ -80,14 +92,17 @@ fn compare(runtime: &Runtime, load: Load, rounds: usize) -> Vec<f64> {
         };
         // The first round warms up.
         if round > 0 {
-            rates[0].push(load.frames as f64 / a.as_secs_f64());
-            rates[1].push(load.frames as f64 / b.as_secs_f64());
-            ratios.push(b.as_secs_f64() / a.as_secs_f64());
+            let frames = load.frames as f64;
+            rates[0].push(frames / a.wall.as_secs_f64());
+            rates[1].push(frames / b.wall.as_secs_f64());
+            pair.faster
+                .push(b.wall.as_secs_f64() / a.wall.as_secs_f64());
+            pair.cheaper.push(b.cpu.as_secs_f64() / a.cpu.as_secs_f64());
         }
     }
     let [ours, theirs] = rates.map(median);
     println!("{:>11} | {ours:>14.0} | {theirs:>16.0}", load.len);
-    ratios
+    pair
 }
 
 /// A server that answers every request with the load.
@@ -153,14 +168,20 @@ fn their_body(load: Load) -> BoxBody<Bytes, BodyError> {
     BoxBody::new(StreamBody::new(frames))
 }
 
-/// Reads one response to its end and says how long that took.
-fn fetch(address: SocketAddr, load: Load) -> Duration {
+/// What one response took, from the request to its end.
+struct Cost {
+    wall: Duration,
+    cpu: Duration,
+}
+
+fn fetch(address: SocketAddr, load: Load) -> Cost {
     let mut socket = TcpStream::connect(address).expect("connect");
     socket
         .set_read_timeout(Some(Duration::from_secs(30)))
         .expect("deadline");
     let mut buffer = vec![0; 128 * 1024];
     let mut read = 0;
+    let cpu_before = cpu();
     let start = Instant::now();
     socket
         .write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
@@ -171,7 +192,10 @@ fn fetch(address: SocketAddr, load: Load) -> Duration {
             some => read += some,
         }
     }
-    let took = start.elapsed();
+    let wall = start.elapsed();
     assert!(read >= load.frames * load.len, "a byte is missing");
-    took
+    Cost {
+        wall,
+        cpu: cpu().saturating_sub(cpu_before),
+    }
 }
