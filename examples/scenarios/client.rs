@@ -138,10 +138,10 @@ impl Client {
     }
 
     /// Sends until nothing more goes out for a while; gives how much went.
-    pub(crate) async fn fill(&mut self) -> Result<usize, BoxError> {
+    pub(crate) async fn fill(&mut self, at_most: usize) -> Result<usize, BoxError> {
         let chunk = vec![b'x'; 64 * 1024];
         let (mut sent, mut quiet) = (0, 0);
-        while quiet < 20 {
+        while quiet < 20 && sent < at_most {
             match self.beside.write(&chunk) {
                 Ok(written) => (sent, quiet) = (sent + written, 0),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {

@@ -45,7 +45,6 @@ fn line(done: &Done, at_most: Duration, missed: &mut Vec<String>) -> String {
                 format!("{read}{:.1}", after.as_secs_f64() * 1e3)
             }
             Some(Ok(Saw::NotSeen)) => "-".to_owned(),
-            Some(Ok(Saw::NotYet)) => "not yet".to_owned(),
             Some(Err(_)) => "failed".to_owned(),
         };
         if !done.is_met(column, at_most) {

@@ -103,6 +103,7 @@ pub(crate) struct Row {
 const BYTES_BEHIND: &str = "hyper stops reading at bytes behind the request";
 const NOT_READ: &str = "hyper reads no further than the handler does";
 const HIDDEN: &str = "TCP: the FIN waits behind bytes that nobody reads; see drain_request";
+const HELD: &str = "TCP: as without it; only what the handler lets go of is read away";
 const HIS_RIGHT: &str = "a half-close is the client's right; TCP shows a close at the next write";
 const OWN_READ: &str = "the handler's own read fails, and the handler goes on";
 const STALLS: &str = "no disconnect: the connection is open (the stall time-out's work)";
@@ -234,7 +235,10 @@ fn uploads() -> Vec<Row> {
         for leaves in [Leaves::Fin, Leaves::ShutdownWrite] {
             let mut row = Row::new(LargePost, does, leaves);
             row.drain = true;
-            rows.push(row);
+            rows.push(match does {
+                HoldsUpload | ReadsSomeUpload => row.nobody(HELD),
+                _ => row,
+            });
         }
     }
     for leaves in AWAY {

@@ -10,9 +10,11 @@ use std::{
 
 use axum::{Router, body::Body, serve::ListenerExt};
 use bodyguard::{
-    DisconnectLayer,
+    BoxError, DisconnectLayer,
     net::{self, Peer, WatchedListener},
+    scope::RequestBody,
 };
+use bytes::Bytes;
 use futures_util::future::Either;
 use http::{Request, Response};
 use hyper_util::{
@@ -30,7 +32,7 @@ use tokio_rustls::{
     TlsAcceptor, TlsConnector,
     rustls::{self, pki_types},
 };
-use tower::{Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
+use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 
 use crate::{
     rows::{Row, Setup},
@@ -50,21 +52,14 @@ type App = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
-/// The layer with `drain_request`, or `None` as long as it does not exist.
-///
-/// The one place to switch those rows on.
-fn draining(_layer: &DisconnectLayer) -> Option<DisconnectLayer> {
-    None
-}
+/// What the layer reads away of an upload in the rows with `drain_request`.
+pub(crate) const DRAINED: usize = 64 << 20;
 
 impl Server {
-    /// `None` if the row needs what is not built yet.
-    pub(crate) async fn start(row: &Row, setup: Setup) -> io::Result<Option<Self>> {
+    pub(crate) async fn start(row: &Row, setup: Setup) -> io::Result<Self> {
         let (events, received) = mpsc::unbounded_channel();
         let stage = Arc::new(Stage::new(row, setup.layered(), events));
-        let Some(app) = app(&stage) else {
-            return Ok(None);
-        };
+        let app = app(&stage);
         let tcp = TcpListener::bind("127.0.0.1:0").await?;
         let addr = tcp.local_addr()?;
         let (acceptor, connector) = match row.tls {
@@ -101,37 +96,47 @@ impl Server {
                 serving.spawn(over_hyper(Either::Left(tcp), app, half_close, acceptor));
             }
         }
-        Ok(Some(Self {
+        Ok(Self {
             addr,
             connector,
             events: received,
             stage,
             _serving: serving,
-        }))
+        })
     }
 }
 
 /// The row's handler, behind the layer if it is to have one.
-fn app(stage: &Arc<Stage>) -> Option<App> {
+fn app(stage: &Arc<Stage>) -> App {
     let (handled, ends) = (stage.clone(), stage.clone());
     let handler = service_fn(move |request| {
         let answered = answer(handled.clone(), request);
         async { Ok::<_, Infallible>(answered.await) }
     });
     if !stage.layered {
-        return Some(BoxCloneSyncService::new(handler));
+        return BoxCloneSyncService::new(handler);
     }
-    let mut layer = DisconnectLayer::new().on_end(move |report| {
+    let layer = DisconnectLayer::new().on_end(move |report| {
         if !report.outcome().is_complete() {
             ends.seen(How::Ended(report.outcome()));
         }
     });
     if stage.row.drain {
-        layer = draining(&layer)?;
+        let handler =
+            handler.map_request(|request: Request<RequestBody<Body>>| request.map(Body::new));
+        return boxed(layer.drain_request(DRAINED as u64).layer(handler));
     }
-    let scoped = layer.layer(handler);
-    let scoped = scoped.map_response(|response: Response<_>| response.map(Body::new));
-    Some(BoxCloneSyncService::new(scoped))
+    boxed(layer.layer(handler))
+}
+
+fn boxed<S, B>(service: S) -> App
+where
+    S: Service<Request<Body>, Response = Response<B>, Error = Infallible>,
+    S: Clone + Send + Sync + 'static,
+    S::Future: Send,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    BoxCloneSyncService::new(service.map_response(|response: Response<B>| response.map(Body::new)))
 }
 
 /// Serves with bare hyper, for what `axum::serve` and `net::serve` do not set.
