@@ -92,6 +92,43 @@ async fn what_the_stream_reads_is_noted_without_a_watch() {
 }
 
 #[tokio::test]
+async fn a_held_up_write_fails_once_its_client_has_gone() {
+    let (mut client, mut server) = pair(false).await;
+    client.write_all(b"bytes nobody reads").await.unwrap();
+    client.shutdown().await.unwrap();
+    // The client stays, and reads nothing.
+    let error = within(async {
+        loop {
+            if let Err(error) = server.write_all(&[0; 64 * 1024]).await {
+                break error;
+            }
+        }
+    })
+    .await;
+    assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+    assert_eq!(server.peer().end(), Some(PeerEnd::Fin));
+}
+
+#[tokio::test]
+async fn a_held_up_write_goes_on_for_a_client_that_may_half_close() {
+    const LENGTH: usize = 16 << 20;
+    let (mut client, mut server) = pair(true).await;
+    client.shutdown().await.unwrap();
+    let writing = tokio::spawn(async move {
+        server.write_all(&vec![0; LENGTH]).await.unwrap();
+        server.shutdown().await.unwrap();
+        server
+    });
+    // Held up for longer than it takes until the write watches.
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    assert!(!writing.is_finished());
+    let mut got = Vec::new();
+    within(client.read_to_end(&mut got)).await.unwrap();
+    assert_eq!(got.len(), LENGTH);
+    assert_eq!(within(writing).await.unwrap().peer().end(), None);
+}
+
+#[tokio::test]
 async fn reading_into_no_room_is_no_end_of_file() {
     let (mut client, mut server) = pair(false).await;
     // tokio asks a socket that has nothing to read for nothing, and waits.
