@@ -78,6 +78,9 @@ impl Offload {
             self.send(data);
         } else {
             // Small frames are copied together: a copy costs less than a call.
+            if self.gathered.is_empty() {
+                self.gathered.reserve(SLICE);
+            }
             self.gathered.extend_from_slice(&data);
             if self.gathered.len() >= SLICE {
                 self.put_gathered();
