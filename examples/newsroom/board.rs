@@ -1,10 +1,10 @@
 //! What `/api/streams` shows: live scopes from the supervisor, and the last end reports.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicI64, AtomicUsize, Ordering},
+        atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -19,7 +19,8 @@ const KEPT: usize = 100;
 #[derive(Clone)]
 pub(crate) struct Board {
     supervisor: Supervisor,
-    ended: Arc<Mutex<VecDeque<Ended>>>,
+    ended: Arc<Mutex<Book>>,
+    closers: Arc<Closers>,
     readers: Arc<AtomicUsize>,
     exports_committed: Arc<AtomicI64>,
 }
@@ -33,10 +34,44 @@ impl Drop for Reader {
     }
 }
 
+/// A closer that a handler registers; the board counts for itself which of them have run.
+pub(crate) struct Closer(Arc<Closers>);
+
+impl Closer {
+    pub(crate) fn runs(self) {
+        self.0.run.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[derive(Default)]
+struct Closers {
+    registered: AtomicU64,
+    run: AtomicU64,
+}
+
+/// The last reports, and the sums of all.
+#[derive(Default)]
+struct Book {
+    last: VecDeque<Ended>,
+    totals: Totals,
+}
+
+/// Since the start, without the board's own requests.
+#[derive(Clone, Default, Serialize)]
+struct Totals {
+    outcomes: BTreeMap<&'static str, u64>,
+    closers_registered: u64,
+    closers_run: u64,
+    closers_failed: u64,
+    closers_unrun: u64,
+    tasks_panicked: u64,
+}
+
 #[derive(Serialize)]
 pub(crate) struct View {
     live: Vec<Live>,
     ended: Vec<Ended>,
+    totals: Totals,
     feeds: Feeds,
     readers: usize,
     exports_committed: i64,
@@ -85,6 +120,7 @@ impl Board {
         Self {
             supervisor: supervisor.clone(),
             ended: Arc::default(),
+            closers: Arc::default(),
             readers: Arc::default(),
             exports_committed: Arc::default(),
         }
@@ -95,9 +131,23 @@ impl Board {
         if report.uri.path().starts_with("/api/") {
             return;
         }
-        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        ended.truncate(KEPT - 1);
-        ended.push_front(Ended::from(report));
+        let mut book = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        book.last.truncate(KEPT - 1);
+        book.last.push_front(Ended::from(report));
+        let totals = &mut book.totals;
+        *totals
+            .outcomes
+            .entry(report.outcome().as_str())
+            .or_default() += 1;
+        totals.closers_failed += report.counts.closers_failed;
+        totals.closers_unrun += report.counts.closers_unrun;
+        totals.tasks_panicked += report.counts.tasks_panicked;
+    }
+
+    /// Counts a closer as registered.
+    pub(crate) fn closer(&self) -> Closer {
+        self.closers.registered.fetch_add(1, Ordering::Relaxed);
+        Closer(self.closers.clone())
     }
 
     pub(crate) fn reader(&self) -> Reader {
@@ -111,10 +161,16 @@ impl Board {
     }
 
     pub(crate) fn view(&self, (news, weather): (usize, usize)) -> View {
-        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let live = self.supervisor.snapshot().iter().map(Live::from).collect();
+        let book = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         View {
-            live: self.supervisor.snapshot().iter().map(Live::from).collect(),
-            ended: ended.iter().cloned().collect(),
+            live,
+            ended: book.last.iter().cloned().collect(),
+            totals: Totals {
+                closers_registered: self.closers.registered.load(Ordering::Relaxed),
+                closers_run: self.closers.run.load(Ordering::Relaxed),
+                ..book.totals.clone()
+            },
             feeds: Feeds { news, weather },
             readers: self.readers.load(Ordering::Relaxed),
             exports_committed: self.exports_committed.load(Ordering::Relaxed),

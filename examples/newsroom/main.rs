@@ -2,7 +2,8 @@
 //! writer, a producer that breaks, and a page that shows what the server holds.
 //!
 //! `cargo run --example newsroom`, then open <http://127.0.0.1:3000>. `BIND` sets another address,
-//! `DATABASE_URL=postgres://…` another database. Ctrl-C drains and prints the report.
+//! `DATABASE_URL=postgres://…` another database, `STALL_SECONDS` how long a client may read nothing
+//! (30). Ctrl-C drains and prints the report.
 
 use std::{env, process::ExitCode, sync::Arc, time::Duration};
 
@@ -18,6 +19,7 @@ use bodyguard::{
     BoxError, Cleanup, DisconnectLayer, FrameSender, Shutdown, Stack, Supervisor, TaskGroup, net,
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::{task::JoinSet, time::interval};
 use tokio_stream::StreamExt;
 
 mod board;
@@ -31,6 +33,10 @@ use feeds::Feeds;
 
 /// How long a shutdown may take.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// What is read of uploads that no handler wants, to see a client leave behind one.
+const UNREAD: u64 = 1 << 20;
+/// Histograms keep every value until then.
+const UPKEEP: Duration = Duration::from_secs(5);
 /// A page of the export every so often, so that there is something to watch, and to leave.
 const EXPORT_PACE: Duration = Duration::from_millis(120);
 
@@ -43,7 +49,7 @@ struct Newsroom {
 
 type Shared = State<Arc<Newsroom>>;
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return failed(error.into()),
@@ -72,6 +78,8 @@ async fn run() -> Result<(), BoxError> {
     });
     let board = newsroom.board.clone();
     board.exports_committed(newsroom.db.exports_committed().await?);
+    let mut upkeep = JoinSet::new();
+    upkeep.spawn(keep_up(newsroom.metrics.clone()));
 
     // Event streams are told when the server goes; everything else may finish.
     let goodbye = Shutdown::end_now().last_frame("text/event-stream", "event: bye\ndata: {}\n\n");
@@ -91,7 +99,9 @@ async fn run() -> Result<(), BoxError> {
         .layer(
             Stack::new()
                 .supervisor(&supervisor)
-                .on_end(move |report| board.ended(report)),
+                .on_end(move |report| board.ended(report))
+                .stall_timeout(stall_timeout()?)
+                .drain_request(UNREAD),
         );
 
     let bind = env::var("BIND").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
@@ -108,14 +118,32 @@ async fn run() -> Result<(), BoxError> {
     Ok(())
 }
 
+/// How long a client may read nothing before its streams are ended and their feeds let go.
+fn stall_timeout() -> Result<Duration, BoxError> {
+    let seconds = env::var("STALL_SECONDS").unwrap_or_else(|_| "30".to_owned());
+    let seconds: u64 = seconds
+        .parse()
+        .map_err(|_| format!("STALL_SECONDS is not a number: {seconds}"))?;
+    Ok(Duration::from_secs(seconds))
+}
+
+async fn keep_up(metrics: PrometheusHandle) {
+    let mut every = interval(UPKEEP);
+    loop {
+        every.tick().await;
+        metrics.run_upkeep();
+    }
+}
+
 async fn page() -> Html<&'static str> {
     Html(include_str!("page.html"))
 }
 
 /// News and weather, merged as they come. The client's going cancels both relays.
 async fn stream(State(newsroom): Shared, group: TaskGroup, cleanup: Cleanup) -> Response {
-    let reader = newsroom.board.reader();
+    let (reader, closer) = (newsroom.board.reader(), newsroom.board.closer());
     cleanup.defer(move |_| async move {
+        closer.runs();
         drop(reader);
         Ok(())
     });
@@ -148,8 +176,9 @@ async fn export(
     let export = begun
         .map_err(|error| (StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?
         .shared();
-    let transaction = export.clone();
+    let (transaction, closer) = (export.clone(), newsroom.board.closer());
     cleanup.defer(move |ending| async move {
+        closer.runs();
         let Some(export) = transaction.lock().await.take() else {
             return Ok(());
         };
