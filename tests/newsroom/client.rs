@@ -9,8 +9,8 @@ use std::{
 };
 
 use flate2::write::GzDecoder;
-use http::{Request, Response, header};
-use http_body_util::{BodyExt, Empty};
+use http::{Request, Response, header, request};
+use http_body_util::{BodyExt, Full};
 use hyper::{
     body::{Bytes, Incoming},
     client::conn::{http1, http2},
@@ -38,8 +38,8 @@ pub(crate) enum Protocol {
 pub(crate) const PROTOCOLS: [Protocol; 2] = [Protocol::Http1, Protocol::Http2];
 
 enum Sender {
-    Http1(http1::SendRequest<Empty<Bytes>>),
-    Http2(http2::SendRequest<Empty<Bytes>>),
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
 }
 
 /// One connection; dropping it closes the socket, whatever it still carries.
@@ -115,18 +115,25 @@ impl Client {
     }
 
     async fn request(&mut self, path: &str, accept: &str) -> Response<Incoming> {
-        let addr = self.addr;
-        let request = Request::get(match self.sender {
-            Sender::Http1(_) => path.to_owned(),
-            Sender::Http2(_) => format!("http://{addr}{path}"),
-        })
-        .header(header::HOST, addr.to_string())
-        .header(header::ACCEPT_ENCODING, accept)
-        .body(Empty::new())
-        .unwrap();
+        let request = Request::get(path).header(header::ACCEPT_ENCODING, accept);
+        self.send(request, "").await
+    }
+
+    /// Sends a request for a path; the host is added.
+    pub(crate) async fn send(
+        &mut self,
+        request: request::Builder,
+        body: &'static str,
+    ) -> Response<Incoming> {
+        let addr = self.addr.to_string();
+        let request = request.header(header::HOST, &addr);
+        let mut request = request.body(Full::from(body)).unwrap();
         let response = match &mut self.sender {
             Sender::Http1(sender) => within(sender.send_request(request)).await,
-            Sender::Http2(sender) => within(sender.send_request(request)).await,
+            Sender::Http2(sender) => {
+                *request.uri_mut() = format!("http://{addr}{}", request.uri()).parse().unwrap();
+                within(sender.send_request(request)).await
+            }
         };
         response.unwrap()
     }
