@@ -35,11 +35,26 @@ pub(super) enum Verdict {
     Negotiable,
 }
 
-/// Content known to be shorter or equal is not worth the headers.
+/// Whether content is known to be too short to be worth the headers.
+///
+/// Not said of a 304, whose head speaks of another response's content.
+pub(super) fn is_too_small(
+    status: StatusCode,
+    size: Option<u64>,
+    wish: Option<Compress>,
+    options: &Options,
+) -> bool {
+    let least = match wish {
+        Some(Compress::Always) => 1,
+        _ => options.min_size.max(1),
+    };
+    status != StatusCode::NOT_MODIFIED && size.is_some_and(|size| size < least)
+}
+
+/// What may be done with a response that is not too small.
 pub(super) fn judge(
     method: &Method,
     parts: &Parts,
-    size: Option<u64>,
     wish: Option<Compress>,
     options: &Options,
 ) -> Verdict {
@@ -65,14 +80,6 @@ pub(super) fn judge(
     }
     if status == StatusCode::NOT_MODIFIED {
         return Verdict::HeadersOnly;
-    }
-    let least = if wish == Some(Compress::Always) {
-        1
-    } else {
-        options.min_size.max(1)
-    };
-    if size.is_some_and(|size| size < least) {
-        return Verdict::LeaveAlone;
     }
     Verdict::Negotiable
 }

@@ -7,60 +7,64 @@ pub(super) fn compressible(content_type: Option<&HeaderValue>) -> bool {
     let Some(value) = content_type else {
         return true;
     };
-    let essence = value
-        .as_bytes()
-        .split(|b| *b == b';')
-        .next()
-        .unwrap_or_default();
-    let essence = essence.trim_ascii().to_ascii_lowercase();
-    let Ok(essence) = std::str::from_utf8(&essence) else {
+    let essence = value.as_bytes().split(|b| *b == b';').next();
+    let essence = essence.unwrap_or_default().trim_ascii();
+    let Some(slash) = essence.iter().position(|b| *b == b'/') else {
         return true;
     };
-    let Some((kind, subtype)) = essence.split_once('/') else {
-        return true;
-    };
-    match kind {
-        "image" => matches!(subtype, "svg+xml" | "bmp" | "x-bmp" | "x-ms-bmp"),
-        "audio" | "video" => false,
-        "font" => !matches!(subtype, "woff" | "woff2"),
-        "application" => !is_packed(subtype),
-        _ => true,
+    let (kind, subtype) = (&essence[..slash], &essence[slash + 1..]);
+    if is(kind, "text") {
+        true
+    } else if is(kind, "application") {
+        !is_packed(subtype)
+    } else if is(kind, "image") {
+        UNPACKED_IMAGES.iter().any(|name| is(subtype, name))
+    } else if is(kind, "font") {
+        !is(subtype, "woff") && !is(subtype, "woff2")
+    } else {
+        !is(kind, "audio") && !is(kind, "video")
     }
 }
 
-/// Archives, packed fonts, and gRPC, whose messages have a compression of their own.
-fn is_packed(subtype: &str) -> bool {
-    if let Some(rest) = subtype.strip_prefix("grpc") {
-        return rest.is_empty() || rest.starts_with('+');
-    }
-    matches!(
-        subtype,
-        "zip"
-            | "gzip"
-            | "x-gzip"
-            | "x-tgz"
-            | "x-gtar"
-            | "x-bzip"
-            | "x-bzip2"
-            | "x-xz"
-            | "x-lzma"
-            | "x-lzip"
-            | "x-lz4"
-            | "x-compress"
-            | "x-zip-compressed"
-            | "zstd"
-            | "x-7z-compressed"
-            | "vnd.rar"
-            | "x-rar-compressed"
-            | "java-archive"
-            | "vnd.android.package-archive"
-            | "epub+zip"
-            | "font-woff"
-            | "font-woff2"
-            | "x-font-woff"
-            | "x-font-woff2"
-    )
+fn is(name: &[u8], known: &str) -> bool {
+    name.eq_ignore_ascii_case(known.as_bytes())
 }
+
+/// Archives, packed fonts, and gRPC, whose messages have a compression of their own.
+fn is_packed(subtype: &[u8]) -> bool {
+    let (start, rest) = subtype.split_at(subtype.len().min(4));
+    let grpc = is(start, "grpc") && (rest.is_empty() || rest[0] == b'+');
+    grpc || PACKED.iter().any(|name| is(subtype, name))
+}
+
+const UNPACKED_IMAGES: [&str; 4] = ["svg+xml", "bmp", "x-bmp", "x-ms-bmp"];
+
+const PACKED: [&str; 24] = [
+    "zip",
+    "gzip",
+    "x-gzip",
+    "x-tgz",
+    "x-gtar",
+    "x-bzip",
+    "x-bzip2",
+    "x-xz",
+    "x-lzma",
+    "x-lzip",
+    "x-lz4",
+    "x-compress",
+    "x-zip-compressed",
+    "zstd",
+    "x-7z-compressed",
+    "vnd.rar",
+    "x-rar-compressed",
+    "java-archive",
+    "vnd.android.package-archive",
+    "epub+zip",
+    "font-woff",
+    "font-woff2",
+    "x-font-woff",
+    "x-font-woff2",
+];
 
 #[cfg(test)]
 mod tests {

@@ -116,90 +116,90 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        loop {
-            let response = match this.state.as_mut().project() {
-                StateProjection::Refused => not_acceptable(),
-                StateProjection::Away(whole) => ready!(whole.poll(cx)),
-                StateProjection::Inner(future) => {
-                    let response = ready!(future.poll(cx))?;
-                    match this.call.treat(response, cx) {
-                        Treated::Answer(response) => response,
-                        Treated::Away(whole) => {
-                            this.state.set(State::Away(whole));
-                            continue;
-                        }
-                    }
+        if let StateProjection::Inner(future) = this.state.as_mut().project() {
+            let response = ready!(future.poll(cx))?;
+            match this.call.treat(response, cx) {
+                Ok(response) => {
+                    this.state.set(State::Done);
+                    return Poll::Ready(Ok(response));
                 }
-                StateProjection::Done => panic!("polled after completion"),
-            };
-            this.state.set(State::Done);
-            return Poll::Ready(Ok(response));
+                Err(whole) => this.state.set(State::Away(whole)),
+            }
         }
+        let response = match this.state.as_mut().project() {
+            StateProjection::Away(whole) => ready!(whole.poll(cx)),
+            StateProjection::Refused => not_acceptable(),
+            StateProjection::Inner(_) | StateProjection::Done => panic!("polled after completion"),
+        };
+        this.state.set(State::Done);
+        Poll::Ready(Ok(response))
     }
 }
 
-enum Treated<B> {
-    Answer(Response<CompressionBody<B>>),
-    Away(Whole),
-}
-
 impl Call {
-    fn treat<B>(&self, response: Response<B>, cx: &mut Context<'_>) -> Treated<B>
+    /// What the client gets; `Err` while a whole body is being compressed on another thread.
+    fn treat<B>(
+        &self,
+        mut response: Response<B>,
+        cx: &mut Context<'_>,
+    ) -> Result<Response<CompressionBody<B>>, Whole>
     where
         B: Body,
         B::Error: Into<BoxError>,
     {
+        let options = &self.core.options;
+        let wish = response.extensions_mut().remove::<Compress>();
+        let size = self.size(&response);
+        if headers::is_too_small(response.status(), size, wish, options) {
+            return Ok(response.map(CompressionBody::plain));
+        }
         let (mut parts, body) = response.into_parts();
-        let wish = parts.extensions.remove::<Compress>();
-        let size = self.size(&parts, &body);
-        let verdict = headers::judge(&self.method, &parts, size, wish, &self.core.options);
+        let verdict = headers::judge(&self.method, &parts, wish, options);
         if verdict != Verdict::LeaveAlone {
             headers::add_vary(&mut parts.headers);
         }
-        let coding = match (verdict, self.coding) {
-            (Verdict::Negotiable, Some(coding)) => coding,
-            (Verdict::HeadersOnly, Some(_)) => {
-                headers::weaken_etag(&mut parts.headers);
-                return Treated::Answer(Response::from_parts(parts, CompressionBody::plain(body)));
+        match (verdict, self.coding) {
+            (Verdict::Negotiable, Some(coding)) => self.encode(parts, body, size, coding, cx),
+            (verdict, coding) => {
+                if verdict == Verdict::HeadersOnly && coding.is_some() {
+                    headers::weaken_etag(&mut parts.headers);
+                }
+                Ok(Response::from_parts(parts, CompressionBody::plain(body)))
             }
-            _ => return Treated::Answer(Response::from_parts(parts, CompressionBody::plain(body))),
-        };
+        }
+    }
+
+    fn encode<B>(
+        &self,
+        mut parts: Parts,
+        body: B,
+        size: Option<u64>,
+        coding: Coding,
+        cx: &mut Context<'_>,
+    ) -> Result<Response<CompressionBody<B>>, Whole>
+    where
+        B: Body,
+        B::Error: Into<BoxError>,
+    {
         if self.method == Method::HEAD {
             headers::encode_head(&mut parts.headers, coding, None);
-            return Treated::Answer(Response::from_parts(parts, CompressionBody::head()));
+            return Ok(Response::from_parts(parts, CompressionBody::head()));
         }
         let source = Source::new(Account {
             promised: size,
             ends_at_length: self.version < Version::HTTP_2,
             given: 0,
         });
-        match size {
-            Some(size) if size <= whole::LIMIT => self.collect(parts, body, source, coding, cx),
-            _ => {
-                let stream = Stream::new(&self.core, coding, source, bytes::Bytes::new());
-                Treated::Answer(streamed(parts, coding, Inner::Plain(body), stream))
-            }
+        if size.is_none_or(|size| size > whole::LIMIT) {
+            let stream = Stream::new(&self.core, coding, source, bytes::Bytes::new());
+            return Ok(streamed(parts, coding, Inner::Plain(body), stream));
         }
-    }
-
-    fn collect<B>(
-        &self,
-        parts: Parts,
-        body: B,
-        source: Source,
-        coding: Coding,
-        cx: &mut Context<'_>,
-    ) -> Treated<B>
-    where
-        B: Body,
-        B::Error: Into<BoxError>,
-    {
         match whole::collect(body, source, cx) {
             Collected::Whole { data, trailers } => {
-                Whole::start(&self.core, coding, parts, data, trailers).map_or_else(
-                    |whole| Treated::Answer(whole.compress_here()),
-                    Treated::Away,
-                )
+                match Whole::start(&self.core, coding, parts, data, trailers) {
+                    Ok(away) => Err(away),
+                    Err(whole) => Ok(whole.compress_here()),
+                }
             }
             Collected::Stream {
                 inner,
@@ -207,16 +207,17 @@ impl Call {
                 data,
             } => {
                 let stream = Stream::new(&self.core, coding, source, data);
-                Treated::Answer(streamed(parts, coding, inner, stream))
+                Ok(streamed(parts, coding, inner, stream))
             }
         }
     }
 
     /// The size of the content as far as the head tells.
-    fn size(&self, parts: &Parts, body: &impl Body) -> Option<u64> {
-        if let Some(length) = headers::content_length(&parts.headers) {
+    fn size(&self, response: &Response<impl Body>) -> Option<u64> {
+        if let Some(length) = headers::content_length(response.headers()) {
             return Some(length);
         }
+        let body = response.body();
         let hint = match body.is_end_stream() {
             true => Some(0),
             false => body.size_hint().exact(),
