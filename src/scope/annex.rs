@@ -122,12 +122,12 @@ impl Scope {
         open: impl FnOnce(Option<&(dyn Any + Send + Sync)>, Weak<Scope>) -> Arc<A>,
     ) -> Option<Arc<A>> {
         let mut state = self.lock();
-        let annex = match &state.annex {
+        let annex = match &state.work().annex {
             Slot::Open(annex) | Slot::Closing(annex) => annex.clone(),
             Slot::Closed => return None,
             Slot::Unused => {
                 let annex = open(state.options.annex.as_deref(), Arc::downgrade(self));
-                state.annex = Slot::Open(annex.clone());
+                state.work().annex = Slot::Open(annex.clone());
                 state.used = true;
                 return Some(annex);
             }
@@ -138,13 +138,13 @@ impl Scope {
 
     /// The annex, if it is open or closing.
     pub(crate) fn opened_annex<A: Annex>(&self) -> Option<Arc<A>> {
-        let annex = self.lock().annex.get()?.clone();
+        let annex = self.lock().work.as_ref()?.annex.get()?.clone();
         annex.into_any().downcast().ok()
     }
 
     /// Whether the annex is, or would be, of no use any more.
     pub(crate) fn is_annex_closed(&self) -> bool {
-        matches!(self.lock().annex, Slot::Closing(_) | Slot::Closed)
+        matches!(self.lock().work().annex, Slot::Closing(_) | Slot::Closed)
     }
 
     /// Registers a closer that uses the annex; given back once that is closed.
@@ -152,11 +152,13 @@ impl Scope {
     /// In one critical section with the teardown's word that no closer is left.
     pub(crate) fn defer_with_annex(&self, closer: Closer) -> Result<(), Closer> {
         let mut state = self.lock();
-        if state.phase == Phase::Done || matches!(state.annex, Slot::Closing(_) | Slot::Closed) {
+        if state.phase == Phase::Done
+            || matches!(state.work().annex, Slot::Closing(_) | Slot::Closed)
+        {
             return Err(closer);
         }
         state.used = true;
-        state.closers.push(closer);
+        state.work().closers.push(closer);
         Ok(())
     }
 }
@@ -164,13 +166,13 @@ impl Scope {
 impl Scope {
     /// Teardown step 3. True if the annex did not answer in time.
     pub(super) async fn end_annex_tasks(&self) -> bool {
-        let annex = match &self.lock().annex {
+        let annex = match &self.lock().work().annex {
             Slot::Open(annex) => annex.clone(),
             _ => return false,
         };
         match annex.end_tasks().await {
             Some(tasks) => {
-                self.lock().counts.tasks_cancelled += tasks;
+                self.lock().work().counts.tasks_cancelled += tasks;
                 false
             }
             None => true,
@@ -181,10 +183,11 @@ impl Scope {
     pub(super) fn annex_closed(&self, annex: &Arc<dyn Annex>, closed: AnnexClosed) {
         {
             let mut state = self.lock();
-            state.counts.tasks_cancelled += closed.tasks_cancelled;
-            state.counts.closers_run += closed.closers_run;
-            state.counts.closers_failed += closed.failures.len() as u64;
-            state.counts.closers_unrun += closed.closers_unrun;
+            let counts = &mut state.work().counts;
+            counts.tasks_cancelled += closed.tasks_cancelled;
+            counts.closers_run += closed.closers_run;
+            counts.closers_failed += closed.failures.len() as u64;
+            counts.closers_unrun += closed.closers_unrun;
             for cause in closed.failures {
                 state.note_failure(Outcome::Failed, cause);
             }
@@ -202,7 +205,7 @@ impl Scope {
 
     /// Names what runs in an annex that was being closed and is not waited for any longer.
     pub(super) fn name_annex(&self) {
-        let annex = match &self.lock().annex {
+        let annex = match &self.lock().work().annex {
             Slot::Closing(annex) => annex.clone(),
             _ => return,
         };
@@ -215,7 +218,7 @@ impl Scope {
     fn annex_stuck(&self, annex: &Arc<dyn Annex>, what: String) {
         {
             let mut state = self.lock();
-            state.stuck.push(what.clone());
+            state.work().stuck.push(what.clone());
             let failure = Failure::new(FailureKind::StillRunning { what: what.clone() });
             state.note_failure(Outcome::Failed, failure.into());
         }
@@ -227,6 +230,6 @@ impl Scope {
 impl State {
     /// What of the annex runs now, for the drain's account.
     pub(super) fn annex_running(&self) -> Option<String> {
-        self.annex.still_running()
+        self.work.as_ref()?.annex.still_running()
     }
 }

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use super::{
     detector::Detector,
     failure::{Failure, FailureKind, contained},
-    judge::{End, Held, Instead, Judged, Next, whole},
+    judge::{End, Held, Judged, Next},
     limit::Limit,
     machine::Scope,
     owner::{Finisher, Owner},
@@ -34,7 +34,7 @@ use crate::{
 ///
 /// **On drop**: the end starts, the inner body is dropped, and the teardown moves to a task on the
 /// runtime that was current at the call.
-#[pin_project]
+#[pin_project(project = Projected)]
 pub struct ScopeBody<B> {
     // Field order is drop order: signals, inner body, teardown.
     owner: Owner,
@@ -53,8 +53,12 @@ enum Inner<B> {
 
 #[derive(Debug)]
 enum Stage {
-    /// The inner body is asked; a frame polled ahead goes first.
-    Streaming { ahead: Option<Bytes> },
+    /// The inner body is asked.
+    Streaming,
+    /// The same, but what it gives is judged by an owner further out.
+    Passing,
+    /// This was polled ahead of the head, and goes first.
+    Ahead(Bytes),
     /// The length is reached and the inner body may still have trailers: this frame waits.
     AtLength(Bytes),
     /// The inner body is gone; the teardown runs, then this is shown.
@@ -86,6 +90,17 @@ impl Failing {
 }
 
 impl<B> ScopeBody<B> {
+    /// The body of a joined layer: the owner further out judges what passes.
+    pub(super) fn passing(inner: B) -> Self {
+        let mut body = Self::new(
+            Owner::free(),
+            Some(Inner::Inline(inner)),
+            Finisher::default(),
+        );
+        body.stage = Stage::Passing;
+        body
+    }
+
     /// A body under an owner whose head has passed.
     pub(super) fn streaming(owner: Owner, inner: B, finisher: Finisher) -> Self {
         Self::new(owner, Some(Inner::Inline(inner)), finisher)
@@ -100,9 +115,10 @@ impl<B> ScopeBody<B> {
         finisher: Finisher,
     ) -> Self {
         let mut body = Self::new(owner, Some(Inner::Boxed(inner)), finisher);
-        body.stage = match at_length {
-            Some(data) => Stage::AtLength(data),
-            None => Stage::Streaming { ahead },
+        body.stage = match (at_length, ahead) {
+            (Some(data), _) => Stage::AtLength(data),
+            (None, Some(data)) => Stage::Ahead(data),
+            (None, None) => Stage::Streaming,
         };
         body
     }
@@ -137,7 +153,7 @@ impl<B> ScopeBody<B> {
         Self {
             owner,
             inner,
-            stage: Stage::Streaming { ahead: None },
+            stage: Stage::Streaming,
             finisher,
         }
     }
@@ -172,7 +188,10 @@ where
     /// Lets the inner body of an interrupted scope go now; the rest is for who polls next.
     pub(super) fn cut(self: Pin<&mut Self>) {
         let this = self.project();
-        let asks = matches!(this.stage, Stage::Streaming { .. } | Stage::AtLength(_));
+        let asks = matches!(
+            this.stage,
+            Stage::Streaming | Stage::Ahead(_) | Stage::AtLength(_)
+        );
         if asks && this.owner.is_interrupted() {
             let end = Owner::interrupted();
             *this.stage = settle(end, this.owner, this.inner, this.finisher);
@@ -193,79 +212,28 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut this = self.project();
-        loop {
-            match this.stage {
-                Stage::Streaming { ahead } => {
-                    if let Some(data) = ahead.take() {
-                        return Poll::Ready(Some(Ok(Frame::data(data))));
-                    }
-                    if this.owner.scope().is_none() {
-                        return pass_through(this.inner, this.stage, cx);
-                    }
-                    let next = match ready!(poll_raw(this.owner, this.inner.as_mut(), cx)) {
-                        // Nearly every poll: the frame is passed on without being taken apart.
-                        Ok(Some(Ok(frame)))
-                            if this.owner.passes(&frame, || end_hint(this.inner.as_ref())) =>
-                        {
-                            return Poll::Ready(Some(Ok(frame.map_data(whole))));
-                        }
-                        Ok(frame) => Next::from(frame),
-                        Err(instead) => instead.into(),
-                    };
-                    match this.owner.judge(next, || end_hint(this.inner.as_ref())) {
-                        Judged::Pass(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
-                        Judged::AtLength(data) => *this.stage = Stage::AtLength(data),
-                        Judged::End(end) => {
-                            *this.stage =
-                                settle(end, this.owner, this.inner.as_mut(), this.finisher);
-                        }
-                    }
+        if !matches!(this.stage, Stage::Streaming) {
+            return this.proceed(None, cx);
+        }
+        let mut polled = poll_inner(this.owner, this.inner.as_mut(), cx);
+        if let Poll::Ready(Ok(Some(Ok(frame)))) = &mut polled {
+            // Nearly every poll: data, taken out in place, and more to come.
+            if let Some(data) = frame.data_mut() {
+                let length = data.remaining();
+                if this.owner.passes(length, || end_hint(this.inner.as_ref())) {
+                    return Poll::Ready(Some(Ok(Frame::data(data.copy_to_bytes(length)))));
                 }
-                Stage::AtLength(data) => {
-                    // HTTP/2 may still send trailers; more data would be more than promised.
-                    let next = ready!(poll_inner(this.owner, this.inner.as_mut(), cx));
-                    let data = std::mem::take(data);
-                    let end = this.owner.judge_at_length(data, next);
-                    *this.stage = settle(end, this.owner, this.inner.as_mut(), this.finisher);
-                }
-                Stage::Ending(held) => {
-                    let verdict = ready!(this.finisher.poll(cx));
-                    let failing = verdict
-                        .and_then(|verdict| verdict.failing(held.clean, &this.owner.detector));
-                    if let Some(failing) = failing {
-                        *this.stage = Stage::Failing(Box::new(failing));
-                    } else if let Some(data) = held.data.take() {
-                        if held.trailers.is_none() {
-                            *this.stage = Stage::Done { hint: None };
-                        }
-                        return Poll::Ready(Some(Ok(Frame::data(data))));
-                    } else {
-                        let trailers = held.trailers.take();
-                        *this.stage = Stage::Done { hint: None };
-                        return Poll::Ready(trailers.map(|map| Ok(Frame::trailers(map))));
-                    }
-                }
-                Stage::Failing(failing) => {
-                    if let Some(frame) = failing.last_frame.take() {
-                        return Poll::Ready(Some(Ok(Frame::data(frame))));
-                    }
-                    ready!(failing.poll_gap(cx));
-                    let error = failing.error.clone();
-                    *this.stage = Stage::Done { hint: None };
-                    return Poll::Ready(Some(Err(error)));
-                }
-                Stage::Done { .. } => return Poll::Ready(None),
             }
         }
+        let next = ready!(polled).map_or_else(|next| next, Next::from);
+        this.proceed(Some(next), cx)
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.stage {
             Stage::Done { .. } => true,
-            // A joined layer passes the inner body's word on; an owner shows its ends as they come.
-            Stage::Streaming { ahead: None } => {
-                self.owner.scope().is_none() && self.inner.as_ref().is_none_or(Inner::end_hint)
-            }
+            Stage::Passing => self.inner.as_ref().is_none_or(Inner::end_hint),
+            // An owner shows its ends as they come.
             _ => false,
         }
     }
@@ -273,11 +241,11 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.stage {
             // Polled ahead only under a promised length; the inner hint is short of this frame.
-            Stage::Streaming { ahead: Some(data) } => {
+            Stage::Ahead(data) => {
                 let promised = self.owner.detector.promised();
                 SizeHint::with_exact(promised.unwrap_or(data.len() as u64))
             }
-            Stage::Streaming { ahead: None } => {
+            Stage::Streaming | Stage::Passing => {
                 let hint = self.inner.as_ref().map(Inner::size_hint);
                 hint.unwrap_or_else(|| SizeHint::with_exact(0))
             }
@@ -291,7 +259,80 @@ where
     }
 }
 
-/// The body of a joined layer: the owner further out judges what passes.
+impl<B> Projected<'_, B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    /// Goes on from what the inner body gave, or from where the stage stands.
+    fn proceed(
+        mut self,
+        mut next: Option<Next>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            match self.stage {
+                Stage::Streaming => {
+                    // No stage leads here: it is `poll_frame` that asks, and brings the answer.
+                    let Some(next) = next.take() else {
+                        return Poll::Ready(None);
+                    };
+                    match self.owner.judge(next, || end_hint(self.inner.as_ref())) {
+                        Judged::Pass(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                        Judged::AtLength(data) => *self.stage = Stage::AtLength(data),
+                        Judged::End(end) => {
+                            *self.stage =
+                                settle(end, self.owner, self.inner.as_mut(), self.finisher);
+                        }
+                    }
+                }
+                Stage::Passing => return pass_through(self.inner, self.stage, cx),
+                Stage::Ahead(data) => {
+                    let data = std::mem::take(data);
+                    *self.stage = Stage::Streaming;
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Stage::AtLength(data) => {
+                    // HTTP/2 may still send trailers; more data would be more than promised.
+                    let given = ready!(poll_inner(self.owner, self.inner.as_mut(), cx));
+                    let next = given.map_or_else(|next| next, Next::from);
+                    let data = std::mem::take(data);
+                    let end = self.owner.judge_at_length(data, next);
+                    *self.stage = settle(end, self.owner, self.inner.as_mut(), self.finisher);
+                }
+                Stage::Ending(held) => {
+                    let verdict = ready!(self.finisher.poll(cx));
+                    let failing = verdict
+                        .and_then(|verdict| verdict.failing(held.clean, &self.owner.detector));
+                    if let Some(failing) = failing {
+                        *self.stage = Stage::Failing(Box::new(failing));
+                    } else if let Some(data) = held.data.take() {
+                        if held.trailers.is_none() {
+                            *self.stage = Stage::Done { hint: None };
+                        }
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    } else {
+                        let trailers = held.trailers.take();
+                        *self.stage = Stage::Done { hint: None };
+                        return Poll::Ready(trailers.map(|map| Ok(Frame::trailers(*map))));
+                    }
+                }
+                Stage::Failing(failing) => {
+                    if let Some(frame) = failing.last_frame.take() {
+                        return Poll::Ready(Some(Ok(Frame::data(frame))));
+                    }
+                    ready!(failing.poll_gap(cx));
+                    let error = failing.error.clone();
+                    *self.stage = Stage::Done { hint: None };
+                    return Poll::Ready(Some(Err(error)));
+                }
+                Stage::Done { .. } => return Poll::Ready(None),
+            }
+        }
+    }
+}
+
+#[inline(never)]
 fn pass_through<B>(
     mut inner: Pin<&mut Option<Inner<B>>>,
     stage: &mut Stage,
@@ -301,28 +342,23 @@ where
     B: Body,
     B::Error: Into<BoxError>,
 {
-    let frame = match inner.as_mut().as_pin_mut() {
-        Some(inner) => ready!(inner.poll_frame(cx)),
-        None => None,
+    let next = match inner.as_mut().as_pin_mut() {
+        Some(inner) => Next::from(ready!(inner.poll_frame(cx))),
+        None => Next::End,
     };
-    Poll::Ready(match frame {
-        Some(Ok(frame)) => Some(Ok(
-            frame.map_data(|mut data| data.copy_to_bytes(data.remaining()))
-        )),
-        Some(Err(error)) => {
-            inner.set(None);
-            *stage = Stage::Done { hint: None };
-            Some(Err(BodyError::new(error)))
-        }
-        None => {
-            inner.set(None);
-            *stage = Stage::Done { hint: None };
-            None
-        }
-    })
+    let frame = match next {
+        Next::Data(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+        Next::Trailers(trailers) => return Poll::Ready(Some(Ok(Frame::trailers(*trailers)))),
+        Next::Error(error) => Some(Err(BodyError::new(error))),
+        Next::End | Next::Interrupted | Next::Panicked => None,
+    };
+    inner.set(None);
+    *stage = Stage::Done { hint: None };
+    Poll::Ready(frame)
 }
 
 /// Tells the end, lets the inner body go, and says what comes next. The one way out of streaming.
+#[inline(never)]
 fn settle<B>(
     end: End,
     owner: &mut Owner,
@@ -355,40 +391,28 @@ fn settle<B>(
     }
 }
 
-fn poll_inner<B>(
-    owner: &mut Owner,
-    inner: Pin<&mut Option<Inner<B>>>,
-    cx: &mut Context<'_>,
-) -> Poll<Next>
-where
-    B: Body,
-    B::Error: Into<BoxError>,
-{
-    poll_raw(owner, inner, cx).map(|polled| polled.map_or_else(Next::from, Next::from))
-}
-
 type Given<B> = Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>;
 
-/// Asks the inner body for its next frame, as it is.
+/// Asks the inner body for its next frame, unless the end has come otherwise.
 #[inline]
-fn poll_raw<B: Body>(
+fn poll_inner<B: Body>(
     owner: &mut Owner,
     inner: Pin<&mut Option<Inner<B>>>,
     cx: &mut Context<'_>,
-) -> Poll<Result<Given<B>, Instead>> {
+) -> Poll<Result<Given<B>, Next>> {
     if owner.is_interrupted() {
-        return Poll::Ready(Err(Instead::Interrupted));
+        return Poll::Ready(Err(Next::Interrupted));
     }
     if owner.has_panicked() {
-        return Poll::Ready(Err(Instead::Panicked));
+        return Poll::Ready(Err(Next::Panicked));
     }
     let Some(inner) = inner.as_pin_mut() else {
-        return Poll::Ready(Err(Instead::End));
+        return Poll::Ready(Err(Next::End));
     };
     match owner.marked(|| inner.poll_frame(cx)) {
-        Poll::Ready(frame) => Poll::Ready(Ok(frame)),
+        Poll::Ready(given) => Poll::Ready(Ok(given)),
         // Registered before the second look, so that an interruption in between is not missed.
-        Poll::Pending if owner.watch(cx) => Poll::Ready(Err(Instead::Interrupted)),
+        Poll::Pending if owner.watch(cx) => Poll::Ready(Err(Next::Interrupted)),
         Poll::Pending => Poll::Pending,
     }
 }
@@ -396,25 +420,25 @@ fn poll_raw<B: Body>(
 impl Verdict {
     /// The error the body ends with, unless the end is to look whole.
     fn failing(self, clean: bool, detector: &Detector) -> Option<Failing> {
-        let whole = self.outcome.is_complete() || (clean && self.outcome == Outcome::Shutdown);
-        if whole {
-            return None;
-        }
         let outcome = self.outcome;
+        let fault = self
+            .fault
+            .filter(|_| !clean || outcome != Outcome::Shutdown)?;
         let error = BodyError::from(
-            self.cause
+            fault
+                .cause
                 .unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into()),
         );
         // Under a promised length a further frame would count as content.
         let gone = matches!(outcome, Outcome::Disconnected | Outcome::Dropped);
-        let words = self
+        let words = fault
             .last_words
             .filter(|_| !gone && detector.promised().is_none());
         let last_frame = words.and_then(|words| contained(|| words(&error)).ok().flatten());
         Some(Failing {
             last_frame: last_frame.filter(|frame| !frame.is_empty()),
-            gap: Limit::new(self.gap),
-            runtime: self.runtime,
+            gap: Limit::new(fault.gap),
+            runtime: fault.runtime,
             error,
         })
     }

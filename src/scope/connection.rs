@@ -59,8 +59,9 @@ impl Connection {
 pub(super) struct Watch {
     #[cfg(feature = "net")]
     armed: bool,
+    // Boxed: most requests are answered before they are ever pending.
     #[cfg(feature = "net")]
-    gone: Option<Gone>,
+    gone: Option<Box<Gone>>,
 }
 
 #[cfg(feature = "net")]
@@ -89,7 +90,7 @@ impl Watch {
             self.gone = connection
                 .peer
                 .as_ref()
-                .and_then(|peer| contained(|| peer.gone_after(ARM_AFTER)).ok());
+                .and_then(|peer| contained(|| Box::new(peer.gone_after(ARM_AFTER))).ok());
         }
         let Some(gone) = &mut self.gone else {
             return false;

@@ -33,7 +33,6 @@ pub(super) enum Seen {
 pub(super) struct Detector {
     promised: Option<u64>,
     produced: u64,
-    frames: u64,
 }
 
 impl Detector {
@@ -77,7 +76,6 @@ impl Detector {
     /// A data frame of `len` bytes; `end_hint` is the inner `is_end_stream()` after it.
     pub(super) fn data(&mut self, len: u64, end_hint: bool) -> Seen {
         self.produced = self.produced.saturating_add(len);
-        self.frames += 1;
         match self.promised {
             Some(promised) if self.produced > promised => Seen::Ended(Outcome::Failed),
             Some(promised) if self.produced == promised => {
@@ -99,7 +97,6 @@ impl Detector {
         let more = !end_hint && self.promised.is_none_or(|promised| produced < promised);
         if more {
             self.produced = produced;
-            self.frames += 1;
         }
         more
     }
@@ -118,10 +115,6 @@ impl Detector {
 
     pub(super) fn produced(&self) -> u64 {
         self.produced
-    }
-
-    pub(super) fn frames(&self) -> u64 {
-        self.frames
     }
 }
 

@@ -159,19 +159,19 @@ pub(super) fn enter<B>(request: &mut Request<B>, arriving: &Arriving<'_>) -> Ent
 }
 
 impl Arriving<'_> {
-    fn opening<B>(
+    fn opening<'s, B>(
         &self,
         request: &Request<B>,
         options: Arc<Options>,
-        supervisor: &Supervisor,
-    ) -> Opening {
+        supervisor: &'s Supervisor,
+    ) -> Opening<'s> {
         Opening {
             method: request.method().clone(),
             uri: request.uri().clone(),
             version: request.version(),
             connection: Connection::of(request.extensions()),
             options,
-            supervisor: supervisor.clone(),
+            supervisor,
             clock: self.clock,
             movable: self.movable,
         }
@@ -186,8 +186,8 @@ impl Scope {
         }
         let mut state = self.lock();
         state.options = Arc::new(state.options.merged(inner));
-        if let Some(policy) = inner.failure_policy {
-            state.tasks.set_policy(policy);
+        if let (Some(policy), Some(work)) = (inner.failure_policy, &mut state.work) {
+            work.tasks.set_policy(policy);
         }
     }
 }

@@ -139,7 +139,7 @@ fn poll_handler<F: Future>(
 
 /// Reads the head. `Err` if the body is over already, so that the teardown comes first.
 fn at_head<B>(
-    response: Response<B>,
+    mut response: Response<B>,
     owner: &mut Owner,
     finisher: &mut Finisher,
     cx: &mut Context<'_>,
@@ -148,18 +148,16 @@ where
     B: Body,
     B::Error: Into<BoxError>,
 {
-    let (mut parts, body) = response.into_parts();
     let Some(scope) = owner.scope() else {
         owner.release();
-        let body = ScopeBody::streaming(Owner::free(), body, Finisher::new(None));
-        return Ok(Response::from_parts(parts, body));
+        return Ok(response.map(ScopeBody::passing));
     };
-    let used = scope.at_head(&mut parts);
-    let (hint, end_hint) = (body.size_hint(), body.is_end_stream());
+    let used = scope.at_head(&mut response);
+    let (hint, end_hint) = (response.body().size_hint(), response.body().is_end_stream());
     let head = Detector::at_head(
         (&scope.method, scope.version),
-        parts.status,
-        &parts.headers,
+        response.status(),
+        response.headers(),
         &hint,
         end_hint,
     );
@@ -167,6 +165,7 @@ where
         Head::Streams(detector) => detector,
         Head::Ended(outcome) => {
             let hint = (scope.method == Method::HEAD).then_some(hint);
+            let (parts, body) = response.into_parts();
             drop(body);
             let end = match outcome {
                 Outcome::Complete => End::complete(None, None),
@@ -177,9 +176,10 @@ where
     };
     owner.streams(detector);
     if !used || detector.promised().is_none() {
-        let body = ScopeBody::streaming(mem::take(owner), body, mem::take(finisher));
-        return Ok(Response::from_parts(parts, body));
+        let (owner, finisher) = (mem::take(owner), mem::take(finisher));
+        return Ok(response.map(|body| ScopeBody::streaming(owner, body, finisher)));
     }
+    let (parts, body) = response.into_parts();
     // Something may fail in the teardown, and the whole body may be at hand: see if it is.
     let mut body = Box::pin(body);
     let mut waiting = None;

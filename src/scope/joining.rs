@@ -16,10 +16,10 @@ impl Scope {
     pub(super) async fn join_tasks(&self) {
         let (awaited, join, grace) = {
             let mut state = self.lock();
-            if state.tasks.close_if_idle() {
+            if state.work().tasks.close_if_idle() {
                 return;
             }
-            let awaited = state.natural && !state.tasks.cancelling;
+            let awaited = state.natural && !state.work().tasks.cancelling;
             (
                 awaited,
                 state.options.join_limit(),
@@ -42,8 +42,8 @@ impl Scope {
         self.cancel_tasks(|tasks| tasks.cancellation(|_| true));
         if !self.join(join, Tasks::is_idle).await {
             let mut state = self.lock();
-            let names: Vec<_> = state.tasks.names().collect();
-            state.stuck.extend(names);
+            let work = state.work();
+            work.stuck.extend(work.tasks.names());
         }
     }
 
@@ -57,8 +57,9 @@ impl Scope {
     fn cancel_tasks(&self, choose: impl FnOnce(&mut Tasks) -> Cancellation) {
         let cancellation = {
             let mut state = self.lock();
-            state.tasks.open = false;
-            choose(&mut state.tasks)
+            let tasks = &mut state.work().tasks;
+            tasks.open = false;
+            choose(tasks)
         };
         cancellation.carry_out();
     }
@@ -69,10 +70,11 @@ impl Scope {
         poll_fn(|cx| {
             {
                 let mut state = self.lock();
-                if met(&state.tasks) {
+                let tasks = &mut state.work().tasks;
+                if met(tasks) {
                     return Poll::Ready(true);
                 }
-                state.tasks.joiner = Some(cx.waker().clone());
+                tasks.joiner = Some(cx.waker().clone());
             }
             limit.poll(cx).map(|()| false)
         })
@@ -83,10 +85,10 @@ impl Scope {
 impl State {
     /// The join limit of a natural end is over: what still runs is named, and the end has failed.
     fn overran(&mut self, limit: Duration) {
-        let names: Vec<_> = self.tasks.names().collect();
+        let names: Vec<_> = self.work().tasks.names().collect();
         for what in names {
             let failure = Failure::new(FailureKind::OverranLimit { what, limit });
-            self.tasks.failed = true;
+            self.work().tasks.failed = true;
             self.note_failure(Outcome::Failed, failure.into());
         }
     }

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use bytes::{Buf, Bytes};
+use http::HeaderMap;
 use http_body::Frame;
 
 use super::{
@@ -16,10 +17,10 @@ use crate::{
     outcome::Outcome,
 };
 
-/// What the inner body gave.
+/// What the inner body gave. Small, since every frame passes through it.
 pub(super) enum Next {
     Data(Bytes),
-    Trailers(http::HeaderMap),
+    Trailers(Box<HeaderMap>),
     Error(BoxError),
     End,
     /// Someone else started the end.
@@ -55,7 +56,7 @@ impl End {
         Self::failed(Outcome::Truncated, Failure::new(kind).into())
     }
 
-    pub(super) fn complete(data: Option<Bytes>, trailers: Option<http::HeaderMap>) -> Self {
+    pub(super) fn complete(data: Option<Bytes>, trailers: Option<Box<HeaderMap>>) -> Self {
         Self {
             outcome: Outcome::Complete,
             cause: None,
@@ -80,7 +81,7 @@ impl End {
 #[derive(Debug, Default)]
 pub(super) struct Held {
     pub(super) data: Option<Bytes>,
-    pub(super) trailers: Option<http::HeaderMap>,
+    pub(super) trailers: Option<Box<HeaderMap>>,
     /// Shown although the outcome is not `Complete`: a last frame at shutdown.
     pub(super) clean: bool,
 }
@@ -91,40 +92,24 @@ impl Held {
     }
 }
 
-/// Why the inner body was not asked, or not waited for.
-pub(super) enum Instead {
-    End,
-    Interrupted,
-    Panicked,
-}
-
-impl From<Instead> for Next {
-    fn from(instead: Instead) -> Self {
-        match instead {
-            Instead::End => Next::End,
-            Instead::Interrupted => Next::Interrupted,
-            Instead::Panicked => Next::Panicked,
-        }
-    }
-}
-
-pub(super) fn whole(mut data: impl Buf) -> Bytes {
-    data.copy_to_bytes(data.remaining())
-}
-
 impl<D: Buf, E: Into<BoxError>> From<Option<Result<Frame<D>, E>>> for Next {
     fn from(frame: Option<Result<Frame<D>, E>>) -> Self {
         match frame {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(mut data) => Next::Data(data.copy_to_bytes(data.remaining())),
-                Err(frame) => match frame.into_trailers() {
-                    Ok(trailers) => Next::Trailers(trailers),
-                    Err(_) => Next::Data(Bytes::new()),
-                },
+                Err(frame) => trailers(frame),
             },
             Some(Err(error)) => Next::Error(error.into()),
             None => Next::End,
         }
+    }
+}
+
+#[cold]
+fn trailers<D>(frame: Frame<D>) -> Next {
+    match frame.into_trailers() {
+        Ok(trailers) => Next::Trailers(Box::new(trailers)),
+        Err(_) => Next::Data(Bytes::new()),
     }
 }
 
@@ -161,15 +146,8 @@ impl Owner {
 
     /// Whether this is data with more to come; then it is accounted for. Else `judge` decides.
     #[inline]
-    pub(super) fn passes<D: Buf>(
-        &mut self,
-        frame: &Frame<D>,
-        end_hint: impl FnOnce() -> bool,
-    ) -> bool {
-        let Some(data) = frame.data_ref() else {
-            return false;
-        };
-        let passes = self.detector.passes(data.remaining() as u64, end_hint());
+    pub(super) fn passes(&mut self, length: usize, end_hint: impl FnOnce() -> bool) -> bool {
+        let passes = self.detector.passes(length as u64, end_hint());
         if passes {
             self.account();
         }
@@ -192,19 +170,17 @@ impl Owner {
         }
     }
 
-    /// Writes down what has passed, where dashboards and the report read it.
+    /// Writes down what has passed, where dashboards and the report read it. Only the owner does.
     #[inline]
     fn account(&self) {
         let Some(scope) = self.scope() else {
             return;
         };
-        scope
-            .bytes
-            .store(self.detector.produced(), Ordering::Relaxed);
-        scope
-            .frames
-            .store(self.detector.frames(), Ordering::Relaxed);
-        if let (1, Some(opened)) = (self.detector.frames(), scope.opened) {
+        let frames = scope.frames.load(Ordering::Relaxed) + 1;
+        scope.frames.store(frames, Ordering::Relaxed);
+        let bytes = self.detector.produced();
+        scope.bytes.store(bytes, Ordering::Relaxed);
+        if let (1, Some(opened)) = (frames, scope.opened) {
             scope.lock().first_frame = Some(opened.elapsed());
         }
     }
@@ -218,7 +194,7 @@ impl Owner {
         self.scope().is_some_and(|scope| scope.lock().used)
     }
 
-    fn end_of_stream(&self, data: Option<Bytes>, trailers: Option<http::HeaderMap>) -> End {
+    fn end_of_stream(&self, data: Option<Bytes>, trailers: Option<Box<HeaderMap>>) -> End {
         match self.detector.end_of_stream() {
             Seen::Ended(Outcome::Complete) => End::complete(data, trailers),
             _ => self.broken(Outcome::Truncated),
@@ -266,7 +242,7 @@ impl Owner {
     /// A promised length cannot be cut cleanly; its body ends in an error instead.
     pub(super) fn clean_shutdown(&self) -> Option<Bytes> {
         let scope = self.scope().filter(|scope| scope.is_interrupted())?;
-        match &scope.lock().shut_by {
+        match &scope.lock().work.as_ref()?.shut_by {
             ShutBy::EndNow(frame) if self.detector.promised().is_none() => frame.clone(),
             _ => None,
         }

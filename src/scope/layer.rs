@@ -86,7 +86,7 @@ impl<V> ScopeLayer<V> {
     pub fn new() -> Self {
         Self {
             options: Arc::default(),
-            supervisor: Supervisor::new(),
+            supervisor: Supervisor::private(),
             clock: observe::ON,
             marks: PhantomData,
         }

@@ -29,13 +29,13 @@ use super::{
     connection::Connection,
     failure::{Failure, FailureKind, contained},
     options::Options,
-    state::{LastWords, Phase, State, Verdict, failure_status},
+    state::{LastWords, Phase, Release, State, Verdict, failure_status},
     teardown,
 };
 use crate::{
     error::Cause,
-    outcome::{Counts, EndReport, Ending, Outcome},
-    supervisor::{Registration, Released, Supervisor},
+    outcome::{EndReport, Ending, Outcome},
+    supervisor::{Registration, Supervisor},
 };
 
 /// Everything one request owns. Views are doors into it; the owner's end is its end.
@@ -60,28 +60,25 @@ pub(crate) struct Scope {
     pub(super) left: AtomicBool,
     pub(super) bytes: AtomicU64,
     pub(super) frames: AtomicU64,
-    /// Who polls the owner, to be woken by an interruption.
-    waker: Mutex<Option<Waker>>,
     state: Mutex<State>,
 }
 
 /// What a scope is opened with.
-pub(super) struct Opening {
+pub(super) struct Opening<'a> {
     pub(super) method: Method,
     pub(super) uri: Uri,
     pub(super) version: Version,
     pub(super) connection: Connection,
     pub(super) options: Arc<Options>,
-    pub(super) supervisor: Supervisor,
+    pub(super) supervisor: &'a Supervisor,
     pub(super) clock: bool,
     pub(super) movable: bool,
 }
 
 impl Scope {
     /// Opens a scope under its supervisor, and under `parent` for a cloned request.
-    pub(super) fn open(opening: Opening, parent: Option<&Arc<Scope>>) -> Arc<Self> {
-        let supervisor = opening.supervisor.clone();
-        let scope = supervisor.register(|registration| {
+    pub(super) fn open(opening: Opening<'_>, parent: Option<&Arc<Scope>>) -> Arc<Self> {
+        let scope = opening.supervisor.register(|registration| {
             Arc::new(Scope {
                 method: opening.method,
                 uri: opening.uri,
@@ -89,7 +86,7 @@ impl Scope {
                 opened: opening.clock.then(Instant::now),
                 connection: opening.connection,
                 runtime: Handle::try_current().ok(),
-                supervisor: opening.supervisor,
+                supervisor: opening.supervisor.clone(),
                 registration,
                 parent: OnceLock::new(),
                 cloned: AtomicBool::new(false),
@@ -98,7 +95,6 @@ impl Scope {
                 left: AtomicBool::new(false),
                 bytes: AtomicU64::new(0),
                 frames: AtomicU64::new(0),
-                waker: Mutex::new(None),
                 state: Mutex::new(State::new(opening.options)),
             })
         });
@@ -120,13 +116,13 @@ impl Scope {
             let mut theirs = child.lock();
             if theirs.phase != Phase::Done {
                 if !self.supervisor.is(&child.supervisor) {
-                    theirs.adopted = Some(self.supervisor.background(format!(
+                    theirs.work().adopted = Some(self.supervisor.background(format!(
                         "{} {}: body with a scope of its own",
                         self.method,
                         self.uri.path()
                     )));
                 }
-                state.children.push(child.clone());
+                state.work().children.push(child.clone());
             }
             drop(theirs);
             let unnatural = state.phase != Phase::Live && !state.natural;
@@ -149,32 +145,37 @@ impl Scope {
 
     /// Starts the end, once: the first cause wins.
     pub(super) fn start_end(&self, outcome: Outcome, cause: Option<Cause>) -> Started {
-        self.start(outcome, cause, false)
+        self.start(self.lock(), outcome, cause, false)
     }
 
     /// An end from outside is told to the owner, who may be polled by others at this moment, and to
     /// the tasks at once: the owner may not be polled for long.
-    fn start(&self, outcome: Outcome, cause: Option<Cause>, from_outside: bool) -> Started {
-        let (signals, tasks, children, owner_gone) = {
-            let mut state = self.lock();
-            if state.phase != Phase::Live {
-                return Started::Before;
-            }
-            state.begin(outcome, cause.clone(), self.opened.is_some());
-            let children = if state.natural {
-                Vec::new()
-            } else {
-                state.children.clone()
-            };
-            let natural = state.natural;
-            let tasks = (from_outside && !natural).then(|| state.tasks.cancel_all());
-            self.interrupted.store(from_outside, Ordering::Release);
-            // Read in the same critical section that moves the phase: an owner that goes later
-            // finds the end started, and tears down itself.
-            let owner_gone = state.owner_gone;
-            let signals = state.signals.end_started(natural);
-            (signals, tasks, children, owner_gone)
+    fn start(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        outcome: Outcome,
+        cause: Option<Cause>,
+        from_outside: bool,
+    ) -> Started {
+        if state.phase != Phase::Live {
+            return Started::Before;
+        }
+        state.begin(outcome, cause.clone(), self.opened.is_some());
+        let natural = state.natural;
+        self.interrupted.store(from_outside, Ordering::Release);
+        // Read in the same critical section that moves the phase: an owner that goes later
+        // finds the end started, and tears down itself.
+        let owner_gone = state.owner_gone;
+        let waker = state.waker.take_if(|_| from_outside);
+        let signals = state.signals.end_started(natural);
+        let (children, tasks) = match &mut state.work {
+            Some(work) if !natural => (
+                work.children.clone(),
+                from_outside.then(|| work.tasks.cancel_all()),
+            ),
+            _ => (Vec::new(), None),
         };
+        drop(state);
         signals.fire();
         if let Some(tasks) = tasks {
             tasks.carry_out();
@@ -183,10 +184,12 @@ impl Scope {
             child.interrupt(outcome, cause.clone());
         }
         if owner_gone {
-            Started::WithoutOwner
-        } else {
-            Started::UnderOwner
+            return Started::WithoutOwner;
         }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Started::UnderOwner
     }
 
     /// Ends the scope from outside its owner: cancellation, shutdown, a parent's end.
@@ -197,13 +200,10 @@ impl Scope {
             return false;
         }
         let cause = cause.unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into());
-        match self.start(outcome, Some(cause), true) {
+        match self.start(self.lock(), outcome, Some(cause), true) {
             Started::Before => return false,
             Started::WithoutOwner => teardown::detach(self.clone()),
-            Started::UnderOwner => {
-                self.wake_owner();
-                self.take_over();
-            }
+            Started::UnderOwner => self.take_over(),
         }
         true
     }
@@ -213,27 +213,18 @@ impl Scope {
     /// True if the end has started, now or before, and the owner has to tear down; false if holds
     /// keep the scope open, and the owner just leaves.
     pub(super) fn owner_ended(&self, outcome: Outcome, cause: Option<Cause>) -> bool {
-        let signals = {
-            let mut state = self.lock();
-            state.owner_ended = true;
-            if state.holds == 0 || state.phase != Phase::Live {
-                None
-            } else {
-                let natural = outcome.is_complete();
-                state.body_end = Some((outcome, cause.clone()));
-                Some(state.signals.body_ended(natural))
-            }
+        let mut state = self.lock();
+        state.owner_ended = true;
+        let live = state.phase == Phase::Live;
+        let Some(work) = state.work.as_mut().filter(|work| live && work.holds > 0) else {
+            self.start(state, outcome, cause, false);
+            return true;
         };
-        match signals {
-            Some(signals) => {
-                signals.fire();
-                false
-            }
-            None => {
-                self.start_end(outcome, cause);
-                true
-            }
-        }
+        work.body_end = Some((outcome, cause));
+        let signals = state.signals.body_ended(outcome.is_complete());
+        drop(state);
+        signals.fire();
+        false
     }
 
     /// The owner is about to go while holds are out. True if the end has started meanwhile.
@@ -246,23 +237,25 @@ impl Scope {
     /// The next step of the teardown after tasks and children: one critical section.
     pub(super) fn next_step(&self) -> Step {
         let mut state = self.lock();
-        state.closing = None;
-        if state.early > 0 {
+        let settled = state.settled;
+        let work = state.work();
+        work.closing = None;
+        if work.early > 0 {
             return Step::Wait;
         }
-        if let Some(closer) = state.closers.pop() {
-            state.closing = Some(closer.at);
+        if let Some(closer) = work.closers.pop() {
+            work.closing = Some(closer.at);
             return Step::Run(closer, state.ending(self));
         }
-        if let Some(annex) = state.annex.begin_close() {
+        if let Some(annex) = work.annex.begin_close() {
             return Step::Close(annex);
         }
-        if !state.after_end.is_empty() && !state.settled {
+        if !work.after_end.is_empty() && !settled {
             state.settled = true;
             return Step::Settled(state.verdict(self));
         }
-        if let Some(closer) = state.after_end.pop() {
-            state.closing = Some(closer.at);
+        if let Some(closer) = work.after_end.pop() {
+            work.closing = Some(closer.at);
             return Step::Run(closer, state.ending(self));
         }
         Step::Done(self.finish(&mut state))
@@ -271,14 +264,8 @@ impl Scope {
     /// Finishes at once if nothing is left to wait for.
     pub(super) fn try_finish(&self) -> Option<Finished> {
         let mut state = self.lock();
-        let idle = state.closers.is_empty()
-            && state.after_end.is_empty()
-            && state.tasks.is_idle()
-            && state.children.is_empty()
-            && state.early == 0
-            && state.phase == Phase::Ending
-            // Last: it closes.
-            && state.annex.close_if_idle();
+        let idle = state.phase == Phase::Ending
+            && state.work.as_mut().is_none_or(|work| work.close_if_idle());
         idle.then(|| self.finish(&mut state))
     }
 
@@ -289,22 +276,27 @@ impl Scope {
         if state.before_head && !state.outcome.is_complete() {
             state.status = Some(failure_status(state.outcome));
         }
-        state.lingering = !state.tasks.close();
+        if let Some(work) = &mut state.work {
+            state.lingering = !work.tasks.close();
+        }
         let wanted = state.keep_report || !state.options.on_end.is_empty() || super::observe::ON;
-        let report = wanted.then(|| state.report(self));
+        let report = wanted.then(|| Arc::new(state.report(self)));
         if state.keep_report {
-            state.report = report.clone().map(Arc::new);
+            state.work().report = report.clone();
         }
         let verdict = state.verdict(self);
-        let last_words = state.last_words.take();
+        let release = (!state.lingering).then(|| state.release());
+        let work = state.work.as_mut();
+        let (last_words, annex) = work
+            .map(|work| (work.last_words.take(), work.annex.finish()))
+            .unwrap_or_default();
         Finished {
             verdict,
+            report: report.map(|report| (report, state.options.clone())),
+            release,
             _last_words: last_words,
-            report,
-            options: state.options.clone(),
-            released: (!state.lingering).then(|| state.released()),
-            counts: state.counts,
-            annex: state.annex.finish(),
+            waker: state.waker.take(),
+            annex,
         }
     }
 
@@ -314,35 +306,25 @@ impl Scope {
 
     /// Remembers who polls the owner. The caller looks at `interrupted` again afterwards.
     pub(super) fn watch(&self, waker: &Waker) {
-        let mut slot = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *slot {
-            Some(old) => old.clone_from(waker),
-            None => *slot = Some(waker.clone()),
+        let known = |known: &Waker| known.will_wake(waker);
+        if self.lock().waker.as_ref().is_some_and(known) {
+            return;
         }
+        let waker = waker.clone();
+        let old = self.lock().waker.replace(waker);
+        drop(old);
     }
 
+    #[inline]
     pub(super) fn is_interrupted(&self) -> bool {
         self.interrupted.load(Ordering::Acquire)
     }
 
-    fn wake_owner(&self) {
-        if let Some(waker) = self.take_waker() {
-            waker.wake();
-        }
-    }
-
-    fn take_waker(&self) -> Option<Waker> {
-        self.waker
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-    }
-
     /// Step 6: nothing of the scope runs any more.
-    pub(super) fn release(&self, how: Released, unrun: u64) {
-        let adopted = self.lock().adopted.take();
-        self.supervisor.release(&self.registration, how, unrun);
-        drop(adopted);
+    pub(super) fn release(&self, release: Release) {
+        self.supervisor
+            .release(&self.registration, release.how, release.unrun);
+        drop(release.adopted);
     }
 
     /// Takes the report once the scope is done; asking beforehand makes it be kept.
@@ -351,7 +333,7 @@ impl Scope {
     }
 
     pub(super) fn report(&self) -> Option<Arc<EndReport>> {
-        self.lock().report.clone()
+        self.lock().work.as_ref()?.report.clone()
     }
 }
 
@@ -383,37 +365,36 @@ pub(super) enum Step {
 /// The account of a scope that is done, still to be announced.
 pub(super) struct Finished {
     verdict: Verdict,
-    /// Not needed any more; dropped outside the lock, since it is the application's.
+    /// The report, if anybody wants it, and whose hooks do.
+    report: Option<(Arc<EndReport>, Arc<Options>)>,
+    release: Option<Release>,
+    // Not needed any more, and dropped outside the lock, since they are the application's.
     _last_words: Option<LastWords>,
-    report: Option<EndReport>,
-    options: Arc<Options>,
-    released: Option<(Released, u64)>,
-    counts: Counts,
-    /// Dropped outside the lock.
+    waker: Option<Waker>,
     annex: Option<Arc<dyn Annex>>,
 }
 
 impl Finished {
     /// Steps 5 and 6 of the teardown: the report to the hooks, then the release.
-    pub(super) fn announce(mut self, scope: &Scope) -> Verdict {
-        drop(self.annex.take());
-        if let Some(report) = &self.report {
-            for hook in &self.options.on_end {
+    pub(super) fn announce(self, scope: &Scope) -> Verdict {
+        drop(self.annex);
+        if let Some((report, options)) = self.report {
+            for hook in &options.on_end {
                 // A hook's panic is its own: the others still get the report.
-                let _ = contained(|| hook(report));
+                let _ = contained(|| hook(&report));
             }
             // A child's response is its parent's: one event for each response.
             if scope.parent.get().is_none() {
-                let _ = contained(|| super::observe::ended(report));
+                let _ = contained(|| super::observe::ended(&report));
             }
         }
         if let Some(parent) = scope.parent.get().and_then(Weak::upgrade) {
-            parent.child_done(scope, &self.counts);
+            parent.child_done(scope);
         }
-        if let Some((how, unrun)) = self.released {
-            scope.release(how, unrun);
+        if let Some(release) = self.release {
+            scope.release(release);
         }
-        drop(scope.take_waker());
+        drop(self.waker);
         let done = scope.lock().signals.done();
         done.fire();
         self.verdict

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use http::response::Parts;
+use http::Response;
 
 use super::{
     close::ResponseScope,
@@ -21,9 +21,8 @@ use crate::{
     supervisor::{Background, LiveScope, Member},
 };
 
-/// Owners, finishers and the registry each hold the scope, and so does a parent; more holders are
-/// views.
-const OWN_HANDLES: usize = 3;
+/// Owner and finisher each hold the scope, and so do a registry and a parent; more holders are views.
+const OWN_HANDLES: usize = 2;
 
 impl Scope {
     /// Registers a closer; after the end it runs at once, with the final ending (G9).
@@ -31,11 +30,11 @@ impl Scope {
         let key = {
             let mut state = self.lock();
             state.used = true;
-            state.next_key += 1;
-            closer.key = state.next_key;
+            state.work().next_key += 1;
+            closer.key = state.work().next_key;
             if state.phase != Phase::Done {
                 let key = closer.key;
-                state.closers.push(closer);
+                state.work().closers.push(closer);
                 return key;
             }
             closer.key
@@ -52,10 +51,10 @@ impl Scope {
             return self.defer(closer);
         }
         state.used = true;
-        state.next_key += 1;
-        closer.key = state.next_key;
+        state.work().next_key += 1;
+        closer.key = state.work().next_key;
         let key = closer.key;
-        state.after_end.push(closer);
+        state.work().after_end.push(closer);
         key
     }
 
@@ -65,7 +64,8 @@ impl Scope {
     }
 
     fn take_from(state: &mut State, key: u64) -> Option<Closer> {
-        [&mut state.closers, &mut state.after_end]
+        let work = state.work.as_mut()?;
+        [&mut work.closers, &mut work.after_end]
             .into_iter()
             .find_map(|list| {
                 let at = list.iter().position(|closer| closer.key == key)?;
@@ -81,7 +81,7 @@ impl Scope {
             let mut state = self.lock();
             let closer = Self::take_from(&mut state, key)?;
             // In the same critical section: the teardown must not overtake it.
-            state.early += 1;
+            state.work().early += 1;
             let ending = match state.phase {
                 // Nothing is delivered yet: the safe reading is that the application gave up.
                 Phase::Live => state.ending_as(&self, Outcome::Cancelled),
@@ -102,10 +102,10 @@ impl Scope {
     pub(super) async fn early_done(&self) {
         poll_fn(|cx| {
             let mut state = self.lock();
-            if state.early == 0 {
+            if state.work().early == 0 {
                 return Poll::Ready(());
             }
-            state.early_waiter = Some(cx.waker().clone());
+            state.work().early_waiter = Some(cx.waker().clone());
             Poll::Pending
         })
         .await;
@@ -113,14 +113,15 @@ impl Scope {
 
     /// The teardown has waited long enough, or cannot wait.
     pub(super) fn forget_early(&self) {
-        self.lock().early = 0;
+        self.lock().work().early = 0;
     }
 
     fn early_ended(&self) {
         let waiter = {
             let mut state = self.lock();
-            state.early = state.early.saturating_sub(1);
-            state.early_waiter.take()
+            let work = state.work();
+            work.early = work.early.saturating_sub(1);
+            work.early_waiter.take()
         };
         if let Some(waiter) = waiter {
             waiter.wake();
@@ -151,9 +152,9 @@ impl Scope {
     /// The head has come: notes the status, and what a shutdown would end the body with.
     ///
     /// True if something is registered. Leaves a handle for `close` if something is, or may be.
-    pub(super) fn at_head(self: &Arc<Self>, parts: &mut Parts) -> bool {
+    pub(super) fn at_head<B>(self: &Arc<Self>, response: &mut Response<B>) -> bool {
         // A body with a scope of its own, made in the handler: it becomes our child.
-        let child = ResponseScope::take(&mut parts.extensions);
+        let child = ResponseScope::take(response.extensions_mut());
         let has_child = child.is_some();
         // One that is our child already counts only for what is registered with it.
         let adopted = child.is_some_and(|child| self.adopt(child.clone()) || child.lock().used);
@@ -162,13 +163,13 @@ impl Scope {
             state.used |= adopted;
             // Whoever gets the response may close it, also after it has ended.
             state.keep_report |= state.used;
-            state.status = Some(parts.status);
+            state.status = Some(response.status());
             let policy = state.options.shutdown.clone();
             let end_now = match policy.as_deref().map(|policy| (policy, &policy.kind)) {
                 Some((policy, ShutdownKind::EndNow { .. })) => {
-                    let content_type = parts.headers.get(http::header::CONTENT_TYPE);
+                    let content_type = response.headers().get(http::header::CONTENT_TYPE);
                     let content_type = content_type.and_then(|value| value.to_str().ok());
-                    state.last_frame = policy.frame_for(content_type.unwrap_or_default());
+                    state.work().last_frame = policy.frame_for(content_type.unwrap_or_default());
                     true
                 }
                 Some((_, ShutdownKind::Abort)) => true,
@@ -176,9 +177,12 @@ impl Scope {
             };
             (state.used, end_now)
         };
-        let own = OWN_HANDLES + usize::from(self.parent.get().is_some());
+        let own = OWN_HANDLES
+            + usize::from(self.registration.is_listed())
+            + usize::from(self.parent.get().is_some());
         if used || has_child || Arc::strong_count(self) > own {
-            parts.extensions.insert(ResponseScope::new(self.clone()));
+            let extensions = response.extensions_mut();
+            extensions.insert(ResponseScope::new(self.clone()));
         }
         if end_now && self.supervisor.is_draining() {
             self.clone().shut_down();
@@ -197,7 +201,7 @@ impl Scope {
         let live = state.phase == Phase::Live;
         if live {
             state.used = true;
-            state.holds += 1;
+            state.work().holds += 1;
         }
         live
     }
@@ -206,14 +210,15 @@ impl Scope {
     pub(crate) fn release_hold(self: &Arc<Self>, outcome: Outcome) {
         let (body_end, held) = {
             let mut state = self.lock();
-            state.holds -= 1;
-            if state.held.is_complete() {
-                state.held = outcome;
+            state.work().holds -= 1;
+            if state.work().held.is_complete() {
+                state.work().held = outcome;
             }
-            if state.phase != Phase::Live || state.holds > 0 {
+            if state.phase != Phase::Live || state.work().holds > 0 {
                 return;
             }
-            (state.body_end.clone(), state.held)
+            let work = state.work();
+            (work.body_end.clone(), work.held)
         };
         match body_end {
             // The body ended badly before: the first cause wins.
@@ -272,6 +277,7 @@ impl Drop for Alone {
 impl Member for Scope {
     fn snapshot(&self) -> LiveScope {
         let state = self.lock();
+        let work = state.work.as_deref();
         LiveScope {
             id: self.id(),
             method: self.method.clone(),
@@ -279,8 +285,8 @@ impl Member for Scope {
             age: self.opened.map(|opened| opened.elapsed()),
             bytes: self.bytes.load(Ordering::Relaxed),
             frames: self.frames.load(Ordering::Relaxed),
-            tasks: state.tasks.live(),
-            closers: state.closers.len() + state.after_end.len(),
+            tasks: work.map_or(0, |work| work.tasks.live()),
+            closers: work.map_or(0, |work| work.closers.len() + work.after_end.len()),
             phase: match state.phase {
                 Phase::Live => "live",
                 Phase::Ending => "ending",
@@ -292,14 +298,17 @@ impl Member for Scope {
 
     fn shut_down(self: Arc<Self>) -> Option<Duration> {
         let shut_by = {
-            let state = self.lock();
-            let policy = state.options.shutdown.as_deref();
+            let mut state = self.lock();
+            let policy = state.options.shutdown.clone();
+            let policy = policy.as_deref();
             match policy.map(|policy| &policy.kind) {
                 None => return None,
                 Some(ShutdownKind::Finish { within }) => return *within,
                 // Without a head there is no body to end: `at_head` comes back to it.
                 Some(ShutdownKind::EndNow { .. }) if state.status.is_none() => return None,
-                Some(ShutdownKind::EndNow { .. }) => ShutBy::EndNow(state.last_frame.clone()),
+                Some(ShutdownKind::EndNow { .. }) => {
+                    ShutBy::EndNow(state.work().last_frame.clone())
+                }
                 Some(ShutdownKind::Abort) => ShutBy::Abort,
             }
         };
@@ -312,9 +321,10 @@ impl Member for Scope {
     }
 
     fn still_running(&self) -> Vec<String> {
-        let state = self.lock();
-        let mut what: Vec<_> = state.tasks.names().collect();
-        if let Some(at) = state.closing {
+        let mut state = self.lock();
+        let work = state.work();
+        let mut what: Vec<_> = work.tasks.names().collect();
+        if let Some(at) = work.closing {
             what.push(super::failure::named("closer", at));
         }
         what.extend(state.annex_running());
@@ -341,7 +351,7 @@ impl Scope {
             if state.phase != Phase::Live {
                 return;
             }
-            state.shut_by = by;
+            state.work().shut_by = by;
         }
         self.interrupt(Outcome::Shutdown, None);
     }

@@ -39,11 +39,14 @@ impl Lazy {
 
 /// Tokens to be fired once the lock is released: their wakers run application code.
 #[must_use = "the signals still have to be fired"]
-pub(super) struct Fire([Option<CancellationToken>; 2]);
+pub(super) struct Fire(Option<CancellationToken>, Option<CancellationToken>);
 
 impl Fire {
     pub(super) fn fire(self) {
-        for token in self.0.into_iter().flatten() {
+        if let Some(token) = self.0 {
+            token.cancel();
+        }
+        if let Some(token) = self.1 {
             token.cancel();
         }
     }
@@ -52,16 +55,16 @@ impl Fire {
 impl Signals {
     pub(super) fn end_started(&mut self, natural: bool) -> Fire {
         let gone = if natural { None } else { self.gone.fire() };
-        Fire([gone, self.ended.fire()])
+        Fire(gone, self.ended.fire())
     }
 
     /// The body ended while holds keep the scope open: an unnatural end is known at once.
     pub(super) fn body_ended(&mut self, natural: bool) -> Fire {
-        Fire([if natural { None } else { self.gone.fire() }, None])
+        Fire(if natural { None } else { self.gone.fire() }, None)
     }
 
     pub(super) fn done(&mut self) -> Fire {
-        Fire([self.done.fire(), None])
+        Fire(self.done.fire(), None)
     }
 }
 

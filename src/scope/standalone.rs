@@ -18,17 +18,18 @@ use crate::{error::BoxError, outcome::EndReport, supervisor::Supervisor};
 impl Scope {
     /// A scope under a supervisor of its own, for a body that knows nothing of its request.
     pub(crate) fn standalone() -> Arc<Self> {
-        Self::open(opening(&Extensions::new()), None)
+        Self::open(opening(&Extensions::new(), &Supervisor::private()), None)
     }
 
     /// The same for the answer to a request, with a clock.
     pub(crate) fn answering<B>(request: &Request<B>) -> Arc<Self> {
+        let supervisor = Supervisor::private();
         let opening = Opening {
             method: request.method().clone(),
             uri: request.uri().clone(),
             version: request.version(),
             clock: true,
-            ..opening(request.extensions())
+            ..opening(request.extensions(), &supervisor)
         };
         Self::open(opening, None)
     }
@@ -53,7 +54,7 @@ impl Scope {
     }
 }
 
-fn opening(extensions: &Extensions) -> Opening {
+fn opening<'a>(extensions: &Extensions, supervisor: &'a Supervisor) -> Opening<'a> {
     Opening {
         method: Method::GET,
         uri: Uri::default(),
@@ -61,7 +62,7 @@ fn opening(extensions: &Extensions) -> Opening {
         version: Version::HTTP_2,
         connection: Connection::of(extensions),
         options: Arc::default(),
-        supervisor: Supervisor::solitary(),
+        supervisor,
         clock: false,
         movable: true,
     }

@@ -60,15 +60,31 @@ pub(super) struct State {
     pub(super) owner_ended: bool,
     /// The owner has gone and left the scope to its holds.
     pub(super) owner_gone: bool,
+    /// Where the body can be taken from its server, if it can.
+    pub(super) cell: Weak<Cell>,
+    pub(super) on_leave: OnLeave,
+    pub(super) keep_report: bool,
+    /// Something was registered once: the response is worth a handle for `close`.
+    pub(super) used: bool,
+    /// Done, but a task does not stop: released when it does.
+    pub(super) lingering: bool,
+    pub(super) signals: Signals,
+    /// Who polls the owner, to be woken by an interruption.
+    pub(super) waker: Option<Waker>,
+    pub(super) first_frame: Option<Duration>,
+    pub(super) ended_at: Option<Instant>,
+    /// Made when first needed, by [`State::work`]: most responses register nothing.
+    pub(super) work: Option<Box<Work>>,
+}
+
+/// What a scope has to do beside its body, and what came of it.
+pub(super) struct Work {
     /// How the body ended while holds were out.
     pub(super) body_end: Option<(Outcome, Option<Cause>)>,
     pub(super) holds: usize,
     /// What the holds made of it: the first that was not `Complete`. Counts once the last goes.
     pub(super) held: Outcome,
     pub(super) shut_by: ShutBy,
-    /// Where the body can be taken from its server, if it can.
-    pub(super) cell: Weak<Cell>,
-    pub(super) on_leave: OnLeave,
     /// What `EndNow` would end this body with, known from its head.
     pub(super) last_frame: Option<Bytes>,
     pub(super) closers: Vec<Closer>,
@@ -90,22 +106,26 @@ pub(super) struct State {
     pub(super) counts: Counts,
     pub(super) errors: Vec<Cause>,
     pub(super) stuck: Vec<String>,
-    pub(super) signals: Signals,
-    pub(super) first_frame: Option<Duration>,
-    pub(super) ended_at: Option<Instant>,
-    pub(super) keep_report: bool,
     pub(super) report: Option<Arc<EndReport>>,
-    /// Something was registered once: the response is worth a handle for `close`.
-    pub(super) used: bool,
-    /// Done, but a task does not stop: released when it does.
-    pub(super) lingering: bool,
+}
+
+impl Work {
+    /// Closes what only took registrations, if there is nothing to wait for.
+    pub(super) fn close_if_idle(&mut self) -> bool {
+        self.closers.is_empty()
+            && self.after_end.is_empty()
+            && self.tasks.is_idle()
+            && self.children.is_empty()
+            && self.early == 0
+            // Last: it closes.
+            && self.annex.close_if_idle()
+    }
 }
 
 impl State {
     pub(super) fn new(options: Arc<Options>) -> Self {
         Self {
             phase: Phase::Live,
-            tasks: Tasks::new(options.failure_policy.unwrap_or_default()),
             options,
             outcome: Outcome::Complete,
             cause: None,
@@ -117,35 +137,54 @@ impl State {
             before_head: false,
             owner_ended: false,
             owner_gone: false,
-            body_end: None,
-            holds: 0,
-            held: Outcome::Complete,
-            shut_by: ShutBy::Nobody,
             cell: Weak::new(),
             on_leave: OnLeave::default(),
-            closers: Vec::new(),
-            after_end: Vec::new(),
-            annex: Slot::Unused,
-            closing: None,
-            last_frame: None,
-            last_words: None,
-            next_key: 0,
-            early: 0,
-            early_waiter: None,
-            children: Vec::new(),
-            adopted: None,
-            counted_unrun: 0,
-            counts: Counts::default(),
-            errors: Vec::new(),
-            stuck: Vec::new(),
-            signals: Signals::default(),
-            first_frame: None,
-            ended_at: None,
             keep_report: false,
-            report: None,
             used: false,
             lingering: false,
+            signals: Signals::default(),
+            waker: None,
+            first_frame: None,
+            ended_at: None,
+            work: None,
         }
+    }
+
+    /// The work of this scope. What is too late by now is closed from the start.
+    pub(super) fn work(&mut self) -> &mut Work {
+        let (phase, natural, options) = (self.phase, self.natural, &self.options);
+        self.work.get_or_insert_with(|| {
+            let mut tasks = Tasks::new(options.failure_policy.unwrap_or_default());
+            let cancelled = phase != Phase::Live && !natural;
+            tasks.open = phase != Phase::Done && !cancelled;
+            tasks.cancelling = cancelled;
+            Box::new(Work {
+                body_end: None,
+                holds: 0,
+                held: Outcome::Complete,
+                shut_by: ShutBy::Nobody,
+                last_frame: None,
+                closers: Vec::new(),
+                after_end: Vec::new(),
+                closing: None,
+                next_key: 0,
+                early: 0,
+                early_waiter: None,
+                tasks,
+                last_words: None,
+                annex: match phase {
+                    Phase::Done => Slot::Closed,
+                    Phase::Live | Phase::Ending => Slot::Unused,
+                },
+                children: Vec::new(),
+                adopted: None,
+                counted_unrun: 0,
+                counts: Counts::default(),
+                errors: Vec::new(),
+                stuck: Vec::new(),
+                report: None,
+            })
+        })
     }
 
     pub(super) fn begin(&mut self, outcome: Outcome, cause: Option<Cause>, clock: bool) {
@@ -156,13 +195,14 @@ impl State {
             self.add_error(cause.clone());
         }
         // A task that failed while the body went on has decided already: the first cause wins.
-        let first = self.tasks.take_failure();
+        let work = self.work.as_mut();
+        let first = work.and_then(|work| work.tasks.take_failure());
         (self.outcome, self.cause) = match first {
             Some((outcome, cause)) => (outcome, Some(cause)),
             None => (outcome, cause),
         };
-        if !self.natural {
-            self.tasks.refuse_new();
+        if let Some(work) = self.work.as_mut().filter(|_| !self.natural) {
+            work.tasks.refuse_new();
         }
     }
 
@@ -173,8 +213,9 @@ impl State {
         if cause.downcast_ref().is_some_and(ended) {
             return;
         }
-        if !self.errors.iter().any(|seen| Arc::ptr_eq(seen, &cause)) {
-            self.errors.push(cause);
+        let errors = &mut self.work().errors;
+        if !errors.iter().any(|seen| Arc::ptr_eq(seen, &cause)) {
+            errors.push(cause);
         }
     }
 
@@ -191,7 +232,8 @@ impl State {
     }
 
     pub(super) fn ending_as(&self, scope: &Scope, outcome: Outcome) -> Ending {
-        let failed = self.counts.closers_failed > 0 || self.tasks.has_failed();
+        let failed = |work: &Work| work.counts.closers_failed > 0 || work.tasks.has_failed();
+        let failed = self.work.as_deref().is_some_and(failed);
         let by_rule = match &self.options.succeeded_when {
             // A panic of the rule is no success.
             Some(rule) => contained(|| rule(outcome, self.status)).unwrap_or(false),
@@ -218,22 +260,23 @@ impl State {
         outcome: Outcome,
         cause: Option<Cause>,
     ) -> Verdict {
-        Verdict {
-            outcome,
-            cause,
-            gap: self.options.error_gap(),
-            // A whole response waits for nothing.
-            runtime: (!outcome.is_complete())
-                .then(|| scope.runtime.clone())
-                .flatten(),
-            last_words: self.last_words.clone().filter(|_| !outcome.is_complete()),
-        }
+        // A whole response waits for nothing, and has nothing to say.
+        let fault = (!outcome.is_complete()).then(|| {
+            Box::new(Fault {
+                cause,
+                gap: self.options.error_gap(),
+                runtime: scope.runtime.clone(),
+                last_words: self.work.as_ref().and_then(|work| work.last_words.clone()),
+            })
+        });
+        Verdict { outcome, fault }
     }
 
     pub(super) fn report(&self, scope: &Scope) -> EndReport {
         let since = |start: Option<Instant>, end: Option<Instant>| {
             Some(end?.saturating_duration_since(start?))
         };
+        let work = self.work.as_deref();
         EndReport {
             id: scope.id(),
             method: scope.method.clone(),
@@ -244,27 +287,47 @@ impl State {
             first_frame: self.first_frame,
             duration: since(scope.opened, self.ended_at),
             teardown: self.ended_at.map(|start| start.elapsed()),
-            counts: self.counts,
-            errors: self.errors.clone(),
-            stuck: self.stuck.clone(),
+            counts: work.map(|work| work.counts).unwrap_or_default(),
+            errors: work.map(|work| work.errors.clone()).unwrap_or_default(),
+            stuck: work.map(|work| work.stuck.clone()).unwrap_or_default(),
         }
     }
 
-    /// How it ended, and the closers unrun that its supervisor does not know of yet.
-    pub(super) fn released(&self) -> (Released, u64) {
-        let how = match self.shut_by {
-            ShutBy::Nobody => Released::ByItself,
-            ShutBy::EndNow(_) => Released::Ended,
-            ShutBy::Abort => Released::Aborted,
+    /// What the supervisor is told when nothing of the scope runs any more.
+    pub(super) fn release(&mut self) -> Release {
+        let Some(work) = &mut self.work else {
+            return Release::default();
         };
-        (how, self.counts.closers_unrun - self.counted_unrun)
+        Release {
+            how: match work.shut_by {
+                ShutBy::Nobody => Released::ByItself,
+                ShutBy::EndNow(_) => Released::Ended,
+                ShutBy::Abort => Released::Aborted,
+            },
+            unrun: work.counts.closers_unrun - work.counted_unrun,
+            adopted: work.adopted.take(),
+        }
     }
 }
 
+/// How a scope ended, for its supervisor.
+#[derive(Default)]
+pub(super) struct Release {
+    pub(super) how: Released,
+    /// Closers unrun that the supervisor does not know of yet.
+    pub(super) unrun: u64,
+    /// Dropped after the release.
+    pub(super) adopted: Option<Background>,
+}
+
 /// What the owner shows its client.
-#[derive(Clone)]
 pub(super) struct Verdict {
     pub(super) outcome: Outcome,
+    /// What there is to say of any outcome but `Complete`.
+    pub(super) fault: Option<Box<Fault>>,
+}
+
+pub(super) struct Fault {
     pub(super) cause: Option<Cause>,
     /// How long an error waits behind the last frame.
     pub(super) gap: Duration,

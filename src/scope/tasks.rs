@@ -227,10 +227,10 @@ impl Scope {
     pub(crate) fn abort_replaced(&self, task: TaskKey) {
         let abort = {
             let mut state = self.lock();
-            if state.phase != Phase::Live || state.body_end.is_some() {
+            if state.phase != Phase::Live || state.work().body_end.is_some() {
                 return;
             }
-            let slot = state.tasks.slot_of(task.key, task.number);
+            let slot = state.work().tasks.slot_of(task.key, task.number);
             slot.and_then(|slot| {
                 slot.told = true;
                 slot.abort.clone()
@@ -273,17 +273,18 @@ impl Scope {
 
     /// The token of graceful and blocking tasks: fires when the tasks are cancelled.
     pub(crate) fn task_token(&self) -> CancellationToken {
-        self.lock().tasks.token().child_token()
+        self.lock().work().tasks.token().child_token()
     }
 
     /// Calls the hook when a failure cancels the siblings; at once if that has happened.
     pub(crate) fn on_task_failure(&self, hook: FailureHook) {
         let now = {
             let mut state = self.lock();
-            if state.tasks.failed && state.tasks.policy == FailurePolicy::CancelSiblings {
+            let tasks = &mut state.work().tasks;
+            if tasks.failed && tasks.policy == FailurePolicy::CancelSiblings {
                 Some(hook)
             } else {
-                state.tasks.on_failure.push(hook);
+                tasks.on_failure.push(hook);
                 None
             }
         };
@@ -294,7 +295,7 @@ impl Scope {
 
     /// Makes the frame that a failing body ends with, before its error.
     pub(crate) fn on_failure(&self, words: LastWords) {
-        let replaced = self.lock().last_words.replace(words);
+        let replaced = self.lock().work().last_words.replace(words);
         drop(replaced);
     }
 
@@ -306,15 +307,15 @@ impl Scope {
     /// Lets at most so many tasks run at once, of those that take a place.
     pub(crate) fn set_places(&self, places: usize) {
         let places = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
-        self.lock().tasks.places = Some(places);
+        self.lock().work().tasks.places = Some(places);
     }
 
     pub(crate) fn places(&self) -> Option<Arc<Semaphore>> {
-        self.lock().tasks.places.clone()
+        self.lock().work.as_ref()?.tasks.places.clone()
     }
 
     pub(crate) fn set_failure_policy(&self, policy: FailurePolicy) {
-        self.lock().tasks.set_policy(policy);
+        self.lock().work().tasks.set_policy(policy);
     }
 
     fn enter_task(
@@ -327,13 +328,14 @@ impl Scope {
             .clone()
             .or_else(|| Handle::try_current().ok())?;
         let mut state = self.lock();
-        if !state.tasks.open {
+        if !state.work().tasks.open {
             return None;
         }
         state.used = true;
-        state.tasks.spawned += 1;
-        let number = state.tasks.spawned;
-        let key = state.tasks.slots.insert(Slot {
+        let tasks = &mut state.work().tasks;
+        tasks.spawned += 1;
+        let number = tasks.spawned;
+        let key = tasks.slots.insert(Slot {
             number,
             kind,
             at,
@@ -351,7 +353,7 @@ impl Scope {
     /// A task may have ended, or been cancelled, before its handle is known.
     fn set_abort(&self, key: usize, number: u64, abort: AbortHandle) {
         let mut late = None;
-        if let Some(slot) = self.lock().tasks.slot_of(key, number) {
+        if let Some(slot) = self.lock().work().tasks.slot_of(key, number) {
             if slot.told && matches!(slot.kind, TaskKind::Plain | TaskKind::Background) {
                 late = Some(abort);
             } else {
@@ -369,25 +371,32 @@ impl Scope {
         let mut interrupt = None;
         let (waker, release) = {
             let mut state = self.lock();
-            if state.tasks.slot_of(key, number).is_none() {
+            let tasks = &mut state.work().tasks;
+            if tasks.slot_of(key, number).is_none() {
                 return;
             }
-            let slot = state.tasks.slots.remove(key);
+            let slot = tasks.slots.remove(key);
             let failure = state.count_task(&slot, end);
             if let Some((outcome, cause)) = failure {
-                let first = !std::mem::replace(&mut state.tasks.failed, true);
-                if state.phase == Phase::Live && first {
-                    state.tasks.failure = Some((outcome, cause.clone()));
+                let live = state.phase == Phase::Live;
+                let tasks = &mut state.work().tasks;
+                let first = !std::mem::replace(&mut tasks.failed, true);
+                if live && first {
+                    tasks.failure = Some((outcome, cause.clone()));
                 }
                 state.note_failure(outcome, cause.clone());
-                if state.tasks.policy == FailurePolicy::CancelSiblings && first {
-                    hooks = std::mem::take(&mut state.tasks.on_failure);
-                    cancellation = Some(state.tasks.cancel_all());
+                let tasks = &mut state.work().tasks;
+                if tasks.policy == FailurePolicy::CancelSiblings && first {
+                    hooks = std::mem::take(&mut tasks.on_failure);
+                    cancellation = Some(tasks.cancel_all());
                     interrupt = Some((outcome, cause));
                 }
             }
-            let waker = state.tasks.joiner.take();
-            let release = (state.lingering && state.tasks.is_idle()).then(|| state.released());
+            let lingering = state.lingering;
+            let tasks = &mut state.work().tasks;
+            let waker = tasks.joiner.take();
+            let released = lingering && tasks.is_idle();
+            let release = released.then(|| state.release());
             (waker, release)
         };
         if let Some(cancellation) = cancellation {
@@ -405,15 +414,15 @@ impl Scope {
         if let Some(waker) = waker {
             waker.wake();
         }
-        if let Some((how, unrun)) = release {
-            self.release(how, unrun);
+        if let Some(release) = release {
+            self.release(release);
         }
     }
 }
 
 impl State {
     fn count_task(&mut self, slot: &Slot, end: TaskEnd) -> Option<(Outcome, Cause)> {
-        let counts = &mut self.counts;
+        let counts = &mut self.work().counts;
         match end {
             TaskEnd::Returned(Ok(())) => {
                 counts.tasks_joined += 1;

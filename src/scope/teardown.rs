@@ -102,9 +102,9 @@ impl Scope {
     async fn join_children(&self) {
         loop {
             let ending = {
-                let state = self.lock();
-                let child = state.children.iter().find(|child| child.is_tearing_down());
-                child.cloned()
+                let mut state = self.lock();
+                let mut children = state.work().children.iter();
+                children.find(|child| child.is_tearing_down()).cloned()
             };
             match ending {
                 Some(child) => {
@@ -119,26 +119,29 @@ impl Scope {
     }
 
     /// A child is done: its counts join ours, and we forget it.
-    pub(super) fn child_done(&self, child: &Scope, counts: &crate::outcome::Counts) {
+    pub(super) fn child_done(&self, child: &Scope) {
+        let counts = child.lock().work.as_ref().map(|work| work.counts);
+        let counts = counts.unwrap_or_default();
         let removed = {
             let mut state = self.lock();
-            state.counts.add(counts);
+            let work = state.work();
+            work.counts.add(&counts);
             if self.supervisor.is(&child.supervisor) {
-                state.counted_unrun += counts.closers_unrun;
+                work.counted_unrun += counts.closers_unrun;
             }
             // By identity: numbers are unique under one supervisor only.
-            let mut children = state.children.iter();
+            let mut children = work.children.iter();
             let position = children.position(|c| std::ptr::eq(&**c, child));
-            position.map(|at| state.children.swap_remove(at))
+            position.map(|at| work.children.swap_remove(at))
         };
         drop(removed);
     }
 
     pub(super) fn closer_ran(&self, result: Result<(), CloserFailed>) {
         let mut state = self.lock();
-        state.counts.closers_run += 1;
+        state.work().counts.closers_run += 1;
         if let Err(failed) = result {
-            state.counts.closers_failed += 1;
+            state.work().counts.closers_failed += 1;
             state.note_failure(failed.outcome, failed.cause);
         }
     }
@@ -158,7 +161,7 @@ impl Scope {
                 Step::Close(annex) => self.abandon_annex(&annex),
                 Step::Settled(_) => {}
                 Step::Done(finished) => {
-                    if self.lock().counts.closers_unrun > 0 {
+                    if self.lock().work().counts.closers_unrun > 0 {
                         super::observe::unrun(self);
                     }
                     finished.announce(self);
@@ -180,7 +183,7 @@ impl Scope {
     }
 
     pub(super) fn closer_unrun(&self) {
-        self.lock().counts.closers_unrun += 1;
+        self.lock().work().counts.closers_unrun += 1;
     }
 }
 

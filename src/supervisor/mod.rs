@@ -39,8 +39,9 @@ pub(crate) trait Member: Send + Sync {
 }
 
 /// How a scope that was released had ended, as far as a drain counts it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Released {
+    #[default]
     ByItself,
     Ended,
     Aborted,
@@ -100,9 +101,9 @@ impl Supervisor {
         Self::with(Registry::new())
     }
 
-    /// A supervisor for a single scope: no shards to share.
-    pub(crate) fn solitary() -> Self {
-        Self::with(Registry::with_shards(1))
+    /// A supervisor that nobody can ask or drain: it lists nothing.
+    pub(crate) fn private() -> Self {
+        Self::with(Registry::numbers())
     }
 
     fn with(registry: Registry) -> Self {

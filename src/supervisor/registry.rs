@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -18,12 +18,26 @@ const SHARDS: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Registration {
     pub(crate) id: u64,
+    place: Option<Place>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Place {
     shard: usize,
     key: usize,
 }
 
+impl Registration {
+    /// Whether the registry holds the scope: one that nobody can ask does not.
+    pub(crate) fn is_listed(&self) -> bool {
+        self.place.is_some()
+    }
+}
+
 pub(super) struct Registry {
+    /// None where there is nobody to ask what is live.
     shards: Box<[Mutex<Shard>]>,
+    unlisted: AtomicU64,
 }
 
 #[derive(Default)]
@@ -34,12 +48,17 @@ struct Shard {
 
 impl Registry {
     pub(super) fn new() -> Self {
-        Self::with_shards(SHARDS)
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            unlisted: AtomicU64::new(0),
+        }
     }
 
-    pub(super) fn with_shards(shards: usize) -> Self {
+    /// A registry that gives numbers and lists nothing.
+    pub(super) fn numbers() -> Self {
         Self {
-            shards: (0..shards).map(|_| Mutex::default()).collect(),
+            shards: Box::default(),
+            unlisted: AtomicU64::new(0),
         }
     }
 
@@ -47,15 +66,23 @@ impl Registry {
         &self,
         build: impl FnOnce(Registration) -> Arc<M>,
     ) -> Arc<M> {
-        let shard = shard_of_this_thread() % self.shards.len();
+        if self.shards.is_empty() {
+            return build(Registration {
+                id: self.unlisted.fetch_add(1, Ordering::Relaxed) + 1,
+                place: None,
+            });
+        }
+        let shard = shard_of_this_thread();
         let mut list = self.lock(shard);
         list.opened += 1;
         let id = list.opened * SHARDS as u64 + shard as u64;
         let entry = list.members.vacant_entry();
         let member = build(Registration {
             id,
-            shard,
-            key: entry.key(),
+            place: Some(Place {
+                shard,
+                key: entry.key(),
+            }),
         });
         entry.insert(member.clone());
         member
@@ -67,8 +94,9 @@ impl Registry {
         registration: &Registration,
         account: impl FnOnce(),
     ) -> Option<Arc<dyn Member>> {
-        let mut shard = self.lock(registration.shard);
-        let removed = shard.members.try_remove(registration.key)?;
+        let Place { shard, key } = registration.place?;
+        let mut shard = self.lock(shard);
+        let removed = shard.members.try_remove(key)?;
         account();
         Some(removed)
     }
