@@ -1,4 +1,8 @@
 //! Responses whose server has stopped asking: the watchdog ends them although nobody polls.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tasks of a test end with its runtime"
+)]
 
 use std::{
     convert::Infallible,

@@ -1,4 +1,8 @@
 //! Clients that stop reading, on real sockets, with a real transaction behind them.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tasks of a test end with its runtime"
+)]
 
 use std::{
     future::IntoFuture,

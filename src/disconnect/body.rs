@@ -26,7 +26,7 @@ use crate::{
 /// # use http_body_util::{BodyExt, Full};
 /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
 /// # let request = http::Request::new(());
-/// let body = DisconnectBody::answering(&request, Full::from("tokens"))
+/// let body = DisconnectBody::answering(&request, Full::new(bytes::Bytes::from("tokens")))
 ///     .on_end(|report| println!("{} after {} bytes", report.outcome(), report.bytes))
 ///     .stall_timeout(Duration::from_secs(60));
 /// let disconnect = body.disconnect().clone();
