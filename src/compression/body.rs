@@ -107,7 +107,12 @@ where
                 let InnerProjection::Plain(inner) = source.as_mut().project() else {
                     return Poll::Ready(None);
                 };
-                let frame = ready!(inner.poll_frame(cx));
+                let mut frame = ready!(inner.poll_frame(cx));
+                // Nearly always: data, taken out in place.
+                if let Some(data) = frame.as_mut().and_then(|f| f.as_mut().ok()?.data_mut()) {
+                    let data = data.copy_to_bytes(data.remaining());
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
                 if !matches!(frame, Some(Ok(_))) {
                     // Its end or its error: it is not to be polled again.
                     source.set(Inner::Gone);

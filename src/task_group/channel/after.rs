@@ -11,32 +11,26 @@ use super::buffer::Spent;
 #[derive(Default)]
 pub(super) struct After {
     pub(super) receiver: Option<Waker>,
-    /// To be woken, in order.
-    senders: Wakers,
+    /// To be woken, in order. Mostly there is one at most, which needs no list.
+    senders: Option<(Waker, Vec<Waker>)>,
     /// Only to be dropped.
     pub(super) stale: Option<Waker>,
     pub(super) spent: Spent,
 }
 
-/// Wakers in order. Mostly there is one, which needs no allocation.
-#[derive(Default)]
-struct Wakers {
-    first: Option<Waker>,
-    rest: Vec<Waker>,
-}
-
 impl After {
     /// Has one more sender, or watcher, woken.
     pub(super) fn wake(&mut self, waker: Waker) {
-        match self.senders.first {
-            None => self.senders.first = Some(waker),
-            Some(_) => self.senders.rest.push(waker),
+        match &mut self.senders {
+            None => self.senders = Some((waker, Vec::new())),
+            Some((_, more)) => more.push(waker),
         }
     }
 
     pub(super) fn run(self) {
-        for waker in self.senders.first.into_iter().chain(self.senders.rest) {
-            waker.wake();
+        if let Some((first, more)) = self.senders {
+            first.wake();
+            more.into_iter().for_each(Waker::wake);
         }
         if let Some(waker) = self.receiver {
             waker.wake();
