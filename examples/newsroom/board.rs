@@ -65,6 +65,7 @@ struct Totals {
     closers_failed: u64,
     closers_unrun: u64,
     tasks_panicked: u64,
+    last_error: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -142,6 +143,9 @@ impl Board {
         totals.closers_failed += report.counts.closers_failed;
         totals.closers_unrun += report.counts.closers_unrun;
         totals.tasks_panicked += report.counts.tasks_panicked;
+        if let Some(error) = report.errors.last() {
+            totals.last_error = Some(format!("{}: {error}", report.uri.path()));
+        }
     }
 
     /// Counts a closer as registered.

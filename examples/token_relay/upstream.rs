@@ -194,8 +194,8 @@ impl Answer {
             let usage = format!("data: {{\"usage\":{{\"tokens\":{}}}}}\n\n", self.sent);
             return Ok(Some(usage + "data: [DONE]\n\n"));
         }
-        let word = self.prompt.split_whitespace().cycle();
-        let word = word.skip(self.sent as usize).next().unwrap_or("(silence)");
+        let mut words = self.prompt.split_whitespace().cycle();
+        let word = words.nth(self.sent as usize).unwrap_or("(silence)");
         self.sent += 1;
         self.counts.sent.fetch_add(1, SeqCst);
         let token = serde_json::to_string(word)?;
