@@ -159,9 +159,14 @@ impl Board {
         Reader(self.readers.clone())
     }
 
-    /// How many exports the database holds now.
+    /// How many exports the database holds at the start.
     pub(crate) fn exports_committed(&self, exports: i64) {
         self.exports_committed.store(exports, Ordering::Relaxed);
+    }
+
+    /// One more. Asking the database would take a second connection, which may not be free.
+    pub(crate) fn export_committed(&self) {
+        self.exports_committed.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn view(&self, (news, weather): (usize, usize)) -> View {

@@ -184,8 +184,7 @@ async fn export(
         };
         if ending.succeeded() {
             export.commit().await?;
-            let exports = newsroom.db.exports_committed().await?;
-            newsroom.board.exports_committed(exports);
+            newsroom.board.export_committed();
         } else {
             export.rollback().await?;
         }

@@ -186,6 +186,21 @@ async fn reads_slowly(addr: SocketAddr, account: &Clients) -> io::Result<()> {
     Ok(())
 }
 
+/// More compressed streams at once than there are resident compressors, for a while.
+pub(crate) async fn many_at_once(addr: SocketAddr) -> io::Result<()> {
+    let mut streams = Vec::new();
+    for _ in 0..100 {
+        let mut tcp = TcpStream::connect(addr).await?;
+        tcp.write_all(b"GET /stream HTTP/1.1\r\nhost: newsroom\r\naccept-encoding: gzip\r\n\r\n")
+            .await?;
+        streams.push(tcp);
+    }
+    for tcp in &mut streams {
+        read_for(tcp, Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
 /// A whole response, head and all, as it is on the wire.
 pub(crate) async fn get(addr: SocketAddr, path: &str) -> io::Result<String> {
     let mut tcp = TcpStream::connect(addr).await?;
