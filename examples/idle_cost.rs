@@ -3,7 +3,7 @@
 //! `cargo run --release --example idle_cost -- --streams 10000 --seconds 5`
 //!
 //! The same app (one frame, then nothing) by axum alone, with the layer, with the layer on a watched
-//! listener, and by `net::serve`; clients are a process of their own, killed in the end. A watched
+//! listener, the same with the stall watchdog, and by `net::serve`; clients are a process of their own, killed in the end. A watched
 //! stream holds two descriptors of the server: it raises the limit by itself as far as it may.
 
 use std::{
@@ -47,6 +47,8 @@ enum Setup {
     Layer,
     /// The same on a `WatchedListener`.
     Watched,
+    /// And with the stall watchdog, a second's.
+    Stall,
     /// The same by `net::serve`.
     Serve,
 }
@@ -85,12 +87,17 @@ fn app(setup: Setup, account: &Arc<Account>) -> Router {
     if setup == Setup::Axum {
         return app;
     }
-    app.layer(DisconnectLayer::new().on_end(move |report| {
+    let layer = DisconnectLayer::new().on_end(move |report| {
         ended.reported.fetch_add(1, Relaxed);
         if report.outcome() == Outcome::Disconnected {
             ended.disconnected.fetch_add(1, Relaxed);
         }
-    }))
+    });
+    match setup {
+        // Idle streams wait for their handlers, and not for their clients: none of them stalls.
+        Setup::Stall => app.layer(layer.stall_timeout(Duration::from_secs(1))),
+        _ => app.layer(layer),
+    }
 }
 
 /// Fails if a stream does not begin or is not noticed to end.
@@ -107,7 +114,7 @@ async fn measure(setup: Setup, streams: u64, lasts: Duration) -> Result<(), BoxE
             let app = app.into_make_service_with_connect_info::<SocketAddr>();
             serving.spawn(async move { drop(axum::serve(tcp, app).await) });
         }
-        Setup::Watched => {
+        Setup::Watched | Setup::Stall => {
             let watched = net::WatchedListener::from(tcp);
             let app = app.into_make_service_with_connect_info::<net::Peer>();
             serving.spawn(async move { drop(axum::serve(watched, app).await) });
@@ -129,7 +136,7 @@ async fn measure(setup: Setup, streams: u64, lasts: Duration) -> Result<(), BoxE
     until(|| account.begun.load(Relaxed) == all).await?;
     let each = match setup {
         Setup::Axum | Setup::Layer => 1,
-        Setup::Watched | Setup::Serve => 2,
+        Setup::Watched | Setup::Stall | Setup::Serve => 2,
     };
     until(|| descriptors() >= open_before + each * streams).await?;
     let each = |now: u64, before: u64| now.saturating_sub(before) as f64 / streams as f64;
@@ -277,7 +284,13 @@ async fn main() -> Result<ExitCode, BoxError> {
         "{:<9} {:>11} {:>12} {:>11} {:>13} {:>11} {:>13}",
         "", "heap bytes", "descriptors", "CPU ms/s *", "all left, ms", "µs to end", "Disconnected"
     );
-    for setup in [Setup::Axum, Setup::Layer, Setup::Watched, Setup::Serve] {
+    for setup in [
+        Setup::Axum,
+        Setup::Layer,
+        Setup::Watched,
+        Setup::Stall,
+        Setup::Serve,
+    ] {
         measure(setup, streams, Duration::from_secs(seconds)).await?;
     }
     println!("* of all streams together");

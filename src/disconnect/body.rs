@@ -78,7 +78,8 @@ where
     B: Body + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    /// See [`ScopeLayer::stall_timeout`](crate::scope::ScopeLayer::stall_timeout).
+    /// See [`ScopeLayer::stall_timeout`](crate::scope::ScopeLayer::stall_timeout); here it takes a task
+    /// for each body, which a layer shares.
     #[must_use]
     pub fn stall_timeout(self, timeout: Duration) -> DisconnectBody<MovableBody> {
         self.disconnect.scope.stall_timeout(timeout);

@@ -12,7 +12,7 @@ use http::{Response, response::Parts};
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
-use super::machine::Scope;
+use super::{machine::Scope, options::OnLeave};
 use crate::{error::Cause, outcome::EndReport};
 
 /// A response's way back to its scope, in its extensions: it survives boxing and foreign wrappers.
@@ -49,6 +49,8 @@ async fn close_parts<B>(parts: Parts, body: B) -> Result<Option<Arc<EndReport>>,
         return Ok(None);
     };
     scope.keep_report();
+    // Whoever closes a response wants it to end.
+    scope.set_on_leave(OnLeave::Cancel);
     drop(body);
     drop(parts);
     scope.done().await;

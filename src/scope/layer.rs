@@ -167,7 +167,8 @@ impl<V, M> ScopeLayer<V, M> {
     /// A slow reader is left alone as long as the server's buffers empty within the time-out: socket
     /// buffers empty in large steps, so do not set it in seconds for readers of a few KB a second.
     ///
-    /// A body that was never asked for a frame is not watched. One task per layer looks after all of
+    /// Armed inside a layer that is not, it ends the response of both. A body that was never asked for a
+    /// frame is not watched. One task per layer looks after all of
     /// them, while there are any: a stall is noticed up to a quarter of the time-out late, and never
     /// more than half a second.
     pub fn stall_timeout(self, timeout: Duration) -> ScopeLayer<V, Movable> {
@@ -179,7 +180,8 @@ impl<V, M> ScopeLayer<V, M> {
     ///
     /// See [`Disconnect::on_leave`](crate::Disconnect::on_leave). Whoever drops the response before
     /// its end counts as the client, an outer time-out too: put layers that should still stop the
-    /// work *inside* this one.
+    /// work *inside* this one. Armed inside another scope layer that is not, the work has a scope of its
+    /// own: the outer layer's hooks hear that the client left, and its own hooks how the work ended.
     ///
     /// ```
     /// use std::time::Duration;
@@ -208,7 +210,11 @@ impl<V, M> ScopeLayer<V, M> {
     /// neither the server nor a watched connection comes to it. The rest is read while the response
     /// is under way, without a task. A client that breaks its request off, read or unread, has
     /// gone: the response ends as [`Disconnected`](Outcome::Disconnected), or goes on if detached.
-    /// `0` reads nothing away and just notices aborts.
+    /// `0` reads nothing away, and notices aborts of uploads that are being read.
+    ///
+    /// An upload that waits to be asked for (`Expect: 100-continue`) is not, unless the handler has begun
+    /// to read it. One that the handler holds without reading is left to it. Aborts of single HTTP/2
+    /// streams are told apart from other errors by the feature `net` only.
     ///
     /// Handlers get another type of request body (axum's take any), so this is the last of a
     /// layer's options:

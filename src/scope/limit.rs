@@ -46,7 +46,7 @@ impl Limit {
                 self.state = Timer::Running(Box::pin(tokio::time::sleep(self.duration)));
             }
             match &mut self.state {
-                Timer::Running(sleep) => sleep.as_mut().poll(cx),
+                Timer::Running(sleep) => pin!(tokio::task::unconstrained(sleep.as_mut())).poll(cx),
                 Timer::Unset | Timer::Broken => Poll::Pending,
             }
         }));

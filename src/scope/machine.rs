@@ -54,6 +54,8 @@ pub(crate) struct Scope {
     pub(super) cloned: AtomicBool,
     /// The end was started by someone other than the owner, who should look.
     pub(super) interrupted: AtomicBool,
+    /// Its response is its parent's, and not one of several attempts.
+    pub(super) answers: AtomicBool,
     /// Its owner stands in a box and can be taken from the server.
     pub(super) movable: bool,
     /// The client has left, and the work goes on without it.
@@ -91,6 +93,7 @@ impl Scope {
                 parent: OnceLock::new(),
                 cloned: AtomicBool::new(false),
                 interrupted: AtomicBool::new(false),
+                answers: AtomicBool::new(false),
                 movable: opening.movable,
                 left: AtomicBool::new(false),
                 bytes: AtomicU64::new(0),
@@ -116,11 +119,14 @@ impl Scope {
             let mut theirs = child.lock();
             if theirs.phase != Phase::Done {
                 if !self.supervisor.is(&child.supervisor) {
-                    theirs.work().adopted = Some(self.supervisor.background(format!(
+                    let name = format!(
                         "{} {}: body with a scope of its own",
                         self.method,
                         self.uri.path()
-                    )));
+                    );
+                    let member: Weak<Scope> = Arc::downgrade(&child);
+                    let kept = self.supervisor.background_scope(name, member);
+                    theirs.work().adopted = Some(kept);
                 }
                 state.work().children.push(child.clone());
             }

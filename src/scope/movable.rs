@@ -364,15 +364,19 @@ impl Cell {
     }
 
     fn poll_frame(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Option<Given>> {
+        // Declared first, and so dropped behind the lock.
+        let _replaced;
         let polled = match &mut *self.lock() {
             Slot::Here(body) => {
                 let polled = body.as_mut().poll_frame(cx);
-                let taken = matches!(polled, Poll::Ready(Some(Ok(_))));
+                let taken = matches!(polled, Poll::Ready(Some(Ok(_))))
+                    && body.scope().is_some()
+                    && body.is_under_way();
                 self.attention.asked(taken);
                 polled
             }
             Slot::Away(waker) => {
-                *waker = Some(cx.waker().clone());
+                _replaced = waker.replace(cx.waker().clone());
                 return Poll::Pending;
             }
             Slot::Back(given) => return Poll::Ready(given.pop_front()),
@@ -530,22 +534,43 @@ impl Scope {
 
     /// The server has asked for nothing for too long.
     pub(super) fn stalled(self: &Arc<Self>) {
-        if !self.interrupt(Outcome::Stalled, None) {
+        if !self.is_live() || !self.interrupt(Outcome::Stalled, None) {
+            return;
+        }
+        let parent = self.parent.get().and_then(Weak::upgrade);
+        // One of several attempts, and not (yet) the answer: a mirror, read by the application.
+        let cloned = |parent: &Arc<Scope>| parent.cloned.load(Ordering::Acquire);
+        if parent.as_ref().is_some_and(cloned) && !self.answers.load(Ordering::Acquire) {
             return;
         }
         // On HTTP/2 the other streams of the connection may fare well.
         if self.version < Version::HTTP_2 {
             self.connection.reset();
         }
-        if let Some(parent) = self.parent.get().and_then(Weak::upgrade) {
+        if let Some(parent) = parent {
             parent.stalled();
         }
     }
 
+    /// The client has gone: the outermost scope of the response hears of it first. False if it goes on.
+    pub(super) fn client_left(self: &Arc<Self>) -> bool {
+        self.lock().client_gone = true;
+        let parent = self.parent.get().and_then(Weak::upgrade);
+        if parent.is_some_and(|parent| parent.is_live() && !parent.client_left()) {
+            return false;
+        }
+        self.interrupt(Outcome::Disconnected, None)
+    }
+
     /// What is to happen when the client leaves. False if the layer is not armed for it.
     pub(crate) fn set_on_leave(&self, then: OnLeave) -> bool {
+        if !self.movable {
+            // An attempt of a cloned request: what moves is the owner around all of them.
+            let parent = self.parent.get().and_then(Weak::upgrade);
+            return parent.is_some_and(|parent| parent.set_on_leave(then));
+        }
         let mut state = self.lock();
-        let armed = self.movable && state.options.detachable.is_some();
+        let armed = state.options.detachable.is_some();
         if armed {
             state.on_leave = then;
         }

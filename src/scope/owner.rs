@@ -105,7 +105,7 @@ impl Owner {
     pub(super) fn end(&mut self, outcome: Outcome, failure: Option<crate::Cause>) -> bool {
         match std::mem::replace(&mut self.role, Role::Free) {
             Role::Root(scope) => {
-                scope.connection.close_upload();
+                close_upload(&scope);
                 scope.owner_ended(outcome, failure)
             }
             Role::Joined(_) | Role::Free => true,
@@ -123,8 +123,7 @@ impl Owner {
         let upload = scope.connection.upload();
         let aborted = upload.is_some_and(|upload| upload.poll(cx));
         if self.watch.poll(&scope.connection, cx) || aborted {
-            scope.lock().client_gone = true;
-            scope.interrupt(Outcome::Disconnected, None);
+            scope.client_left();
         }
         scope.is_interrupted()
     }
@@ -150,7 +149,7 @@ impl Drop for Owner {
                 if left || outcome == Outcome::Disconnected {
                     scope.lock().client_gone = true;
                 }
-                scope.connection.close_upload();
+                close_upload(&scope);
                 scope.owner_ended(outcome, cause);
             }
             Role::Joined(scope) => scope.lock().handler_lost = true,
@@ -189,6 +188,13 @@ impl Owner {
             message: "see the panic's own report".to_owned(),
         });
         failure.into()
+    }
+}
+
+/// The response is over; an attempt's end is not that of the request.
+fn close_upload(scope: &Scope) {
+    if scope.parent.get().is_none() {
+        scope.connection.close_upload();
     }
 }
 

@@ -157,7 +157,10 @@ impl Scope {
         let child = ResponseScope::take(response.extensions_mut());
         let has_child = child.is_some();
         // One that is our child already counts only for what is registered with it.
-        let adopted = child.is_some_and(|child| self.adopt(child.clone()) || child.lock().used);
+        let adopted = child.is_some_and(|child| {
+            child.answers.store(true, Ordering::Release);
+            self.adopt(child.clone()) || child.lock().used
+        });
         let (used, end_now) = {
             let mut state = self.lock();
             state.used |= adopted;
@@ -177,10 +180,12 @@ impl Scope {
             };
             (state.used, end_now)
         };
-        let own = OWN_HANDLES
-            + usize::from(self.registration.is_listed())
-            + usize::from(self.parent.get().is_some());
-        if used || has_child || Arc::strong_count(self) > own {
+        // A movable child tells its parent that this is the answer.
+        let has_parent = self.parent.get().is_some();
+        let own =
+            OWN_HANDLES + usize::from(self.registration.is_listed()) + usize::from(has_parent);
+        let told = has_child || (has_parent && self.movable);
+        if used || told || Arc::strong_count(self) > own {
             let extensions = response.extensions_mut();
             extensions.insert(ResponseScope::new(self.clone()));
         }

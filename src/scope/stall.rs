@@ -14,7 +14,7 @@ use std::{
 };
 
 use slab::Slab;
-use tokio::{runtime::Handle, time::Instant};
+use tokio::runtime::Handle;
 
 use super::{limit::Limit, movable::Cell};
 
@@ -61,8 +61,8 @@ struct Rounds {
 struct Stream {
     cell: Arc<Cell>,
     word: u64,
-    /// When the word was first seen.
-    since: Instant,
+    /// How many looks have seen the same word since.
+    looks: u32,
 }
 
 impl Watchdog {
@@ -84,7 +84,7 @@ impl Watchdog {
             let key = rounds.streams.insert(Stream {
                 cell: cell.clone(),
                 word: 0,
-                since: Instant::now(),
+                looks: 0,
             });
             (key, !std::mem::replace(&mut rounds.walking, true))
         };
@@ -98,6 +98,10 @@ impl Watchdog {
         Armed(Some((self.clone(), key)))
     }
 
+    fn pause(&self) -> Duration {
+        (self.timeout / LOOKS).clamp(SHORTEST, LONGEST)
+    }
+
     fn rounds(&self) -> MutexGuard<'_, Rounds> {
         self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -109,13 +113,15 @@ impl Watchdog {
             rounds.walking = false;
             return None;
         }
-        let now = Instant::now();
         let mut stalled = Vec::new();
         for (_, stream) in &mut rounds.streams {
             let word = stream.cell.attention.word();
             if word != stream.word {
-                (stream.word, stream.since) = (word, now);
-            } else if waits_for_server(word) && now - stream.since >= self.timeout {
+                (stream.word, stream.looks) = (word, 0);
+                continue;
+            }
+            stream.looks = stream.looks.saturating_add(1);
+            if waits_for_server(word) && self.pause() * stream.looks >= self.timeout {
                 stalled.push(stream.cell.clone());
             }
         }
@@ -131,7 +137,7 @@ struct Walk {
 
 impl Walk {
     async fn run(&mut self) {
-        let pause = (self.watchdog.timeout / LOOKS).clamp(SHORTEST, LONGEST);
+        let pause = self.watchdog.pause();
         loop {
             let mut pause = Limit::new(pause);
             let waited = std::future::poll_fn(|cx| match pause.poll(cx) {

@@ -19,6 +19,7 @@ use http_body::{Body, Frame, SizeHint};
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::failure::contained;
 use crate::error::BoxError;
 
 /// Frames read away per poll, before others have their turn.
@@ -82,11 +83,13 @@ where
                 ..State::default()
             }),
         });
+        let waits = request.headers().contains_key(http::header::EXPECT);
         let (mut parts, body) = request.into_parts();
         parts.extensions.insert(upload.clone());
         let body = RequestBody {
             inner: Some(body),
             upload: Some(upload),
+            waits,
         };
         self.inner.call(Request::from_parts(parts, body))
     }
@@ -103,6 +106,8 @@ where
 {
     inner: Option<B>,
     upload: Option<Arc<Upload>>,
+    /// The client sends nothing before it is asked to (`Expect: 100-continue`), and nobody has asked.
+    waits: bool,
 }
 
 impl<B> RequestBody<B>
@@ -114,6 +119,7 @@ where
         Self {
             inner: Some(inner),
             upload: None,
+            waits: false,
         }
     }
 }
@@ -130,6 +136,7 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        self.waits = false;
         let Some(inner) = &mut self.inner else {
             return Poll::Ready(None);
         };
@@ -168,7 +175,7 @@ where
 {
     fn drop(&mut self) {
         if let (Some(inner), Some(upload)) = (self.inner.take(), self.upload.take()) {
-            if !inner.is_end_stream() {
+            if !self.waits && !inner.is_end_stream() {
                 upload.unread(inner);
             }
         }
@@ -256,10 +263,10 @@ impl Upload {
         }
     }
 
-    /// False if the response is over: then it is dropped.
+    /// False if the response is over, or nothing more may be read: then it is dropped.
     fn keep(&self, body: Unread) -> bool {
         let mut state = self.state();
-        if state.closed {
+        if state.closed || state.left == 0 {
             drop(state);
             return false;
         }
@@ -269,20 +276,24 @@ impl Upload {
 
     /// Reads away what there is. True if the client has aborted its upload.
     pub(super) fn poll(&self, cx: &mut Context<'_>) -> bool {
-        let unread = {
+        let (unread, replaced) = {
             let mut state = self.state();
             if state.aborted || state.closed {
                 return state.aborted;
             }
-            state.waker = Some(cx.waker().clone());
-            state.unread.take()
+            (state.unread.take(), state.waker.replace(cx.waker().clone()))
         };
+        drop(replaced);
         let Some(mut body) = unread else {
             return false;
         };
         // Polled outside the lock: it is the server's code, or the application's.
         for _ in 0..AT_ONCE {
-            match body.as_mut().poll_length(cx) {
+            // A panic in it is nothing to a handler that let go of it.
+            let Ok(polled) = contained(|| body.as_mut().poll_length(cx)) else {
+                return false;
+            };
+            match polled {
                 Poll::Ready(Some(Ok(length))) => {
                     if !self.allows(length) {
                         return false;

@@ -105,7 +105,8 @@ impl Supervisor {
         drop(due);
         if !self.idle_by(abort_at).await {
             self.inner.aborting.cancel();
-            for member in self.inner.registry.members() {
+            let members = self.inner.registry.members();
+            for member in members.into_iter().chain(self.scopes_in_background()) {
                 member.abort();
             }
             self.idle_by(end).await;
@@ -117,7 +118,7 @@ impl Supervisor {
         let background = self.in_background();
         report
             .stuck
-            .extend(background.iter().map(|(_, name)| name.clone()));
+            .extend(background.iter().map(|(_, kept)| kept.name.clone()));
         drop(background);
         report
     }

@@ -9,7 +9,7 @@ mod registry;
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -86,13 +86,20 @@ pub struct Supervisor {
 struct Inner {
     registry: Registry,
     /// Closers run outside their scope's teardown, by name.
-    background: Mutex<Slab<String>>,
+    background: Mutex<Slab<Kept>>,
     /// The same as the token's state, cheap to read for every request.
     is_draining: AtomicBool,
     draining: CancellationToken,
     aborting: CancellationToken,
     changed: Notify,
     tally: Mutex<Tally>,
+}
+
+/// A piece of work outside the teardown of its scope.
+struct Kept {
+    name: String,
+    /// A scope of another supervisor, to be aborted with our own.
+    member: Option<Weak<dyn Member>>,
 }
 
 impl Supervisor {
@@ -192,13 +199,31 @@ impl Supervisor {
 
     /// Keeps a piece of work outside its scope's teardown known until the guard drops.
     pub(crate) fn background(&self, name: String) -> Background {
+        self.keep(Kept { name, member: None })
+    }
+
+    /// The same for a scope that has a supervisor of its own.
+    pub(crate) fn background_scope(&self, name: String, member: Weak<dyn Member>) -> Background {
+        let member = Some(member);
+        self.keep(Kept { name, member })
+    }
+
+    fn keep(&self, kept: Kept) -> Background {
         Background {
-            key: self.in_background().insert(name),
+            key: self.in_background().insert(kept),
             supervisor: self.clone(),
         }
     }
 
-    fn in_background(&self) -> MutexGuard<'_, Slab<String>> {
+    fn scopes_in_background(&self) -> Vec<Arc<dyn Member>> {
+        let background = self.in_background();
+        let members = background
+            .iter()
+            .filter_map(|(_, kept)| kept.member.as_ref());
+        members.filter_map(Weak::upgrade).collect()
+    }
+
+    fn in_background(&self) -> MutexGuard<'_, Slab<Kept>> {
         let background = self.inner.background.lock();
         background.unwrap_or_else(PoisonError::into_inner)
     }
@@ -244,8 +269,8 @@ pub(crate) struct Background {
 
 impl Drop for Background {
     fn drop(&mut self) {
-        let name = self.supervisor.in_background().try_remove(self.key);
-        drop(name);
+        let kept = self.supervisor.in_background().try_remove(self.key);
+        drop(kept);
         if self.supervisor.is_draining() {
             self.supervisor.inner.changed.notify_waiters();
         }
