@@ -80,7 +80,7 @@ async fn the_limit_of_detached_work_that_is_always_ready() {
         .await
         .unwrap();
     drop(response);
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    support::eventually(|| !outcomes(&reports).is_empty()).await;
     assert_eq!(
         outcomes(&reports),
         [Outcome::Dropped],
@@ -109,7 +109,7 @@ async fn the_limit_of_a_closer_that_uses_up_its_budget() {
         .await
         .unwrap();
     drop(response);
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    support::eventually(|| !outcomes(&reports).is_empty()).await;
     assert_eq!(
         outcomes(&reports),
         [Outcome::Dropped],
