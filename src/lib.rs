@@ -100,6 +100,7 @@ pub mod cleanup;
 pub mod compression;
 pub mod disconnect;
 mod error;
+mod frames;
 #[cfg(feature = "net")]
 pub mod net;
 mod outcome;

@@ -6,7 +6,7 @@
 mod support;
 
 use std::{
-    future::pending,
+    future::{IntoFuture, pending},
     io::Write,
     sync::{Arc, Mutex},
 };
@@ -22,6 +22,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use support::{Http2, Server, eventually, http1, http2, read_until, reset_on_drop, within};
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::mpsc};
+use tower::Layer;
 
 // ---- HTTP/1: the client leaves ----
 
@@ -364,6 +365,79 @@ async fn bodies_to_their_ends() {
                 "{name}"
             );
         }
+    }
+}
+
+/// Where nothing is registered and nobody hears of the end, the client sees the same bodies.
+#[tokio::test]
+async fn bodies_whose_end_concerns_nobody() {
+    for case in reading() {
+        for http_2 in [false, true] {
+            let script = (case.body)();
+            let probe = script.probe();
+            let mut response = Response::builder().status(case.status);
+            if let Some(length) = case.length {
+                response = response.header("content-length", length);
+            }
+            let response = Mutex::new(Some(response.body(script).unwrap()));
+            let response = Arc::new(response);
+            let app = bodyguard::CleanupLayer::new().layer(tower::service_fn(move |_| {
+                let response = response.lock().unwrap().take().unwrap();
+                std::future::ready(Ok::<_, std::convert::Infallible>(response))
+            }));
+            let listening = support::Listening::start(app, false).await;
+            let seen = if http_2 {
+                http2(listening.addr, case.method).await
+            } else {
+                http1(listening.addr, "1.1", case.method).await
+            };
+            let name = format!("{}, HTTP/2 {http_2}: {seen:?}", case.row);
+            let longer = case.row == "longer than promised";
+            // hyper stops at the promised length over HTTP/1.
+            assert_eq!(seen.whole, case.whole || (longer && !http_2), "{name}");
+            // Up to there nothing is held back.
+            let data = if longer { "ab" } else { case.data };
+            assert_eq!(seen.data, data, "{name}");
+            assert_eq!(seen.status, case.status, "{name}");
+            eventually(|| probe.is_dropped()).await;
+            assert!(!probe.was_polled_after_end(), "{name}");
+        }
+    }
+}
+
+/// Nor does its body outlive a client that only a watched connection knows to have gone.
+#[cfg(feature = "net")]
+#[tokio::test]
+async fn a_client_that_leaves_a_body_whose_end_concerns_nobody() {
+    use bodyguard::net::{Peer, WatchedListener};
+    let script = Script::new().data("first").hang();
+    let probe = script.probe();
+    let body = Arc::new(Mutex::new(Some(script)));
+    let app: axum::Router = axum::Router::new()
+        .route(
+            "/",
+            axum::routing::get(move || {
+                let body = body.lock().unwrap().take().unwrap();
+                std::future::ready(Body::new(body))
+            }),
+        )
+        .layer(bodyguard::CleanupLayer::new());
+    let listener = WatchedListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = axum::serve::Listener::local_addr(&listener).unwrap();
+    let service = app.into_make_service_with_connect_info::<Peer>();
+    let server = axum::serve(listener, service);
+    let client = async {
+        let mut client = TcpStream::connect(addr).await.unwrap();
+        // hyper does not read behind a second request that waits.
+        send(&mut client, Sends::PipelinedGet).await;
+        read_until(&mut client, "first").await;
+        assert!(!probe.is_dropped());
+        drop(client);
+        eventually(|| probe.is_dropped()).await;
+    };
+    tokio::select! {
+        _ = server.into_future() => panic!("served no longer"),
+        () = client => {}
     }
 }
 

@@ -37,7 +37,7 @@ fn sequence() -> Vec<Bytes> {
 
 async fn process<B>(layer: &CompressionLayer, response: Response<B>) -> Response<CompressionBody<B>>
 where
-    B: Body<Error: Into<bodyguard::BoxError>>,
+    B: Body<Data: 'static, Error: Into<bodyguard::BoxError>>,
 {
     let mut response = Some(response);
     let service = layer.layer(service_fn(|_: Request<()>| {
@@ -79,7 +79,7 @@ fn streaming(
 
 async fn content<B>(body: CompressionBody<B>) -> Bytes
 where
-    B: Body<Error: Into<bodyguard::BoxError>>,
+    B: Body<Data: 'static, Error: Into<bodyguard::BoxError>>,
 {
     body.collect().await.expect("no error").to_bytes()
 }

@@ -60,6 +60,7 @@ pub struct CleanupBody<B> {
 impl<B> CleanupBody<B>
 where
     B: Body,
+    B::Data: 'static,
     B::Error: Into<BoxError>,
 {
     /// Wraps a body; it passes through unchanged as long as nothing is registered.
@@ -111,6 +112,7 @@ where
 impl<B> Body for CleanupBody<B>
 where
     B: Body,
+    B::Data: 'static,
     B::Error: Into<BoxError>,
 {
     type Data = Bytes;

@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
@@ -14,7 +14,10 @@ use super::{
     source::{Inner, InnerProjection},
     stream::Stream,
 };
-use crate::{BodyError, BoxError};
+use crate::{
+    BodyError, BoxError,
+    frames::{let_go, take_bytes},
+};
 
 /// The response body of [`Compression`](super::Compression): encoded, or as it came.
 ///
@@ -42,7 +45,8 @@ enum Mode {
     /// All there is, ready.
     Whole {
         data: Bytes,
-        trailers: Option<HeaderMap>,
+        // Boxed: rare, and the body is moved before it is polled.
+        trailers: Option<Box<HeaderMap>>,
     },
     /// No content, and no word on its length: an answer to HEAD.
     Head,
@@ -60,7 +64,10 @@ impl<B> CompressionBody<B> {
     pub(super) fn whole(data: Bytes, trailers: Option<HeaderMap>) -> Self {
         Self {
             inner: Inner::Gone,
-            mode: Mode::Whole { data, trailers },
+            mode: Mode::Whole {
+                data,
+                trailers: trailers.map(Box::new),
+            },
         }
     }
 
@@ -82,6 +89,7 @@ impl<B> CompressionBody<B> {
 impl<B> Body for CompressionBody<B>
 where
     B: Body,
+    B::Data: 'static,
     B::Error: Into<BoxError>,
 {
     type Data = Bytes;
@@ -97,7 +105,7 @@ where
             Mode::Whole { data, trailers } => {
                 let frame = match data.is_empty() {
                     false => Some(Frame::data(std::mem::take(data))),
-                    true => trailers.take().map(Frame::trailers),
+                    true => trailers.take().map(|trailers| Frame::trailers(*trailers)),
                 };
                 Poll::Ready(frame.map(Ok))
             }
@@ -107,20 +115,22 @@ where
                 let InnerProjection::Plain(inner) = source.as_mut().project() else {
                     return Poll::Ready(None);
                 };
-                let mut frame = ready!(inner.poll_frame(cx));
-                // Nearly always: data, taken out in place.
-                if let Some(data) = frame.as_mut().and_then(|f| f.as_mut().ok()?.data_mut()) {
-                    let data = data.copy_to_bytes(data.remaining());
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                let mut polled = inner.poll_frame(cx);
+                // Nearly always: data, taken out where it stands.
+                if let Poll::Ready(Some(Ok(frame))) = &mut polled {
+                    if let Some(data) = frame.data_mut() {
+                        let data = take_bytes(data);
+                        let_go::<B::Data, _>(polled);
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
                 }
+                let frame = ready!(polled);
                 if !matches!(frame, Some(Ok(_))) {
                     // Its end or its error: it is not to be polled again.
                     source.set(Inner::Gone);
                 }
                 Poll::Ready(frame.map(|frame| match frame {
-                    Ok(frame) => {
-                        Ok(frame.map_data(|mut data| data.copy_to_bytes(data.remaining())))
-                    }
+                    Ok(frame) => Ok(frame.map_data(|mut data| take_bytes(&mut data))),
                     Err(error) => Err(BodyError::new(error)),
                 }))
             }

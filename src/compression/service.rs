@@ -39,6 +39,7 @@ impl<S, ReqB, B> Service<Request<ReqB>> for Compression<S>
 where
     S: Service<Request<ReqB>, Response = Response<B>>,
     B: Body,
+    B::Data: 'static,
     B::Error: Into<BoxError>,
 {
     type Response = Response<CompressionBody<B>>;
@@ -110,6 +111,7 @@ impl<F, B, E> Future for CompressionFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
     B: Body,
+    B::Data: 'static,
     B::Error: Into<BoxError>,
 {
     type Output = Result<Response<CompressionBody<B>>, E>;
@@ -145,6 +147,7 @@ impl Call {
     ) -> Result<Response<CompressionBody<B>>, Whole>
     where
         B: Body,
+        B::Data: 'static,
         B::Error: Into<BoxError>,
     {
         let options = &self.core.options;
@@ -179,6 +182,7 @@ impl Call {
     ) -> Result<Response<CompressionBody<B>>, Whole>
     where
         B: Body,
+        B::Data: 'static,
         B::Error: Into<BoxError>,
     {
         if self.method == Method::HEAD {

@@ -5,12 +5,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame};
 
 use super::error::LengthMismatch;
-use crate::{BodyError, BoxError};
+use crate::{BodyError, BoxError, frames::take_bytes};
 
 /// What the inner body has promised, and given so far.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +60,7 @@ impl Source {
     ) -> Poll<Event>
     where
         B: Body,
+        B::Data: 'static,
         B::Error: Into<BoxError>,
     {
         if let Some(failure) = self.failure.take() {
@@ -78,7 +79,7 @@ impl Source {
             };
             match frame.map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(mut data))) => {
-                    let data = data.copy_to_bytes(data.remaining());
+                    let data = take_bytes(&mut data);
                     self.account.given += data.len() as u64;
                     if self.is_exceeded() {
                         inner.set(Inner::Gone);

@@ -110,6 +110,7 @@ impl Stream {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>>
     where
         B: Body,
+        B::Data: 'static,
         B::Error: Into<BoxError>,
     {
         if self.polling {
@@ -152,6 +153,7 @@ impl Stream {
     fn read<B>(&mut self, inner: Pin<&mut Inner<B>>, cx: &mut Context<'_>) -> Result<Step, BoxError>
     where
         B: Body,
+        B::Data: 'static,
         B::Error: Into<BoxError>,
     {
         if !self.input.is_empty() {
@@ -214,6 +216,7 @@ impl Stream {
     ) -> Result<Step, BoxError>
     where
         B: Body,
+        B::Data: 'static,
         B::Error: Into<BoxError>,
     {
         let Engine::Away(away) = &mut self.engine else {

@@ -38,7 +38,7 @@ fn answer<B>(
     response: Response<B>,
 ) -> Response<CompressionBody<B>>
 where
-    B: Body<Error: Into<crate::BoxError>>,
+    B: Body<Data: 'static, Error: Into<crate::BoxError>>,
 {
     let mut response = Some(response);
     let mut service = layer.layer(Fixed(|| response.take().expect("called once")));
@@ -75,7 +75,7 @@ fn get(accept: &str) -> Request<()> {
 /// `body` behind `layer` as a stream, for a client that accepts gzip.
 fn stream<B>(layer: &CompressionLayer, body: B) -> CompressionBody<B>
 where
-    B: Body<Error: Into<crate::BoxError>>,
+    B: Body<Data: 'static, Error: Into<crate::BoxError>>,
 {
     let response = answer(layer, get("gzip"), Response::new(body));
     assert_eq!(response.headers()["content-encoding"], "gzip");

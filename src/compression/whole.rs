@@ -43,6 +43,7 @@ pub(super) enum Collected<B> {
 pub(super) fn collect<B>(body: B, mut source: Source, cx: &mut Context<'_>) -> Collected<B>
 where
     B: Body,
+    B::Data: 'static,
     B::Error: Into<BoxError>,
 {
     let mut boxed = Box::pin(Inner::Plain(body));

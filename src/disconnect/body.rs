@@ -50,6 +50,7 @@ pub struct DisconnectBody<T> {
 impl<B> DisconnectBody<ScopeBody<B>>
 where
     B: Body,
+    B::Data: 'static,
     B::Error: Into<BoxError>,
 {
     /// Wraps a body of which nothing more is known.
@@ -76,6 +77,7 @@ where
 impl<B> DisconnectBody<ScopeBody<B>>
 where
     B: Body + Send + 'static,
+    B::Data: 'static,
     B::Error: Into<BoxError>,
 {
     /// See [`ScopeLayer::stall_timeout`](crate::scope::ScopeLayer::stall_timeout); here it takes a task

@@ -81,7 +81,7 @@ impl Disconnect {
     ///
     /// For producers that want to say goodbye by themselves.
     pub fn shutdown_token(&self) -> CancellationToken {
-        self.scope.supervisor.shutdown_token()
+        self.scope.supervisor().shutdown_token()
     }
 
     /// Ends the response as `Cancelled`: tokens fire, tasks are cancelled, the body fails.

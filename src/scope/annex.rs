@@ -126,7 +126,7 @@ impl Scope {
             Slot::Open(annex) | Slot::Closing(annex) => annex.clone(),
             Slot::Closed => return None,
             Slot::Unused => {
-                let annex = open(state.options.annex.as_deref(), Arc::downgrade(self));
+                let annex = open(state.options(self).annex.as_deref(), Arc::downgrade(self));
                 state.work().annex = Slot::Open(annex.clone());
                 state.used = true;
                 return Some(annex);
@@ -223,7 +223,7 @@ impl Scope {
             state.note_failure(Outcome::Failed, failure.into());
         }
         let name = format!("{} {}: {what}", self.method, self.uri.path());
-        annex.keep(Box::new(self.supervisor.background(name)));
+        annex.keep(Box::new(self.supervisor().background(name)));
     }
 }
 

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     error::{BodyError, BoxError},
+    frames::{let_go, take_bytes},
     outcome::Outcome,
 };
 
@@ -51,6 +52,8 @@ enum Inner<B> {
     Boxed(Pin<Box<B>>),
 }
 
+/// What is large is boxed: bodies are moved several times before they are first polled, and most
+/// come to no stage but `Streaming` and `Done`.
 #[derive(Debug)]
 enum Stage {
     /// The inner body is asked.
@@ -58,15 +61,15 @@ enum Stage {
     /// The same, but what it gives is judged by an owner further out.
     Passing,
     /// This was polled ahead of the head, and goes first.
-    Ahead(Bytes),
+    Ahead(Box<Bytes>),
     /// The length is reached and the inner body may still have trailers: this frame waits.
-    AtLength(Bytes),
+    AtLength(Box<Bytes>),
     /// The inner body is gone; the teardown runs, then this is shown.
-    Ending(Held),
+    Ending(Option<Box<Held>>),
     /// The error waits a little, so that the frames before it are delivered.
     Failing(Box<Failing>),
     /// Nothing follows. HEAD keeps the size hint of what GET would have sent.
-    Done { hint: Option<SizeHint> },
+    Done { hint: Option<Box<SizeHint>> },
 }
 
 #[derive(Debug)]
@@ -116,8 +119,8 @@ impl<B> ScopeBody<B> {
     ) -> Self {
         let mut body = Self::new(owner, Some(Inner::Boxed(inner)), finisher);
         body.stage = match (at_length, ahead) {
-            (Some(data), _) => Stage::AtLength(data),
-            (None, Some(data)) => Stage::Ahead(data),
+            (Some(data), _) => Stage::AtLength(Box::new(data)),
+            (None, Some(data)) => Stage::Ahead(Box::new(data)),
             (None, None) => Stage::Streaming,
         };
         body
@@ -127,9 +130,11 @@ impl<B> ScopeBody<B> {
     pub(super) fn over(held: Held, hint: Option<SizeHint>) -> Self {
         let mut body = Self::new(Owner::free(), None, Finisher::new(None));
         body.stage = if held.is_empty() {
-            Stage::Done { hint }
+            Stage::Done {
+                hint: hint.map(Box::new),
+            }
         } else {
-            Stage::Ending(Held {
+            Stage::ending(Held {
                 clean: true,
                 ..held
             })
@@ -162,6 +167,7 @@ impl<B> ScopeBody<B> {
 impl<B> ScopeBody<B>
 where
     B: Body,
+    B::Data: 'static,
     B::Error: Into<BoxError>,
 {
     /// A body that owns a scope of its own: for use without a layer.
@@ -183,6 +189,7 @@ where
 impl<B> ScopeBody<B>
 where
     B: Body,
+    B::Data: 'static,
     B::Error: Into<BoxError>,
 {
     /// Lets the inner body of an interrupted scope go now; the rest is for who polls next.
@@ -193,7 +200,7 @@ where
             Stage::Streaming | Stage::Ahead(_) | Stage::AtLength(_)
         );
         if asks && this.owner.is_interrupted() {
-            let end = Owner::interrupted();
+            let end = this.owner.interrupted();
             *this.stage = settle(end, this.owner, this.inner, this.finisher);
         }
     }
@@ -202,6 +209,7 @@ where
 impl<B> Body for ScopeBody<B>
 where
     B: Body,
+    B::Data: 'static,
     B::Error: Into<BoxError>,
 {
     type Data = Bytes;
@@ -215,17 +223,24 @@ where
         if !matches!(this.stage, Stage::Streaming) {
             return this.proceed(None, cx);
         }
-        let mut polled = poll_inner(this.owner, this.inner.as_mut(), cx);
-        if let Poll::Ready(Ok(Some(Ok(frame)))) = &mut polled {
-            // Nearly every poll: data, taken out in place, and more to come.
+        let inner = match askable(this.owner, this.inner.as_mut()) {
+            Ok(inner) => inner,
+            Err(unasked) => return this.proceed(Some(unasked.into()), cx),
+        };
+        let mut polled = this.owner.marked(|| inner.poll_frame(cx));
+        // Nearly every poll: data and more to come. It is taken out where it stands, since to move what
+        // was only just written costs more than the rest of this.
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled {
             if let Some(data) = frame.data_mut() {
                 let length = data.remaining();
                 if this.owner.passes(length, || end_hint(this.inner.as_ref())) {
-                    return Poll::Ready(Some(Ok(Frame::data(data.copy_to_bytes(length)))));
+                    let data = take_bytes(data);
+                    let_go::<B::Data, _>(polled);
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
             }
         }
-        let next = ready!(polled).map_or_else(|next| next, Next::from);
+        let next = ready!(seen(polled, this.owner, cx));
         this.proceed(Some(next), cx)
     }
 
@@ -250,11 +265,14 @@ where
                 hint.unwrap_or_else(|| SizeHint::with_exact(0))
             }
             Stage::AtLength(data) => SizeHint::with_exact(data.len() as u64),
-            Stage::Ending(held) if held.clean => {
+            Stage::Ending(Some(held)) if held.clean => {
                 SizeHint::with_exact(held.data.as_ref().map_or(0, |data| data.len() as u64))
             }
             Stage::Ending(_) | Stage::Failing(_) => SizeHint::default(),
-            Stage::Done { hint } => hint.unwrap_or_else(|| SizeHint::with_exact(0)),
+            Stage::Done { hint } => match hint {
+                Some(hint) => (**hint).clone(),
+                None => SizeHint::with_exact(0),
+            },
         }
     }
 }
@@ -262,6 +280,7 @@ where
 impl<B> Projected<'_, B>
 where
     B: Body,
+    B::Data: 'static,
     B::Error: Into<BoxError>,
 {
     /// Goes on from what the inner body gave, or from where the stage stands.
@@ -279,7 +298,12 @@ where
                     };
                     match self.owner.judge(next, || end_hint(self.inner.as_ref())) {
                         Judged::Pass(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
-                        Judged::AtLength(data) => *self.stage = Stage::AtLength(data),
+                        Judged::Last(data) => {
+                            self.inner.set(None);
+                            *self.stage = Stage::Done { hint: None };
+                            return Poll::Ready(Some(Ok(Frame::data(data))));
+                        }
+                        Judged::AtLength(data) => *self.stage = Stage::AtLength(Box::new(data)),
                         Judged::End(end) => {
                             *self.stage =
                                 settle(end, self.owner, self.inner.as_mut(), self.finisher);
@@ -288,34 +312,31 @@ where
                 }
                 Stage::Passing => return pass_through(self.inner, self.stage, cx),
                 Stage::Ahead(data) => {
-                    let data = std::mem::take(data);
+                    let data = std::mem::take(&mut **data);
                     *self.stage = Stage::Streaming;
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Stage::AtLength(data) => {
                     // HTTP/2 may still send trailers; more data would be more than promised.
-                    let given = ready!(poll_inner(self.owner, self.inner.as_mut(), cx));
-                    let next = given.map_or_else(|next| next, Next::from);
-                    let data = std::mem::take(data);
+                    let next = ready!(poll_inner(self.owner, self.inner.as_mut(), cx));
+                    let data = std::mem::take(&mut **data);
                     let end = self.owner.judge_at_length(data, next);
                     *self.stage = settle(end, self.owner, self.inner.as_mut(), self.finisher);
                 }
                 Stage::Ending(held) => {
                     let verdict = ready!(self.finisher.poll(cx));
-                    let failing = verdict
-                        .and_then(|verdict| verdict.failing(held.clean, &self.owner.detector));
+                    let clean = held.as_ref().is_some_and(|held| held.clean);
+                    let failing =
+                        verdict.and_then(|verdict| verdict.failing(clean, &self.owner.detector));
                     if let Some(failing) = failing {
                         *self.stage = Stage::Failing(Box::new(failing));
-                    } else if let Some(data) = held.data.take() {
-                        if held.trailers.is_none() {
-                            *self.stage = Stage::Done { hint: None };
-                        }
-                        return Poll::Ready(Some(Ok(Frame::data(data))));
-                    } else {
-                        let trailers = held.trailers.take();
-                        *self.stage = Stage::Done { hint: None };
-                        return Poll::Ready(trailers.map(|map| Ok(Frame::trailers(*map))));
+                        continue;
                     }
+                    let next = held.as_mut().and_then(|held| held.next());
+                    if held.as_ref().is_none_or(|held| held.is_empty()) {
+                        *self.stage = Stage::Done { hint: None };
+                    }
+                    return Poll::Ready(next.map(Ok));
                 }
                 Stage::Failing(failing) => {
                     if let Some(frame) = failing.last_frame.take() {
@@ -340,6 +361,7 @@ fn pass_through<B>(
 ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>>
 where
     B: Body,
+    B::Data: 'static,
     B::Error: Into<BoxError>,
 {
     let next = match inner.as_mut().as_pin_mut() {
@@ -382,38 +404,82 @@ fn settle<B>(
     let torn_down = owner.end(end.outcome, end.cause);
     inner.set(None);
     if torn_down {
-        return Stage::Ending(held);
+        return Stage::ending(held);
     }
     finisher.leave_to_holds();
     match broken.and_then(|verdict| verdict.failing(held.clean, &owner.detector)) {
         Some(failing) => Stage::Failing(Box::new(failing)),
-        None => Stage::Ending(held),
+        None => Stage::ending(held),
     }
 }
 
-type Given<B> = Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>;
+impl Stage {
+    /// The teardown comes next; what is held is shown behind it.
+    fn ending(held: Held) -> Self {
+        let shown = held.clean || !held.is_empty();
+        Self::Ending(shown.then(|| Box::new(held)))
+    }
+}
 
-/// Asks the inner body for its next frame, unless the end has come otherwise.
+/// The inner body, if it is to be asked for its next frame; else what that means.
 #[inline]
-fn poll_inner<B: Body>(
+fn askable<'a, B>(
+    owner: &Owner,
+    inner: Pin<&'a mut Option<Inner<B>>>,
+) -> Result<Pin<&'a mut Inner<B>>, Unasked> {
+    if owner.is_interrupted() {
+        return Err(Unasked::Interrupted);
+    }
+    if owner.has_panicked() {
+        return Err(Unasked::Panicked);
+    }
+    inner.as_pin_mut().ok_or(Unasked::Gone)
+}
+
+/// Why an inner body is not asked.
+enum Unasked {
+    Interrupted,
+    Panicked,
+    Gone,
+}
+
+impl From<Unasked> for Next {
+    fn from(unasked: Unasked) -> Self {
+        match unasked {
+            Unasked::Interrupted => Next::Interrupted,
+            Unasked::Panicked => Next::Panicked,
+            Unasked::Gone => Next::End,
+        }
+    }
+}
+
+/// What the inner body gave, unless the end has come otherwise meanwhile.
+fn seen<D: Buf + 'static, E: Into<BoxError>>(
+    polled: Poll<Option<Result<Frame<D>, E>>>,
+    owner: &mut Owner,
+    cx: &mut Context<'_>,
+) -> Poll<Next> {
+    match polled {
+        Poll::Ready(given) => Poll::Ready(Next::from(given)),
+        // Registered before the second look, so that an interruption in between is not missed.
+        Poll::Pending if owner.watch(cx) => Poll::Ready(Next::Interrupted),
+        Poll::Pending => Poll::Pending,
+    }
+}
+
+fn poll_inner<B>(
     owner: &mut Owner,
     inner: Pin<&mut Option<Inner<B>>>,
     cx: &mut Context<'_>,
-) -> Poll<Result<Given<B>, Next>> {
-    if owner.is_interrupted() {
-        return Poll::Ready(Err(Next::Interrupted));
-    }
-    if owner.has_panicked() {
-        return Poll::Ready(Err(Next::Panicked));
-    }
-    let Some(inner) = inner.as_pin_mut() else {
-        return Poll::Ready(Err(Next::End));
-    };
-    match owner.marked(|| inner.poll_frame(cx)) {
-        Poll::Ready(given) => Poll::Ready(Ok(given)),
-        // Registered before the second look, so that an interruption in between is not missed.
-        Poll::Pending if owner.watch(cx) => Poll::Ready(Err(Next::Interrupted)),
-        Poll::Pending => Poll::Pending,
+) -> Poll<Next>
+where
+    B: Body,
+    B::Data: 'static,
+    B::Error: Into<BoxError>,
+{
+    match askable(owner, inner) {
+        Ok(inner) => seen(owner.marked(|| inner.poll_frame(cx)), owner, cx),
+        Err(unasked) => Poll::Ready(unasked.into()),
     }
 }
 

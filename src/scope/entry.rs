@@ -13,7 +13,6 @@ use super::{
     machine::{Opening, Scope},
     options::Options,
 };
-use crate::supervisor::Supervisor;
 
 /// A handle that handlers extract: a door into the scope of their request.
 ///
@@ -106,8 +105,6 @@ impl Clone for Entry {
 pub(super) struct Arriving<'a> {
     pub(super) views: u8,
     pub(super) options: &'a Arc<Options>,
-    pub(super) supervisor: &'a Supervisor,
-    pub(super) clock: bool,
     pub(super) movable: bool,
 }
 
@@ -126,7 +123,7 @@ pub(super) fn enter<B>(request: &mut Request<B>, arriving: &Arriving<'_>) -> Ent
         .get_mut::<Entry>()
         .filter(|entry| entry.scope.is_live());
     let Some(entry) = live else {
-        let opening = arriving.opening(request, arriving.options.clone(), arriving.supervisor);
+        let opening = arriving.opening(request, arriving.options.clone());
         let scope = Scope::open(opening, None);
         request.extensions_mut().insert(Entry {
             scope: scope.clone(),
@@ -143,13 +140,12 @@ pub(super) fn enter<B>(request: &mut Request<B>, arriving: &Arriving<'_>) -> Ent
         return Entered::Joined(entry.scope.clone());
     }
     let (parent, views) = (entry.scope.clone(), entry.views | arriving.views);
-    let mut options = parent.lock().options.merged(arriving.options);
+    let mut options = parent.lock().options(&parent).merged(arriving.options);
     if !cloned {
         // The same response is the parent's, too: its hooks hear of it there.
         options.on_end.clone_from(&arriving.options.on_end);
     }
-    let options = Arc::new(options);
-    let opening = arriving.opening(request, options, &parent.supervisor);
+    let opening = arriving.opening(request, Arc::new(options));
     let scope = Scope::open(opening, Some(&parent));
     request.extensions_mut().insert(Entry {
         scope: scope.clone(),
@@ -159,20 +155,13 @@ pub(super) fn enter<B>(request: &mut Request<B>, arriving: &Arriving<'_>) -> Ent
 }
 
 impl Arriving<'_> {
-    fn opening<'s, B>(
-        &self,
-        request: &Request<B>,
-        options: Arc<Options>,
-        supervisor: &'s Supervisor,
-    ) -> Opening<'s> {
+    fn opening<B>(&self, request: &Request<B>, options: Arc<Options>) -> Opening {
         Opening {
             method: request.method().clone(),
             uri: request.uri().clone(),
             version: request.version(),
             connection: Connection::of(request.extensions()),
             options,
-            supervisor,
-            clock: self.clock,
             movable: self.movable,
         }
     }
@@ -185,9 +174,13 @@ impl Scope {
             return;
         }
         let mut state = self.lock();
-        state.options = Arc::new(state.options.merged(inner));
-        if let (Some(policy), Some(work)) = (inner.failure_policy, &mut state.work) {
-            work.tasks.set_policy(policy);
+        let merged = state.options(self).merged(inner);
+        state.merged = Some(Arc::new(merged));
+        if let Some(policy) = inner.failure_policy {
+            state.policy = policy;
+            if let Some(work) = &mut state.work {
+                work.tasks.set_policy(policy);
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ use super::{
     failure::{Failure, FailureKind},
     judge::{End, Held, Judged, Next},
     owner::{Finisher, Owner},
+    register::AtHead,
     state::{Verdict, failure_status},
 };
 use crate::{
@@ -75,6 +76,7 @@ impl<F, B, E> Future for ScopeFuture<F, E>
 where
     F: Future<Output = Result<Response<B>, E>>,
     B: Body,
+    B::Data: 'static,
     B::Error: Into<BoxError>,
 {
     type Output = Result<Response<ScopeBody<B>>, E>;
@@ -146,36 +148,45 @@ fn at_head<B>(
 ) -> Result<Response<ScopeBody<B>>, Over>
 where
     B: Body,
+    B::Data: 'static,
     B::Error: Into<BoxError>,
 {
     let Some(scope) = owner.scope() else {
         owner.release();
         return Ok(response.map(ScopeBody::passing));
     };
-    let used = scope.at_head(&mut response);
+    let head = scope.at_head(&mut response);
     let (hint, end_hint) = (response.body().size_hint(), response.body().is_end_stream());
-    let head = Detector::at_head(
+    let seen = Detector::at_head(
         (&scope.method, scope.version),
         response.status(),
         response.headers(),
         &hint,
         end_hint,
     );
-    let detector = match head {
+    // What GET would have sent.
+    let kept = (scope.method == Method::HEAD).then_some(hint);
+    if head == AtHead::Unreached && !matches!(seen, Head::Ended(Outcome::Truncated)) {
+        owner.leave_unreached();
+        finisher.give_up();
+    }
+    let detector = match seen {
         Head::Streams(detector) => detector,
+        Head::Ended(_) if owner.is_unreached() => {
+            return Ok(response.map(|_| ScopeBody::over(Held::default(), kept)));
+        }
         Head::Ended(outcome) => {
-            let hint = (scope.method == Method::HEAD).then_some(hint);
             let (parts, body) = response.into_parts();
             drop(body);
             let end = match outcome {
                 Outcome::Complete => End::complete(None, None),
                 _ => End::nothing_of(Detector::promised_by(&parts.headers)),
             };
-            return Err(end_with(end, parts, hint, owner, finisher));
+            return Err(end_with(end, parts, kept, owner, finisher));
         }
     };
     owner.streams(detector);
-    if !used || detector.promised().is_none() {
+    if head != AtHead::Used || detector.promised().is_none() {
         let (owner, finisher) = (mem::take(owner), mem::take(finisher));
         return Ok(response.map(|body| ScopeBody::streaming(owner, body, finisher)));
     }
@@ -193,7 +204,7 @@ where
             }
             (Poll::Ready(next), Some(data)) => owner.judge_at_length(data, next),
             (Poll::Ready(next), None) => match owner.judge(next, || body.is_end_stream()) {
-                Judged::Pass(data) => {
+                Judged::Pass(data) | Judged::Last(data) => {
                     let (owner, finisher) = (mem::take(owner), mem::take(finisher));
                     let body = ScopeBody::polled_ahead(owner, body, Some(data), None, finisher);
                     return Ok(Response::from_parts(parts, body));

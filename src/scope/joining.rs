@@ -22,8 +22,8 @@ impl Scope {
             let awaited = state.natural && !state.work().tasks.cancelling;
             (
                 awaited,
-                state.options.join_limit(),
-                state.options.cancel_grace(),
+                state.options(self).join_limit(),
+                state.options(self).cancel_grace(),
             )
         };
         if awaited && self.join(join, Tasks::awaits_nobody).await {

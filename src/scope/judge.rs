@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     error::{BodyError, BoxError, Cause},
+    frames::take_bytes,
     outcome::Outcome,
 };
 
@@ -33,6 +34,8 @@ pub(super) enum Next {
 pub(super) enum Judged {
     /// Data for the client; more is to come.
     Pass(Bytes),
+    /// The last data of a body whose end nobody waits for.
+    Last(Bytes),
     /// The last data; trailers may follow.
     AtLength(Bytes),
     End(End),
@@ -90,13 +93,19 @@ impl Held {
     pub(super) fn is_empty(&self) -> bool {
         self.data.is_none() && self.trailers.is_none()
     }
+
+    /// Takes the next frame of it: data, then trailers.
+    pub(super) fn next(&mut self) -> Option<Frame<Bytes>> {
+        let data = self.data.take().map(Frame::data);
+        data.or_else(|| self.trailers.take().map(|map| Frame::trailers(*map)))
+    }
 }
 
-impl<D: Buf, E: Into<BoxError>> From<Option<Result<Frame<D>, E>>> for Next {
+impl<D: Buf + 'static, E: Into<BoxError>> From<Option<Result<Frame<D>, E>>> for Next {
     fn from(frame: Option<Result<Frame<D>, E>>) -> Self {
         match frame {
             Some(Ok(frame)) => match frame.into_data() {
-                Ok(mut data) => Next::Data(data.copy_to_bytes(data.remaining())),
+                Ok(mut data) => Next::Data(take_bytes(&mut data)),
                 Err(frame) => trailers(frame),
             },
             Some(Err(error)) => Next::Error(error.into()),
@@ -130,6 +139,9 @@ impl Owner {
                         self.withheld = true;
                         Judged::AtLength(data)
                     }
+                    Seen::LengthReached | Seen::Ended(Outcome::Complete) if self.is_unreached() => {
+                        Judged::Last(data)
+                    }
                     Seen::LengthReached | Seen::Ended(Outcome::Complete) => {
                         Judged::End(End::complete(Some(data), None))
                     }
@@ -139,7 +151,7 @@ impl Owner {
             Next::Trailers(trailers) => Judged::End(self.end_of_stream(None, Some(trailers))),
             Next::End => Judged::End(self.end_of_stream(None, None)),
             Next::Error(error) => Judged::End(Self::inner_error(error)),
-            Next::Interrupted => Judged::End(Self::interrupted()),
+            Next::Interrupted => Judged::End(self.interrupted()),
             Next::Panicked => Judged::End(self.panicked()),
         }
     }
@@ -165,7 +177,7 @@ impl Owner {
             Next::Trailers(trailers) => self.end_of_stream(Some(data), Some(trailers)),
             Next::End => self.end_of_stream(Some(data), None),
             Next::Error(error) => Self::inner_error(error),
-            Next::Interrupted => Self::interrupted(),
+            Next::Interrupted => self.interrupted(),
             Next::Panicked => self.panicked(),
         }
     }
@@ -186,7 +198,7 @@ impl Owner {
     }
 
     fn stops_at_length(&self) -> bool {
-        self.scope()
+        self.known()
             .is_none_or(|scope| stops_at_length(scope.version))
     }
 
@@ -220,15 +232,19 @@ impl Owner {
         End::failed(Outcome::Panicked, self.panic_cause())
     }
 
-    /// The end was started elsewhere; the outcome given here is not looked at.
-    pub(super) fn interrupted() -> End {
-        let outcome = Outcome::Cancelled;
+    /// The end was started elsewhere, and the outcome given here is not looked at; or the client of a
+    /// body whose end nobody hears of has gone.
+    pub(super) fn interrupted(&self) -> End {
+        let outcome = match self.is_unreached() {
+            true => Outcome::Disconnected,
+            false => Outcome::Cancelled,
+        };
         End::failed(outcome, Failure::new(FailureKind::Ended { outcome }).into())
     }
 
     /// The verdict on a body that did not end well, before any teardown.
     pub(super) fn verdict_now(&self, outcome: Outcome, cause: &Option<Cause>) -> Option<Verdict> {
-        let scope = self.scope().filter(|_| !outcome.is_complete())?;
+        let scope = self.known().filter(|_| !outcome.is_complete())?;
         Some(scope.lock().verdict_on(scope, outcome, cause.clone()))
     }
 

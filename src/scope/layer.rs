@@ -18,7 +18,6 @@ use super::{
     entry::{Arriving, Entered, View, enter},
     future::ScopeFuture,
     movable::{MovableBody, MovableFuture},
-    observe,
     options::{FailurePolicy, Options, Shutdown},
     owner::{Finisher, Owner},
     stall::Watchdog,
@@ -44,8 +43,6 @@ use crate::{
 /// [`stall_timeout`](Self::stall_timeout) or [`detachable`](Self::detachable).
 pub struct ScopeLayer<V, M = Fixed> {
     options: Arc<Options>,
-    supervisor: Supervisor,
-    clock: bool,
     marks: PhantomData<fn() -> (V, M)>,
 }
 
@@ -86,8 +83,6 @@ impl<V> ScopeLayer<V> {
     pub fn new() -> Self {
         Self {
             options: Arc::default(),
-            supervisor: Supervisor::private(),
-            clock: observe::ON,
             marks: PhantomData,
         }
     }
@@ -95,10 +90,11 @@ impl<V> ScopeLayer<V> {
 
 impl<V, M> ScopeLayer<V, M> {
     /// Enters the scopes that this layer opens with `supervisor`, for snapshots and the drain.
-    pub fn supervisor(mut self, supervisor: &Supervisor) -> Self {
-        self.supervisor = supervisor.clone();
-        self.clock = true;
-        self
+    pub fn supervisor(self, supervisor: &Supervisor) -> Self {
+        self.with(|options| {
+            options.supervisor = supervisor.clone();
+            options.clock = true;
+        })
     }
 
     /// How long one closer may take before it is aborted (30 s).
@@ -150,9 +146,11 @@ impl<V, M> ScopeLayer<V, M> {
     ///
     /// It runs where the teardown ended, once per response; it should not block. Its panic is
     /// contained.
-    pub fn on_end(mut self, hook: impl Fn(&EndReport) + Send + Sync + 'static) -> Self {
-        self.clock = true;
-        self.with(|options| options.on_end.push(Arc::new(hook)))
+    pub fn on_end(self, hook: impl Fn(&EndReport) + Send + Sync + 'static) -> Self {
+        self.with(|options| {
+            options.clock = true;
+            options.on_end.push(Arc::new(hook));
+        })
     }
 
     /// Ends a response as [`Stalled`](Outcome::Stalled) once its server has asked for nothing this long.
@@ -233,8 +231,6 @@ impl<V, M> ScopeLayer<V, M> {
     fn into_mode<N>(self) -> ScopeLayer<V, N> {
         ScopeLayer {
             options: self.options,
-            supervisor: self.supervisor,
-            clock: self.clock,
             marks: PhantomData,
         }
     }
@@ -265,8 +261,6 @@ impl<V, M> Clone for ScopeLayer<V, M> {
     fn clone(&self) -> Self {
         Self {
             options: self.options.clone(),
-            supervisor: self.supervisor.clone(),
-            clock: self.clock,
             marks: PhantomData,
         }
     }
@@ -276,7 +270,6 @@ impl<V, M> fmt::Debug for ScopeLayer<V, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ScopeLayer")
             .field("options", &self.options)
-            .field("supervisor", &self.supervisor)
             .finish_non_exhaustive()
     }
 }
@@ -325,8 +318,6 @@ impl<S, V: View, M: Mode> ScopeService<S, V, M> {
         let arriving = Arriving {
             views: V::BITS,
             options: &self.layer.options,
-            supervisor: &self.layer.supervisor,
-            clock: self.layer.clock,
             movable: M::MOVABLE,
         };
         // Both stand before the call, the owner last, so that a panic in it is seen and torn down.
@@ -344,6 +335,7 @@ where
     S: Service<Request<ReqB>, Response = Response<B>>,
     V: View,
     B: Body,
+    B::Data: 'static,
     B::Error: Into<BoxError>,
 {
     type Response = Response<ScopeBody<B>>;
@@ -366,6 +358,7 @@ where
     S::Error: Send + 'static,
     V: View,
     B: Body + Send + 'static,
+    B::Data: 'static,
     B::Error: Into<BoxError>,
 {
     type Response = Response<MovableBody>;

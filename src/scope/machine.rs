@@ -46,7 +46,8 @@ pub(crate) struct Scope {
     pub(super) opened: Option<Instant>,
     pub(super) connection: Connection,
     pub(super) runtime: Option<Handle>,
-    pub(crate) supervisor: Supervisor,
+    /// Those it was opened with; see [`State::options`].
+    pub(super) options: Arc<Options>,
     pub(super) registration: Registration,
     /// Set at the opening for a cloned request, at the head for a standalone body.
     pub(super) parent: OnceLock<Weak<Scope>>,
@@ -66,29 +67,29 @@ pub(crate) struct Scope {
 }
 
 /// What a scope is opened with.
-pub(super) struct Opening<'a> {
+pub(super) struct Opening {
     pub(super) method: Method,
     pub(super) uri: Uri,
     pub(super) version: Version,
     pub(super) connection: Connection,
     pub(super) options: Arc<Options>,
-    pub(super) supervisor: &'a Supervisor,
-    pub(super) clock: bool,
     pub(super) movable: bool,
 }
 
 impl Scope {
     /// Opens a scope under its supervisor, and under `parent` for a cloned request.
-    pub(super) fn open(opening: Opening<'_>, parent: Option<&Arc<Scope>>) -> Arc<Self> {
-        let scope = opening.supervisor.register(|registration| {
+    pub(super) fn open(opening: Opening, parent: Option<&Arc<Scope>>) -> Arc<Self> {
+        // Not through `opening`, which the scope is made of.
+        let options = opening.options;
+        let scope = Supervisor::register(&options.supervisor, |registration| {
             Arc::new(Scope {
                 method: opening.method,
                 uri: opening.uri,
                 version: opening.version,
-                opened: opening.clock.then(Instant::now),
+                opened: options.clock.then(Instant::now),
                 connection: opening.connection,
                 runtime: Handle::try_current().ok(),
-                supervisor: opening.supervisor.clone(),
+                options: options.clone(),
                 registration,
                 parent: OnceLock::new(),
                 cloned: AtomicBool::new(false),
@@ -98,7 +99,7 @@ impl Scope {
                 left: AtomicBool::new(false),
                 bytes: AtomicU64::new(0),
                 frames: AtomicU64::new(0),
-                state: Mutex::new(State::new(opening.options)),
+                state: Mutex::new(State::new(options.failure_policy)),
             })
         });
         if let Some(parent) = parent {
@@ -118,14 +119,14 @@ impl Scope {
             let mut state = self.lock();
             let mut theirs = child.lock();
             if theirs.phase != Phase::Done {
-                if !self.supervisor.is(&child.supervisor) {
+                if !self.supervisor().is(child.supervisor()) {
                     let name = format!(
                         "{} {}: body with a scope of its own",
                         self.method,
                         self.uri.path()
                     );
                     let member: Weak<Scope> = Arc::downgrade(&child);
-                    let kept = self.supervisor.background_scope(name, member);
+                    let kept = self.supervisor().background_scope(name, member);
                     theirs.work().adopted = Some(kept);
                 }
                 state.work().children.push(child.clone());
@@ -145,8 +146,12 @@ impl Scope {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn supervisor(&self) -> &Supervisor {
+        &self.options.supervisor
+    }
+
     pub(crate) fn id(&self) -> u64 {
-        self.registration.id
+        self.supervisor().number(&self.registration)
     }
 
     /// Starts the end, once: the first cause wins.
@@ -285,8 +290,9 @@ impl Scope {
         if let Some(work) = &mut state.work {
             state.lingering = !work.tasks.close();
         }
-        let wanted = state.keep_report || !state.options.on_end.is_empty() || super::observe::ON;
-        let report = wanted.then(|| Arc::new(state.report(self)));
+        let report = state
+            .is_report_wanted(self)
+            .then(|| Arc::new(state.report(self)));
         if state.keep_report {
             state.work().report = report.clone();
         }
@@ -298,7 +304,10 @@ impl Scope {
             .unwrap_or_default();
         Finished {
             verdict,
-            report: report.map(|report| (report, state.options.clone())),
+            report: report.map(|report| {
+                let merged = state.merged.clone();
+                (report, merged.unwrap_or_else(|| self.options.clone()))
+            }),
             release,
             _last_words: last_words,
             waker: state.waker.take(),
@@ -328,7 +337,7 @@ impl Scope {
 
     /// Step 6: nothing of the scope runs any more.
     pub(super) fn release(&self, release: Release) {
-        self.supervisor
+        self.supervisor()
             .release(&self.registration, release.how, release.unrun);
         drop(release.adopted);
     }

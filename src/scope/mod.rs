@@ -39,6 +39,7 @@
 
 mod annex;
 mod body;
+mod cell;
 mod close;
 mod closers;
 mod connection;

@@ -12,15 +12,11 @@
 //! teardown.
 
 use std::{
-    collections::VecDeque,
     fmt,
     future::{Future, poll_fn},
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak,
-        atomic::{Ordering, fence},
-    },
-    task::{Context, Poll, Waker},
+    sync::{Arc, Weak, atomic::Ordering},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -31,12 +27,13 @@ use tokio::runtime::Handle;
 
 use super::{
     body::ScopeBody,
-    failure::{Failure, FailureKind, contained},
+    cell::Cell,
+    failure::{Failure, FailureKind},
     future::ScopeFuture,
     limit::within,
     machine::Scope,
     options::OnLeave,
-    stall::{Armed, Attention, Watchdog},
+    stall::Armed,
     state::Phase,
 };
 use crate::{
@@ -45,7 +42,7 @@ use crate::{
 };
 
 /// An owner that can be moved: what it says of itself.
-trait Movable: Send {
+pub(super) trait Movable: Send {
     /// The scope, if it is ours and its end is not told yet.
     fn scope(&self) -> Option<&Arc<Scope>>;
 
@@ -74,13 +71,17 @@ impl<B: Send> Movable for ScopeBody<B> {
 }
 
 /// How long the work goes on without its client, now that this has left. `None`: it ends.
-fn leave(owner: &(impl Movable + ?Sized)) -> Option<(Arc<Scope>, Duration)> {
+pub(super) fn leave(owner: &(impl Movable + ?Sized)) -> Option<(Arc<Scope>, Duration)> {
     let scope = owner.scope().filter(|_| owner.is_under_way())?;
     Some((scope.clone(), scope.leave()?))
 }
 
 /// Runs an owner to its end as a task, up to a limit; then it is dropped.
-fn run_on(scope: &Scope, limit: Duration, work: impl Future<Output = ()> + Send + 'static) {
+pub(super) fn run_on(
+    scope: &Scope,
+    limit: Duration,
+    work: impl Future<Output = ()> + Send + 'static,
+) {
     let run = async move {
         let _ = within(limit, work).await;
     };
@@ -90,7 +91,7 @@ fn run_on(scope: &Scope, limit: Duration, work: impl Future<Output = ()> + Send 
     }
 }
 
-fn runtime_of(scope: &Scope) -> Option<Handle> {
+pub(super) fn runtime_of(scope: &Scope) -> Option<Handle> {
     let runtime = scope.runtime.clone();
     runtime.or_else(|| Handle::try_current().ok())
 }
@@ -116,7 +117,7 @@ where
 }
 
 /// Polls a body to its end for nobody.
-async fn discard(mut body: Owned) {
+pub(super) async fn discard(mut body: Owned) {
     while let Some(Ok(_)) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
         // A body that is always ready must leave room for others.
         tokio::task::consume_budget().await;
@@ -202,15 +203,16 @@ impl<B, E> fmt::Debug for MovableFuture<B, E> {
     }
 }
 
-type Given = Result<Frame<Bytes>, BodyError>;
+pub(super) type Given = Result<Frame<Bytes>, BodyError>;
 
-trait Streaming: Movable + Body<Data = Bytes, Error = BodyError> {
+pub(super) trait Streaming: Movable + Body<Data = Bytes, Error = BodyError> {
     fn cut(self: Pin<&mut Self>);
 }
 
 impl<B> Streaming for ScopeBody<B>
 where
     B: Body + Send,
+    B::Data: 'static,
     B::Error: Into<BoxError>,
 {
     fn cut(self: Pin<&mut Self>) {
@@ -219,7 +221,7 @@ where
 }
 
 /// The owner of a body, in its box.
-type Owned = Pin<Box<dyn Streaming>>;
+pub(super) type Owned = Pin<Box<dyn Streaming>>;
 
 /// The response body of an armed layer.
 ///
@@ -257,11 +259,7 @@ impl MovableBody {
         let kind = match scope {
             None => Kind::Passing(body),
             Some(scope) => {
-                let cell = Arc::new(Cell {
-                    attention: Attention::default(),
-                    slot: Mutex::new(Slot::Here(body)),
-                    scope,
-                });
+                let cell = Cell::new(body, scope);
                 let watchdog = cell.scope.kept_in(&cell);
                 let _armed = watchdog.map_or_else(Armed::default, |dog| dog.watch(&cell));
                 Kind::Kept { cell, _armed }
@@ -287,7 +285,7 @@ impl Body for MovableBody {
         match &self.kind {
             Kind::Empty => true,
             Kind::Passing(body) => body.is_end_stream(),
-            Kind::Kept { cell, .. } => cell.lock().is_end_stream(),
+            Kind::Kept { cell, .. } => cell.is_end_stream(),
         }
     }
 
@@ -295,7 +293,7 @@ impl Body for MovableBody {
         match &self.kind {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Passing(body) => body.size_hint(),
-            Kind::Kept { cell, .. } => cell.lock().size_hint(),
+            Kind::Kept { cell, .. } => cell.size_hint(),
         }
     }
 }
@@ -320,218 +318,7 @@ impl fmt::Debug for MovableBody {
     }
 }
 
-/// Where the body's owner is kept.
-///
-/// Its poller holds the lock while it polls, and all others only try it: so code of the application
-/// that ends its own scope from within a poll does not wait for itself. What they cannot take the
-/// poller looks after when it is done.
-pub(super) struct Cell {
-    pub(super) attention: Attention,
-    slot: Mutex<Slot>,
-    pub(super) scope: Arc<Scope>,
-}
-
-enum Slot {
-    Here(Owned),
-    /// Driven to its end by a task; who has asked meanwhile.
-    Away(Option<Waker>),
-    /// What it gave there.
-    Back(VecDeque<Given>),
-}
-
-impl Slot {
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Slot::Here(body) => body.is_end_stream(),
-            Slot::Away(_) => false,
-            Slot::Back(given) => given.is_empty(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Slot::Here(body) => body.size_hint(),
-            Slot::Away(_) => SizeHint::default(),
-            Slot::Back(given) if given.is_empty() => SizeHint::with_exact(0),
-            Slot::Back(_) => SizeHint::default(),
-        }
-    }
-}
-
-impl Cell {
-    fn lock(&self) -> MutexGuard<'_, Slot> {
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn poll_frame(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Option<Given>> {
-        // Declared first, and so dropped behind the lock.
-        let _replaced;
-        let polled = match &mut *self.lock() {
-            Slot::Here(body) => {
-                let polled = body.as_mut().poll_frame(cx);
-                let taken = matches!(polled, Poll::Ready(Some(Ok(_))))
-                    && body.scope().is_some()
-                    && body.is_under_way();
-                self.attention.asked(taken);
-                polled
-            }
-            Slot::Away(waker) => {
-                _replaced = waker.replace(cx.waker().clone());
-                return Poll::Pending;
-            }
-            Slot::Back(given) => return Poll::Ready(given.pop_front()),
-        };
-        match &polled {
-            // An end from outside that found the lock taken relies on this look: its fence (in
-            // `take_over`) and this one order the two.
-            Poll::Ready(Some(Ok(_))) => {
-                fence(Ordering::SeqCst);
-                if self.scope.is_interrupted() {
-                    self.drive();
-                }
-            }
-            Poll::Pending if self.scope.has_left() => return self.let_go(),
-            Poll::Ready(_) | Poll::Pending => {}
-        }
-        polled
-    }
-
-    /// The connection has gone and the body goes on without it: the server gets an error.
-    fn let_go(&self) -> Poll<Option<Given>> {
-        let body = {
-            let mut slot = self.lock();
-            let nothing = Slot::Back(VecDeque::new());
-            match std::mem::replace(&mut *slot, nothing) {
-                Slot::Here(body) => body,
-                other => {
-                    *slot = other;
-                    return Poll::Pending;
-                }
-            }
-        };
-        if let Some((scope, limit)) = leave(&*body) {
-            run_on(&scope, limit, discard(body));
-        }
-        Poll::Ready(Some(Err(ended(Outcome::Disconnected))))
-    }
-
-    /// The server has dropped the body.
-    fn drop_body(&self) {
-        let slot = std::mem::replace(&mut *self.lock(), Slot::Back(VecDeque::new()));
-        if let Slot::Here(body) = slot {
-            match leave(&*body) {
-                Some((scope, limit)) => run_on(&scope, limit, discard(body)),
-                None => drop(body),
-            }
-        }
-    }
-
-    /// Takes the body, unless it is being polled or gone, and drives it to its end in a task.
-    fn drive(self: &Arc<Self>) {
-        let Some(runtime) = runtime_of(&self.scope) else {
-            return;
-        };
-        let body = {
-            let mut slot = match self.slot.try_lock() {
-                Ok(slot) => slot,
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => return,
-            };
-            match std::mem::replace(&mut *slot, Slot::Away(None)) {
-                Slot::Here(body) if !body.is_end_stream() => body,
-                other => {
-                    *slot = other;
-                    return;
-                }
-            }
-        };
-        let mut driven = Driven {
-            body: Some(body),
-            given: VecDeque::new(),
-            cell: self.clone(),
-        };
-        // The inner body goes here and now, and its panic is not the caller's.
-        if contained(|| driven.cut()).is_ok() {
-            runtime.spawn(async move { driven.run().await });
-        }
-    }
-
-    /// The end has come from outside.
-    fn take_over(self: &Arc<Self>) {
-        // The interruption is stored; see `poll_frame`.
-        fence(Ordering::SeqCst);
-        self.drive();
-    }
-}
-
-/// A body that was taken from its server. Puts back what it gave, also if its task is dropped.
-struct Driven {
-    body: Option<Owned>,
-    given: VecDeque<Given>,
-    cell: Arc<Cell>,
-}
-
-impl Driven {
-    fn cut(&mut self) {
-        if let Some(body) = &mut self.body {
-            body.as_mut().cut();
-        }
-    }
-
-    async fn run(&mut self) {
-        let Some(body) = &mut self.body else { return };
-        while let Some(given) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
-            let over = given.is_err();
-            self.given.push_back(given);
-            if over {
-                break;
-            }
-        }
-        self.body = None;
-    }
-}
-
-impl Drop for Driven {
-    fn drop(&mut self) {
-        if self.body.take().is_some() {
-            let outcome = self.cell.scope.ending().outcome();
-            self.given.push_back(Err(ended(outcome)));
-        }
-        let given = std::mem::take(&mut self.given);
-        let waker = {
-            let mut slot = self.cell.lock();
-            match &mut *slot {
-                Slot::Away(waker) => {
-                    let waker = waker.take();
-                    *slot = Slot::Back(given);
-                    waker
-                }
-                // Dropped meanwhile.
-                Slot::Here(_) | Slot::Back(_) => None,
-            }
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-}
-
 impl Scope {
-    /// Its body can be taken from here from now on. Gives the watchdog to watch it, if one is set.
-    fn kept_in(&self, cell: &Arc<Cell>) -> Option<Arc<Watchdog>> {
-        let mut state = self.lock();
-        state.cell = Arc::downgrade(cell);
-        state.options.stall.clone()
-    }
-
-    /// Drives the body to its end, if it is kept where it can be taken.
-    pub(super) fn take_over(&self) {
-        let cell = self.lock().cell.upgrade();
-        if let Some(cell) = cell {
-            cell.take_over();
-        }
-    }
-
     /// The server has asked for nothing for too long.
     pub(super) fn stalled(self: &Arc<Self>) {
         if !self.is_live() || !self.interrupt(Outcome::Stalled, None) {
@@ -570,7 +357,7 @@ impl Scope {
             return parent.is_some_and(|parent| parent.set_on_leave(then));
         }
         let mut state = self.lock();
-        let armed = state.options.detachable.is_some();
+        let armed = state.options(self).detachable.is_some();
         if armed {
             state.on_leave = then;
         }
@@ -581,7 +368,7 @@ impl Scope {
     fn leave(&self) -> Option<Duration> {
         let (limit, signals) = {
             let mut state = self.lock();
-            let longest = state.options.detachable?;
+            let longest = state.options(self).detachable?;
             if state.phase != Phase::Live {
                 return None;
             }
@@ -608,12 +395,12 @@ impl Scope {
         matches!(outcome, Outcome::Disconnected | Outcome::Dropped) && self.leave().is_some()
     }
 
-    fn has_left(&self) -> bool {
+    pub(super) fn has_left(&self) -> bool {
         self.left.load(Ordering::Acquire)
     }
 }
 
-fn ended(outcome: Outcome) -> BodyError {
+pub(super) fn ended(outcome: Outcome) -> BodyError {
     BodyError::from(crate::Cause::from(Failure::new(FailureKind::Ended {
         outcome,
     })))

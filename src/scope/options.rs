@@ -6,7 +6,10 @@ use bytes::Bytes;
 use http::StatusCode;
 
 use super::{annex::Settings, stall::Watchdog};
-use crate::outcome::{EndReport, Outcome};
+use crate::{
+    outcome::{EndReport, Outcome},
+    supervisor::Supervisor,
+};
 
 /// A hook for end reports.
 pub(super) type Hook = Arc<dyn Fn(&EndReport) + Send + Sync>;
@@ -120,8 +123,13 @@ impl Default for Shutdown {
 }
 
 /// The options of one layer, or of one scope after its layers were merged.
-#[derive(Clone, Default)]
+///
+/// With the supervisor, so that a service, which is cloned for each call, holds one handle.
+#[derive(Clone)]
 pub(crate) struct Options {
+    pub(super) supervisor: Supervisor,
+    /// Somebody is told how long a response took.
+    pub(super) clock: bool,
     pub(super) closer_limit: Option<Duration>,
     pub(super) join_limit: Option<Duration>,
     pub(super) cancel_grace: Option<Duration>,
@@ -134,6 +142,27 @@ pub(crate) struct Options {
     pub(super) stall: Option<Arc<Watchdog>>,
     /// How long work may go on without its client.
     pub(super) detachable: Option<Duration>,
+}
+
+impl Default for Options {
+    /// Nothing set, under a private supervisor.
+    fn default() -> Self {
+        Self {
+            supervisor: Supervisor::private(),
+            clock: super::observe::ON,
+            closer_limit: None,
+            join_limit: None,
+            cancel_grace: None,
+            error_gap: None,
+            failure_policy: None,
+            shutdown: None,
+            succeeded_when: None,
+            on_end: Vec::new(),
+            annex: None,
+            stall: None,
+            detachable: None,
+        }
+    }
 }
 
 impl Options {
@@ -173,9 +202,12 @@ impl Options {
             && self.detachable.is_none()
     }
 
-    /// These options with those of a layer further in: the innermost wins, hooks add up.
+    /// These options with those of a layer further in: the innermost wins, hooks add up. The
+    /// supervisor stays.
     pub(super) fn merged(&self, inner: &Options) -> Options {
         Options {
+            supervisor: self.supervisor.clone(),
+            clock: self.clock || inner.clock,
             closer_limit: inner.closer_limit.or(self.closer_limit),
             join_limit: inner.join_limit.or(self.join_limit),
             cancel_grace: inner.cancel_grace.or(self.cancel_grace),
@@ -197,6 +229,7 @@ impl Options {
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Options")
+            .field("supervisor", &self.supervisor)
             .field("closer_limit", &self.closer_limit())
             .field("join_limit", &self.join_limit())
             .field("cancel_grace", &self.cancel_grace())

@@ -39,6 +39,9 @@ enum Role {
     Root(Arc<Scope>),
     /// The scope belongs to an outer layer; we only notice a lost handler.
     Joined(Arc<Scope>),
+    /// The scope was ours, and came to its head with nothing registered and nobody left who could:
+    /// no end is to be told. The client is still to see a broken body as one.
+    Unreached(Arc<Scope>),
     /// Nothing to tell any more.
     Free,
 }
@@ -83,8 +86,28 @@ impl Owner {
     pub(super) fn scope(&self) -> Option<&Arc<Scope>> {
         match &self.role {
             Role::Root(scope) => Some(scope),
+            Role::Joined(_) | Role::Unreached(_) | Role::Free => None,
+        }
+    }
+
+    /// The scope, if it is or was ours: what it knows of the request.
+    pub(super) fn known(&self) -> Option<&Arc<Scope>> {
+        match &self.role {
+            Role::Root(scope) | Role::Unreached(scope) => Some(scope),
             Role::Joined(_) | Role::Free => None,
         }
+    }
+
+    /// The end of the scope concerns nobody any more.
+    pub(super) fn leave_unreached(&mut self) {
+        self.role = match std::mem::replace(&mut self.role, Role::Free) {
+            Role::Root(scope) => Role::Unreached(scope),
+            other => other,
+        };
+    }
+
+    pub(super) fn is_unreached(&self) -> bool {
+        matches!(self.role, Role::Unreached(_))
     }
 
     /// Runs inner code under the mark.
@@ -108,6 +131,8 @@ impl Owner {
                 close_upload(&scope);
                 scope.owner_ended(outcome, failure)
             }
+            // There is no teardown to wait for.
+            Role::Unreached(_) => false,
             Role::Joined(_) | Role::Free => true,
         }
     }
@@ -116,8 +141,10 @@ impl Owner {
     ///
     /// True if the end has come from elsewhere: an interruption, or the client's going.
     pub(super) fn watch(&mut self, cx: &mut Context<'_>) -> bool {
-        let Role::Root(scope) = &self.role else {
-            return false;
+        let scope = match &self.role {
+            Role::Root(scope) => scope,
+            Role::Unreached(scope) => return self.watch.poll(&scope.connection, cx),
+            Role::Joined(_) | Role::Free => return false,
         };
         scope.watch(cx.waker());
         let upload = scope.connection.upload();
@@ -153,7 +180,7 @@ impl Drop for Owner {
                 scope.owner_ended(outcome, cause);
             }
             Role::Joined(scope) => scope.lock().handler_lost = true,
-            Role::Free => {}
+            Role::Unreached(_) | Role::Free => {}
         }
     }
 }
@@ -233,6 +260,11 @@ impl Finisher {
             self.scope = None;
             Some(verdict)
         })
+    }
+
+    /// There is nothing to tear down.
+    pub(super) fn give_up(&mut self) {
+        self.scope = None;
     }
 
     /// The owner goes and the holds stay.

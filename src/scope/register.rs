@@ -87,7 +87,7 @@ impl Scope {
                 Phase::Live => state.ending_as(&self, Outcome::Cancelled),
                 Phase::Ending | Phase::Done => state.ending(&self),
             };
-            (closer, ending, state.options.closer_limit())
+            (closer, ending, state.options(&self).closer_limit())
         };
         let mut alone = Alone::new(&self, &closer);
         alone.early = true;
@@ -135,7 +135,7 @@ impl Scope {
             self.closer_ran(result);
             return;
         }
-        let limit = self.lock().options.closer_limit();
+        let limit = self.lock().options(self).closer_limit();
         let alone = Alone::new(self, &closer);
         let run = async move {
             let mut alone = alone;
@@ -151,8 +151,8 @@ impl Scope {
 
     /// The head has come: notes the status, and what a shutdown would end the body with.
     ///
-    /// True if something is registered. Leaves a handle for `close` if something is, or may be.
-    pub(super) fn at_head<B>(self: &Arc<Self>, response: &mut Response<B>) -> bool {
+    /// Leaves a handle for `close` if something is registered, or may be.
+    pub(super) fn at_head<B>(self: &Arc<Self>, response: &mut Response<B>) -> AtHead {
         // A body with a scope of its own, made in the handler: it becomes our child.
         let child = ResponseScope::take(response.extensions_mut());
         let has_child = child.is_some();
@@ -161,13 +161,19 @@ impl Scope {
             child.answers.store(true, Ordering::Release);
             self.adopt(child.clone()) || child.lock().used
         });
-        let (used, end_now) = {
+        // A movable child tells its parent that this is the answer.
+        let has_parent = self.parent.get().is_some();
+        let own =
+            OWN_HANDLES + usize::from(self.registration.is_listed()) + usize::from(has_parent);
+        // Counted before the lock is taken: whoever went before has left its word in there.
+        let views = Arc::strong_count(self) > own || Arc::weak_count(self) > 0;
+        let (used, unheard, end_now) = {
             let mut state = self.lock();
             state.used |= adopted;
             // Whoever gets the response may close it, also after it has ended.
             state.keep_report |= state.used;
             state.status = Some(response.status());
-            let policy = state.options.shutdown.clone();
+            let policy = state.options(self).shutdown.clone();
             let end_now = match policy.as_deref().map(|policy| (policy, &policy.kind)) {
                 Some((policy, ShutdownKind::EndNow { .. })) => {
                     let content_type = response.headers().get(http::header::CONTENT_TYPE);
@@ -178,21 +184,22 @@ impl Scope {
                 Some((_, ShutdownKind::Abort)) => true,
                 Some((_, ShutdownKind::Finish { .. })) | None => false,
             };
-            (state.used, end_now)
+            (state.used, !state.is_report_wanted(self), end_now)
         };
-        // A movable child tells its parent that this is the answer.
-        let has_parent = self.parent.get().is_some();
-        let own =
-            OWN_HANDLES + usize::from(self.registration.is_listed()) + usize::from(has_parent);
         let told = has_child || (has_parent && self.movable);
-        if used || told || Arc::strong_count(self) > own {
+        if used || told || views {
             let extensions = response.extensions_mut();
             extensions.insert(ResponseScope::new(self.clone()));
         }
-        if end_now && self.supervisor.is_draining() {
+        if end_now && self.supervisor().is_draining() {
             self.clone().shut_down();
         }
-        used
+        let alone = own == OWN_HANDLES && !self.movable && self.connection.upload().is_none();
+        match (used, views) {
+            (true, _) => AtHead::Used,
+            (false, false) if alone && unheard => AtHead::Unreached,
+            (false, _) => AtHead::Unused,
+        }
     }
 
     /// Makes a standalone body's scope known to the layers its response passes, and to `close`.
@@ -243,6 +250,17 @@ impl Scope {
     }
 }
 
+/// How a scope stands when its head comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AtHead {
+    /// Something is registered.
+    Used,
+    /// Nothing yet.
+    Unused,
+    /// Nothing, nobody is left who could, and nobody hears how it ends.
+    Unreached,
+}
+
 /// A closer that runs outside the teardown: registered after the end, or run early by its key.
 ///
 /// The drain waits for it. Its drop unfinished means that the runtime is gone, or that whoever ran
@@ -260,7 +278,7 @@ impl Alone {
         let name = format!("{} {}: {}", scope.method, scope.uri.path(), closer.name());
         Self {
             scope: scope.clone(),
-            _background: scope.supervisor.background(name),
+            _background: scope.supervisor().background(name),
             ran: false,
             early: false,
         }
@@ -304,7 +322,7 @@ impl Member for Scope {
     fn shut_down(self: Arc<Self>) -> Option<Duration> {
         let shut_by = {
             let mut state = self.lock();
-            let policy = state.options.shutdown.clone();
+            let policy = state.options(&self).shutdown.clone();
             let policy = policy.as_deref();
             match policy.map(|policy| &policy.kind) {
                 None => return None,

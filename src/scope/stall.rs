@@ -16,7 +16,7 @@ use std::{
 use slab::Slab;
 use tokio::runtime::Handle;
 
-use super::{limit::Limit, movable::Cell};
+use super::{cell::Cell, limit::Limit};
 
 /// Looks per time-out: a stall is noticed up to two looks late.
 const LOOKS: u32 = 8;
@@ -28,11 +28,11 @@ const LONGEST: Duration = Duration::from_millis(250);
 pub(super) struct Attention(AtomicU64);
 
 impl Attention {
-    /// The server asked, and has `taken` a frame; if not, it is not its turn.
-    pub(super) fn asked(&self, taken: bool) {
+    /// The server asked, and was `given` a frame; if not, it is not its turn.
+    pub(super) fn asked(&self, given: bool) {
         // One writer at a time: the poller, under the cell's lock.
         let polls = self.0.load(Ordering::Relaxed) >> 1;
-        let word = (polls + 1) << 1 | u64::from(taken);
+        let word = (polls + 1) << 1 | u64::from(given);
         self.0.store(word, Ordering::Relaxed);
     }
 
@@ -115,13 +115,15 @@ impl Watchdog {
         }
         let mut stalled = Vec::new();
         for (_, stream) in &mut rounds.streams {
-            let word = stream.cell.attention.word();
+            let word = stream.cell.attention().word();
             if word != stream.word {
                 (stream.word, stream.looks) = (word, 0);
                 continue;
             }
             stream.looks = stream.looks.saturating_add(1);
-            if waits_for_server(word) && self.pause() * stream.looks >= self.timeout {
+            let due = waits_for_server(word) && self.pause() * stream.looks >= self.timeout;
+            // Behind the last byte that was promised there is nothing to ask for.
+            if due && stream.cell.is_under_way() {
                 stalled.push(stream.cell.clone());
             }
         }

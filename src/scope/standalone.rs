@@ -13,23 +13,25 @@ use super::{
     options::Options,
     stall::Watchdog,
 };
-use crate::{error::BoxError, outcome::EndReport, supervisor::Supervisor};
+use crate::{error::BoxError, outcome::EndReport};
 
 impl Scope {
     /// A scope under a supervisor of its own, for a body that knows nothing of its request.
     pub(crate) fn standalone() -> Arc<Self> {
-        Self::open(opening(&Extensions::new(), &Supervisor::private()), None)
+        Self::open(opening(&Extensions::new()), None)
     }
 
     /// The same for the answer to a request, with a clock.
     pub(crate) fn answering<B>(request: &Request<B>) -> Arc<Self> {
-        let supervisor = Supervisor::private();
         let opening = Opening {
             method: request.method().clone(),
             uri: request.uri().clone(),
             version: request.version(),
-            clock: true,
-            ..opening(request.extensions(), &supervisor)
+            options: Arc::new(Options {
+                clock: true,
+                ..Options::default()
+            }),
+            ..opening(request.extensions())
         };
         Self::open(opening, None)
     }
@@ -50,11 +52,14 @@ impl Scope {
     }
 
     fn set(&self, set: impl FnOnce(&mut Options)) {
-        set(Arc::make_mut(&mut self.lock().options));
+        let mut state = self.lock();
+        let mut options = state.options(self).clone();
+        set(&mut options);
+        state.merged = Some(Arc::new(options));
     }
 }
 
-fn opening<'a>(extensions: &Extensions, supervisor: &'a Supervisor) -> Opening<'a> {
+fn opening(extensions: &Extensions) -> Opening {
     Opening {
         method: Method::GET,
         uri: Uri::default(),
@@ -62,8 +67,6 @@ fn opening<'a>(extensions: &Extensions, supervisor: &'a Supervisor) -> Opening<'
         version: Version::HTTP_2,
         connection: Connection::of(extensions),
         options: Arc::default(),
-        supervisor,
-        clock: false,
         movable: true,
     }
 }

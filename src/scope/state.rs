@@ -13,11 +13,11 @@ use tokio::runtime::Handle;
 
 use super::{
     annex::Slot,
+    cell::Cell,
     closers::Closer,
     failure::{Failure, FailureKind, contained},
     machine::Scope,
-    movable::Cell,
-    options::{OnLeave, Options},
+    options::{FailurePolicy, OnLeave, Options},
     signals::Signals,
     tasks::Tasks,
 };
@@ -45,7 +45,10 @@ pub(super) enum ShutBy {
 
 pub(super) struct State {
     pub(super) phase: Phase,
-    pub(super) options: Arc<Options>,
+    /// The options, once an inner layer has set some.
+    pub(super) merged: Option<Arc<Options>>,
+    /// That of the options, for tasks to come.
+    pub(super) policy: FailurePolicy,
     pub(super) outcome: Outcome,
     pub(super) cause: Option<Cause>,
     pub(super) status: Option<StatusCode>,
@@ -123,10 +126,11 @@ impl Work {
 }
 
 impl State {
-    pub(super) fn new(options: Arc<Options>) -> Self {
+    pub(super) fn new(policy: Option<FailurePolicy>) -> Self {
         Self {
             phase: Phase::Live,
-            options,
+            merged: None,
+            policy: policy.unwrap_or_default(),
             outcome: Outcome::Complete,
             cause: None,
             status: None,
@@ -150,11 +154,16 @@ impl State {
         }
     }
 
+    /// What the layers around the handler have set.
+    pub(super) fn options<'a>(&'a self, scope: &'a Scope) -> &'a Options {
+        self.merged.as_deref().unwrap_or(&scope.options)
+    }
+
     /// The work of this scope. What is too late by now is closed from the start.
     pub(super) fn work(&mut self) -> &mut Work {
-        let (phase, natural, options) = (self.phase, self.natural, &self.options);
+        let (phase, natural, policy) = (self.phase, self.natural, self.policy);
         self.work.get_or_insert_with(|| {
-            let mut tasks = Tasks::new(options.failure_policy.unwrap_or_default());
+            let mut tasks = Tasks::new(policy);
             let cancelled = phase != Phase::Live && !natural;
             tasks.open = phase != Phase::Done && !cancelled;
             tasks.cancelling = cancelled;
@@ -234,7 +243,7 @@ impl State {
     pub(super) fn ending_as(&self, scope: &Scope, outcome: Outcome) -> Ending {
         let failed = |work: &Work| work.counts.closers_failed > 0 || work.tasks.has_failed();
         let failed = self.work.as_deref().is_some_and(failed);
-        let by_rule = match &self.options.succeeded_when {
+        let by_rule = match &self.options(scope).succeeded_when {
             // A panic of the rule is no success.
             Some(rule) => contained(|| rule(outcome, self.status)).unwrap_or(false),
             None => outcome.is_complete() && self.status.is_none_or(|status| status.as_u16() < 400),
@@ -264,12 +273,16 @@ impl State {
         let fault = (!outcome.is_complete()).then(|| {
             Box::new(Fault {
                 cause,
-                gap: self.options.error_gap(),
+                gap: self.options(scope).error_gap(),
                 runtime: scope.runtime.clone(),
                 last_words: self.work.as_ref().and_then(|work| work.last_words.clone()),
             })
         });
         Verdict { outcome, fault }
+    }
+
+    pub(super) fn is_report_wanted(&self, scope: &Scope) -> bool {
+        self.keep_report || !self.options(scope).on_end.is_empty() || super::observe::ON
     }
 
     pub(super) fn report(&self, scope: &Scope) -> EndReport {

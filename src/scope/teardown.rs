@@ -37,13 +37,13 @@ pub(super) fn teardown(scope: Arc<Scope>) -> Teardown {
         loop {
             match guard.scope.next_step() {
                 Step::Wait => {
-                    let limit = guard.scope.lock().options.closer_limit();
+                    let limit = guard.scope.lock().options(&guard.scope).closer_limit();
                     if within(limit, guard.scope.early_done()).await.is_none() {
                         guard.scope.forget_early();
                     }
                 }
                 Step::Run(closer, ending) => {
-                    let limit = guard.scope.lock().options.closer_limit();
+                    let limit = guard.scope.lock().options(&guard.scope).closer_limit();
                     guard.running = !closer.is_sync();
                     let result = closer.run(ending, limit).await;
                     guard.running = false;
@@ -108,7 +108,7 @@ impl Scope {
             };
             match ending {
                 Some(child) => {
-                    let limit = self.lock().options.join_limit();
+                    let limit = self.lock().options(self).join_limit();
                     if within(limit, child.done()).await.is_none() {
                         return;
                     }
@@ -126,7 +126,7 @@ impl Scope {
             let mut state = self.lock();
             let work = state.work();
             work.counts.add(&counts);
-            if self.supervisor.is(&child.supervisor) {
+            if self.supervisor().is(child.supervisor()) {
                 work.counted_unrun += counts.closers_unrun;
             }
             // By identity: numbers are unique under one supervisor only.

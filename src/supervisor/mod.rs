@@ -183,6 +183,11 @@ impl Supervisor {
         self.inner.registry.insert(build)
     }
 
+    /// The number of a scope, unique under this supervisor.
+    pub(crate) fn number(&self, registration: &Registration) -> u64 {
+        self.inner.registry.number(registration)
+    }
+
     /// Takes a scope off the list: nothing of it runs any more.
     pub(crate) fn release(&self, registration: &Registration, how: Released, unrun: u64) {
         // Counted under the shard's lock: a drain that sees the scope gone sees it counted.

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
@@ -17,7 +17,8 @@ const SHARDS: usize = 16;
 /// Where a scope stands in the registry, and its number.
 #[derive(Debug)]
 pub(crate) struct Registration {
-    pub(crate) id: u64,
+    /// Given when it is first asked for, where nothing is listed.
+    id: OnceLock<u64>,
     place: Option<Place>,
 }
 
@@ -68,7 +69,7 @@ impl Registry {
     ) -> Arc<M> {
         if self.shards.is_empty() {
             return build(Registration {
-                id: self.unlisted.fetch_add(1, Ordering::Relaxed) + 1,
+                id: OnceLock::new(),
                 place: None,
             });
         }
@@ -78,7 +79,7 @@ impl Registry {
         let id = list.opened * SHARDS as u64 + shard as u64;
         let entry = list.members.vacant_entry();
         let member = build(Registration {
-            id,
+            id: OnceLock::from(id),
             place: Some(Place {
                 shard,
                 key: entry.key(),
@@ -86,6 +87,11 @@ impl Registry {
         });
         entry.insert(member.clone());
         member
+    }
+
+    pub(super) fn number(&self, registration: &Registration) -> u64 {
+        let next = || self.unlisted.fetch_add(1, Ordering::Relaxed) + 1;
+        *registration.id.get_or_init(next)
     }
 
     /// The member is handed back, so that it is dropped outside the lock; `account` runs inside.

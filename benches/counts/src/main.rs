@@ -32,10 +32,8 @@ fn main() {
         "request" => requests(times, Stack::new().layer(Answer { closer: false })),
         "request_closer" => requests(times, Stack::new().layer(Answer { closer: true })),
         "frame_bare" => drain(Many(times)),
-        "frame" => {
-            let mut service = Stack::new().layer(Stream(times));
-            drain(answer(&mut service).into_body());
-        }
+        "frame" => frames(times, true),
+        "frame_unused" => frames(times, false),
         "group_frame" => group_frames(times),
         _ => panic!("no such row: {row}"),
     }
@@ -50,6 +48,12 @@ where
     for _ in 0..times {
         drain(answer(&mut service).into_body());
     }
+}
+
+/// So many frames of one response, with something registered or not.
+fn frames(frames: u64, closer: bool) {
+    let mut service = Stack::new().layer(Stream { frames, closer });
+    drain(answer(&mut service).into_body());
 }
 
 fn answer<S, B>(service: &mut S) -> Response<B>
@@ -106,16 +110,20 @@ impl Service<Request<()>> for Answer {
 
     fn call(&mut self, request: Request<()>) -> Self::Future {
         if self.closer {
-            let cleanup = Cleanup::of(&request).expect("a layer");
-            cleanup.defer(|ending| async move {
-                black_box(ending.succeeded());
-                Ok(())
-            });
+            register(&request);
         }
         ready(Ok(Response::new(Hello(Some(Bytes::from_static(
             b"Hello, World!",
         ))))))
     }
+}
+
+fn register(request: &Request<()>) {
+    let cleanup = Cleanup::of(request).expect("a layer");
+    cleanup.defer(|ending| async move {
+        black_box(ending.succeeded());
+        Ok(())
+    });
 }
 
 struct Hello(Option<Bytes>);
@@ -141,7 +149,10 @@ impl Body for Hello {
 }
 
 /// Answers with so many frames.
-struct Stream(u64);
+struct Stream {
+    frames: u64,
+    closer: bool,
+}
 
 impl Service<Request<()>> for Stream {
     type Response = Response<Many>;
@@ -152,8 +163,11 @@ impl Service<Request<()>> for Stream {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, _: Request<()>) -> Self::Future {
-        ready(Ok(Response::new(Many(self.0))))
+    fn call(&mut self, request: Request<()>) -> Self::Future {
+        if self.closer {
+            register(&request);
+        }
+        ready(Ok(Response::new(Many(self.frames))))
     }
 }
 

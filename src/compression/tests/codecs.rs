@@ -101,7 +101,7 @@ async fn whole_and_large_bodies_come_out_as_they_went_in() {
 
 async fn answer_on<B>(layer: &CompressionLayer, coding: Coding, response: Response<B>) -> Bytes
 where
-    B: http_body::Body<Error: Into<crate::BoxError>>,
+    B: http_body::Body<Data: 'static, Error: Into<crate::BoxError>>,
 {
     use tower::ServiceExt;
     use tower_layer::Layer;

@@ -1,0 +1,275 @@
+//! Where the owner of a movable body is kept, so that an end from outside can take it.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
+    task::{Context, Poll, Waker},
+};
+
+use http_body::SizeHint;
+
+use super::{
+    failure::contained,
+    machine::Scope,
+    movable::{Given, Owned, discard, ended, leave, run_on, runtime_of},
+    stall::{Attention, Watchdog},
+};
+use crate::outcome::Outcome;
+
+/// Where the body's owner is kept.
+///
+/// Its poller holds the lock while it polls, and an end from outside only tries it: so code of the
+/// application that ends its own scope from within a poll does not wait for itself. What it cannot
+/// take the poller sees when it is done; or, if it had looked just before, a thread that may wait.
+pub(super) struct Cell {
+    attention: Attention,
+    slot: Mutex<Slot>,
+    pub(super) scope: Arc<Scope>,
+}
+
+enum Slot {
+    Here(Owned),
+    /// Driven to its end by a task; who has asked meanwhile.
+    Away(Option<Waker>),
+    /// What it gave there.
+    Back(VecDeque<Given>),
+}
+
+impl Slot {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Slot::Here(body) => body.is_end_stream(),
+            Slot::Away(_) => false,
+            Slot::Back(given) => given.is_empty(),
+        }
+    }
+
+    /// Whether the owner is here and has not told its end.
+    fn is_under_way(&self) -> bool {
+        match self {
+            Slot::Here(body) => body.scope().is_some() && body.is_under_way(),
+            Slot::Away(_) | Slot::Back(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Slot::Here(body) => body.size_hint(),
+            Slot::Away(_) => SizeHint::default(),
+            Slot::Back(given) if given.is_empty() => SizeHint::with_exact(0),
+            Slot::Back(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl Cell {
+    pub(super) fn new(body: Owned, scope: Arc<Scope>) -> Arc<Self> {
+        Arc::new(Self {
+            attention: Attention::default(),
+            slot: Mutex::new(Slot::Here(body)),
+            scope,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn poll_frame(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Option<Given>> {
+        let mut slot = self.lock();
+        let Slot::Here(body) = &mut *slot else {
+            return Self::poll_away(slot, cx);
+        };
+        let mut polled = body.as_mut().poll_frame(cx);
+        let given = matches!(polled, Poll::Ready(Some(Ok(_))));
+        self.attention.asked(given);
+        drop(slot);
+        // An end from outside that found the lock taken may rely on this look.
+        if given && self.scope.is_interrupted() {
+            self.drive();
+        } else if polled.is_pending() && self.scope.has_left() {
+            polled = self.let_go();
+        }
+        polled
+    }
+
+    /// The body is driven elsewhere, or has been.
+    #[cold]
+    fn poll_away(mut slot: MutexGuard<'_, Slot>, cx: &mut Context<'_>) -> Poll<Option<Given>> {
+        let replaced = match &mut *slot {
+            Slot::Here(_) => None,
+            Slot::Away(waker) => waker.replace(cx.waker().clone()),
+            Slot::Back(given) => return Poll::Ready(given.pop_front()),
+        };
+        drop(slot);
+        drop(replaced);
+        Poll::Pending
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        self.lock().is_end_stream()
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        self.lock().size_hint()
+    }
+
+    /// A word that changes with each poll, and whether it is now the server's turn to ask.
+    pub(super) fn attention(&self) -> &Attention {
+        &self.attention
+    }
+
+    /// Whether there is work left in the body. One that is polled at this moment has.
+    pub(super) fn is_under_way(&self) -> bool {
+        match self.slot.try_lock() {
+            Ok(slot) => slot.is_under_way(),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().is_under_way(),
+            Err(TryLockError::WouldBlock) => true,
+        }
+    }
+
+    /// The connection has gone and the body goes on without it: the server gets an error.
+    fn let_go(&self) -> Poll<Option<Given>> {
+        let body = {
+            let mut slot = self.lock();
+            let nothing = Slot::Back(VecDeque::new());
+            match std::mem::replace(&mut *slot, nothing) {
+                Slot::Here(body) => body,
+                other => {
+                    *slot = other;
+                    return Poll::Pending;
+                }
+            }
+        };
+        if let Some((scope, limit)) = leave(&*body) {
+            run_on(&scope, limit, discard(body));
+        }
+        Poll::Ready(Some(Err(ended(Outcome::Disconnected))))
+    }
+
+    /// The server has dropped the body.
+    pub(super) fn drop_body(&self) {
+        let slot = std::mem::replace(&mut *self.lock(), Slot::Back(VecDeque::new()));
+        if let Slot::Here(body) = slot {
+            match leave(&*body) {
+                Some((scope, limit)) => run_on(&scope, limit, discard(body)),
+                None => drop(body),
+            }
+        }
+    }
+
+    /// The end has come from outside: drives the body to its end, although the server does not poll.
+    fn take_over(self: &Arc<Self>) {
+        if self.drive() {
+            return;
+        }
+        // It is being polled, and may have looked before the interruption was stored.
+        if let Some(runtime) = runtime_of(&self.scope) {
+            let cell = self.clone();
+            runtime.spawn_blocking(move || cell.drive_from(cell.lock()));
+        }
+    }
+
+    /// Takes the body, if it is here, and drives it to its end in a task. False if it is being polled.
+    fn drive(self: &Arc<Self>) -> bool {
+        match self.slot.try_lock() {
+            Ok(slot) => self.drive_from(slot),
+            Err(TryLockError::Poisoned(poisoned)) => self.drive_from(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => return false,
+        }
+        true
+    }
+
+    fn drive_from(self: &Arc<Self>, mut slot: MutexGuard<'_, Slot>) {
+        let Some(runtime) = runtime_of(&self.scope) else {
+            return;
+        };
+        let body = match std::mem::replace(&mut *slot, Slot::Away(None)) {
+            Slot::Here(body) if !body.is_end_stream() => body,
+            other => {
+                *slot = other;
+                return;
+            }
+        };
+        drop(slot);
+        let mut driven = Driven {
+            body: Some(body),
+            given: VecDeque::new(),
+            cell: self.clone(),
+        };
+        // The inner body goes here and now, and its panic is not the caller's.
+        if contained(|| driven.cut()).is_ok() {
+            runtime.spawn(async move { driven.run().await });
+        }
+    }
+}
+
+/// A body that was taken from its server. Puts back what it gave, also if its task is dropped.
+struct Driven {
+    body: Option<Owned>,
+    given: VecDeque<Given>,
+    cell: Arc<Cell>,
+}
+
+impl Driven {
+    fn cut(&mut self) {
+        if let Some(body) = &mut self.body {
+            body.as_mut().cut();
+        }
+    }
+
+    async fn run(&mut self) {
+        let Some(body) = &mut self.body else { return };
+        while let Some(given) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+            let over = given.is_err();
+            self.given.push_back(given);
+            if over {
+                break;
+            }
+        }
+        self.body = None;
+    }
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        if self.body.take().is_some() {
+            let outcome = self.cell.scope.ending().outcome();
+            self.given.push_back(Err(ended(outcome)));
+        }
+        let given = std::mem::take(&mut self.given);
+        let waker = {
+            let mut slot = self.cell.lock();
+            match &mut *slot {
+                Slot::Away(waker) => {
+                    let waker = waker.take();
+                    *slot = Slot::Back(given);
+                    waker
+                }
+                // Dropped meanwhile.
+                Slot::Here(_) | Slot::Back(_) => None,
+            }
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl Scope {
+    /// Its body can be taken from here from now on. Gives the watchdog to watch it, if one is set.
+    pub(super) fn kept_in(&self, cell: &Arc<Cell>) -> Option<Arc<Watchdog>> {
+        let mut state = self.lock();
+        state.cell = Arc::downgrade(cell);
+        state.options(self).stall.clone()
+    }
+
+    /// Drives the body to its end, if it is kept where it can be taken.
+    pub(super) fn take_over(&self) {
+        let cell = self.lock().cell.upgrade();
+        if let Some(cell) = cell {
+            cell.take_over();
+        }
+    }
+}
