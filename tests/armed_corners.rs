@@ -589,3 +589,44 @@ async fn a_drop_that_panics_under_the_watchdog() {
     assert!(next(&mut body).await.unwrap().is_err());
     drop(body);
 }
+
+/// An interruption from another thread that meets a poll is not lost, although no other poll follows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interruption_that_meets_a_poll() {
+    let mut met = 0;
+    for round in 0..250 {
+        let reports = Reports::default();
+        let scope = Arc::new(Mutex::new(None));
+        let out = scope.clone();
+        let handler = service_fn(move |request: Request<()>| {
+            *out.lock().unwrap() = Some(Disconnect::of(&request).unwrap());
+            let frames = futures_util::stream::repeat_with(|| {
+                Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"row")))
+            });
+            async { Ok::<_, Infallible>(Response::new(StreamBody::new(frames))) }
+        });
+        let layer = all().on_end(hook(&reports)).stall_timeout(TIMEOUT);
+        let answer = layer.layer(handler).oneshot(Request::new(()));
+        let mut body = answer.await.unwrap().into_body();
+        let scope = scope.lock().unwrap().take().unwrap();
+        let begun = Arc::new(AtomicUsize::new(0));
+        let seen = begun.clone();
+        let canceller = std::thread::spawn(move || {
+            while seen.load(SeqCst) < round % 50 {}
+            scope.cancel();
+        });
+        // So many polls, and then none: whoever had the body has to see to its end.
+        for _ in 0..=round % 50 + round / 50 * 40 {
+            begun.fetch_add(1, SeqCst);
+            if !matches!(next(&mut body).await, Some(Ok(_))) {
+                break;
+            }
+        }
+        met += usize::from(reports.lock().unwrap().is_empty());
+        support::eventually(|| !outcomes(&reports).is_empty()).await;
+        assert_eq!(outcomes(&reports), [Outcome::Cancelled]);
+        canceller.join().unwrap();
+        drop(body);
+    }
+    assert!(met > 0);
+}

@@ -270,7 +270,7 @@ where
             }
             Stage::Ending(_) | Stage::Failing(_) => SizeHint::default(),
             Stage::Done { hint } => match hint {
-                Some(hint) => (**hint).clone(),
+                Some(hint) => **hint,
                 None => SizeHint::with_exact(0),
             },
         }

@@ -84,12 +84,13 @@ impl Cell {
         let mut polled = body.as_mut().poll_frame(cx);
         let given = matches!(polled, Poll::Ready(Some(Ok(_))));
         self.attention.asked(given);
-        drop(slot);
-        // An end from outside that found the lock taken may rely on this look.
-        if given && self.scope.is_interrupted() {
-            self.drive();
-        } else if polled.is_pending() && self.scope.has_left() {
-            polled = self.let_go();
+        let waits = polled.is_pending();
+        // An end from outside that found the lock taken may rely on this look: the server may not ask
+        // again for long.
+        if (given || waits) && self.scope.is_interrupted() {
+            self.drive(slot, waits.then(|| cx.waker().clone()));
+        } else if waits && self.scope.has_left() {
+            polled = self.let_go(slot);
         }
         polled
     }
@@ -122,28 +123,26 @@ impl Cell {
 
     /// Whether there is work left in the body. One that is polled at this moment has.
     pub(super) fn is_under_way(&self) -> bool {
+        self.try_lock().is_none_or(|slot| slot.is_under_way())
+    }
+
+    /// The slot, unless the body is being polled.
+    fn try_lock(&self) -> Option<MutexGuard<'_, Slot>> {
         match self.slot.try_lock() {
-            Ok(slot) => slot.is_under_way(),
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().is_under_way(),
-            Err(TryLockError::WouldBlock) => true,
+            Ok(slot) => Some(slot),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
         }
     }
 
     /// The connection has gone and the body goes on without it: the server gets an error.
-    fn let_go(&self) -> Poll<Option<Given>> {
-        let body = {
-            let mut slot = self.lock();
-            let nothing = Slot::Back(VecDeque::new());
-            match std::mem::replace(&mut *slot, nothing) {
-                Slot::Here(body) => body,
-                other => {
-                    *slot = other;
-                    return Poll::Pending;
-                }
+    fn let_go(&self, mut slot: MutexGuard<'_, Slot>) -> Poll<Option<Given>> {
+        let taken = std::mem::replace(&mut *slot, Slot::Back(VecDeque::new()));
+        drop(slot);
+        if let Slot::Here(body) = taken {
+            if let Some((scope, limit)) = leave(&*body) {
+                run_on(&scope, limit, discard(body));
             }
-        };
-        if let Some((scope, limit)) = leave(&*body) {
-            run_on(&scope, limit, discard(body));
         }
         Poll::Ready(Some(Err(ended(Outcome::Disconnected))))
     }
@@ -161,34 +160,30 @@ impl Cell {
 
     /// The end has come from outside: drives the body to its end, although the server does not poll.
     fn take_over(self: &Arc<Self>) {
-        if self.drive() {
-            return;
-        }
-        // It is being polled, and may have looked before the interruption was stored.
-        if let Some(runtime) = runtime_of(&self.scope) {
-            let cell = self.clone();
-            runtime.spawn_blocking(move || cell.drive_from(cell.lock()));
+        // Whoever waits for a frame has been woken, and asks again.
+        match self.try_lock() {
+            Some(slot) => self.drive(slot, None),
+            // It is being polled, and may have looked before the interruption was stored.
+            None => {
+                if let Some(runtime) = runtime_of(&self.scope) {
+                    let cell = self.clone();
+                    runtime.spawn_blocking(move || cell.drive(cell.lock(), None));
+                }
+            }
         }
     }
 
-    /// Takes the body, if it is here, and drives it to its end in a task. False if it is being polled.
-    fn drive(self: &Arc<Self>) -> bool {
-        match self.slot.try_lock() {
-            Ok(slot) => self.drive_from(slot),
-            Err(TryLockError::Poisoned(poisoned)) => self.drive_from(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => return false,
-        }
-        true
-    }
-
-    fn drive_from(self: &Arc<Self>, mut slot: MutexGuard<'_, Slot>) {
+    /// Drives the body to its end in a task, if it is here, on behalf of one who waits for it.
+    fn drive(self: &Arc<Self>, mut slot: MutexGuard<'_, Slot>, waits: Option<Waker>) {
         let Some(runtime) = runtime_of(&self.scope) else {
             return;
         };
-        let body = match std::mem::replace(&mut *slot, Slot::Away(None)) {
+        let body = match std::mem::replace(&mut *slot, Slot::Away(waits)) {
             Slot::Here(body) if !body.is_end_stream() => body,
             other => {
-                *slot = other;
+                let waits = std::mem::replace(&mut *slot, other);
+                drop(slot);
+                drop(waits);
                 return;
             }
         };

@@ -6,7 +6,7 @@
 //! | `machine`, `state` | the steps of a scope's life, and what it knows behind its lock |
 //! | `entry` | the scope in the request's extensions: joining, children, views |
 //! | `layer`, `future`, `body` | the layer and its owner, written once for all views |
-//! | `movable`, `stall` | the mode in which an owner can be taken from its server, and the stall watchdog |
+//! | `movable`, `cell`, `stall` | the mode in which an owner can be taken from its server, and the stall watchdog |
 //! | `judge` | what a step of the inner body means for its client |
 //! | `owner` | the owner's two guards: one starts the end, one tears down |
 //! | `tasks`, `tracked`, `joining` | the tasks, one of them, and how they are joined |

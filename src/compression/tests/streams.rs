@@ -175,6 +175,9 @@ fn the_end_hint_and_the_size_hint_are_true_at_every_step() {
     assert!(matches!(poll(body), Poll::Ready(None)));
 }
 
+/// Bytes of the block that a flush ends with.
+const EMPTY_STORED_BLOCK: usize = 5;
+
 #[test]
 fn output_is_a_function_of_input_without_padding_and_varies_in_length_with_it() {
     let wire = |layer: &CompressionLayer| drain(stream(layer, live(&events(20)))).wire;
@@ -191,10 +194,12 @@ fn output_is_a_function_of_input_without_padding_and_varies_in_length_with_it() 
         .collect();
     assert!(lengths.len() > 10, "{lengths:?}");
     let base = wire(&plain).len();
+    // Where the padding makes a buffer end just behind a flush, zlib writes the marker once more (`deflate`
+    // in zlib.h).
+    let most = base + 100 + EMPTY_STORED_BLOCK;
     assert!(
-        lengths
-            .iter()
-            .all(|length| (base..=base + 100).contains(length))
+        lengths.iter().all(|length| (base..=most).contains(length)),
+        "{base}: {lengths:?}"
     );
 }
 
