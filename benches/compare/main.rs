@@ -74,7 +74,7 @@ fn main() {
 
 /// Runs a part of the benchmark `heap`, and takes over what it says.
 fn heap(part: &str) {
-    let mut command = Command::new(env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
+    let mut command = support::cargo();
     command
         .args(["bench", "--quiet", "--bench", "heap", "--manifest-path"])
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))

@@ -92,7 +92,7 @@ pub(crate) fn build(name: &str) -> PathBuf {
         .join("benches")
         .join(name);
     let target = package.join("target");
-    let status = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()))
+    let status = cargo()
         .args(["build", "--release", "--quiet", "--manifest-path"])
         .arg(package.join("Cargo.toml"))
         .arg("--target-dir")
@@ -101,6 +101,25 @@ pub(crate) fn build(name: &str) -> PathBuf {
         .expect("cargo");
     assert!(status.success(), "{name} does not build");
     target.join("release").join(name)
+}
+
+/// Cargo as if called from a shell: what this run was told of its own package would have build
+/// scripts run again, and all that stands on them built again.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
+    let told = [
+        "CARGO_PKG_",
+        "CARGO_MANIFEST_",
+        "CARGO_BIN_",
+        "CARGO_CRATE_",
+    ];
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if told.iter().any(|prefix| text.starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 /// Takes a line into the account.
