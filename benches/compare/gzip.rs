@@ -64,12 +64,10 @@ pub(crate) fn run(levels: bool) {
         .build()
         .unwrap();
     let peer = Peer::new();
+    let size = if quick() { BYTES / 2 } else { BYTES };
     let corpora = match env::var("GZIP_FILE") {
         Ok(path) => vec![("file", fs::read(path).expect("GZIP_FILE"))],
-        Err(_) => vec![
-            ("prose", corpus::prose(BYTES)),
-            ("json", corpus::json(BYTES)),
-        ],
+        Err(_) => vec![("prose", corpus::prose(size)), ("json", corpus::json(size))],
     };
     for (name, text) in corpora {
         let text = Bytes::from(text);
@@ -124,6 +122,7 @@ pub(crate) fn run(levels: bool) {
             continue;
         }
         let sizes: &[usize] = if quick() { &[64 << 10] } else { &CHUNKS };
+        let close = if quick() { 11 } else { CLOSE_ROUNDS };
         for &chunk in sizes {
             let layer = || CompressionLayer::new().random_padding(0);
             let level_6 = || CompressionLayer::new().random_padding(0).level(6);
@@ -132,10 +131,10 @@ pub(crate) fn run(levels: bool) {
             let pair = compare(ours(chunk, layer), default(chunk), ROUNDS);
             at_least(&about("vs_tower_http_default"), pair.faster, 2.4);
             at_most(&about("size_vs_tower_http_default"), pair.size, 1.02);
-            let pair = compare(ours(chunk, level_6), theirs(chunk, 6), CLOSE_ROUNDS);
+            let pair = compare(ours(chunk, level_6), theirs(chunk, 6), close);
             at_least(&about("vs_tower_http_zlib_rs"), pair.faster, 1.0);
             at_least(&about("vs_tower_http_zlib_rs_cpu"), pair.cheaper, 1.0);
-            let pair = compare(ours(chunk, level_6), raw(chunk, 6), CLOSE_ROUNDS);
+            let pair = compare(ours(chunk, level_6), raw(chunk, 6), close);
             at_least(&about("vs_flate2_loop"), pair.faster, 0.97);
             at_least(&about("vs_flate2_loop_cpu"), pair.cheaper, 0.97);
             let pair = compare(inline(chunk, level_6), raw(chunk, 6), ROUNDS);
