@@ -22,7 +22,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use support::{Http2, Server, eventually, http1, http2, read_until, reset_on_drop, within};
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::mpsc};
-use tower::Layer;
+use tower::{Layer, ServiceExt};
 
 // ---- HTTP/1: the client leaves ----
 
@@ -402,6 +402,32 @@ async fn bodies_whose_end_concerns_nobody() {
             eventually(|| probe.is_dropped()).await;
             assert!(!probe.was_polled_after_end(), "{name}");
         }
+    }
+}
+
+/// A token outlives the view it came from: whoever holds it is still to hear of the end.
+#[tokio::test]
+async fn an_end_that_only_a_token_hears_of() {
+    for whole in [false, true] {
+        let token = Arc::new(Mutex::new(None));
+        let out = token.clone();
+        let handler = tower::service_fn(move |request: Request<()>| {
+            let disconnect = bodyguard::Disconnect::of(&request).unwrap();
+            *out.lock().unwrap() = Some(disconnect.token());
+            let script = Script::new().data("first").data("second");
+            std::future::ready(Ok::<_, std::convert::Infallible>(Response::new(script)))
+        });
+        let service = bodyguard::DisconnectLayer::new().layer(handler);
+        let mut body = service.oneshot(Request::new(())).await.unwrap().into_body();
+        let token = token.lock().unwrap().take().unwrap();
+        body.frame().await.unwrap().unwrap();
+        assert!(!token.is_cancelled());
+        if whole {
+            body.frame().await.unwrap().unwrap();
+            assert!(body.frame().await.is_none());
+        }
+        drop(body);
+        assert_eq!(token.is_cancelled(), !whole, "whole: {whole}");
     }
 }
 

@@ -41,7 +41,7 @@ struct Load {
 }
 
 pub(crate) fn run() {
-    let (rounds, scale) = if quick() { (5, 8) } else { (11, 2) };
+    let (rounds, scale) = if quick() { (11, 8) } else { (21, 2) };
     let goals = [
         (64, 1_200_000, 2.0),
         (256, 1_000_000, 2.0),

@@ -144,7 +144,7 @@ pub(crate) fn run(levels: bool) {
                 median(pair.faster),
                 median(pair.cheaper)
             );
-            let pair = compare(ours(chunk, parallel), ours(chunk, layer), ROUNDS);
+            let pair = compare(ours(chunk, parallel), ours(chunk, layer), close);
             at_least(&about("parallel"), pair.faster, 1.7);
             at_most(&about("parallel_size"), pair.size, 1.01);
         }

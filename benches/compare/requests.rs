@@ -1,4 +1,5 @@
-//! Hello world over HTTP/1.1: `Stack` on and nothing used, a layer that does nothing, bare axum.
+//! Hello world over HTTP/1.1: `Stack` on and nothing used, `BridgeLayer` alone, a layer that does
+//! nothing, bare axum.
 //!
 //! And `Stack` on a watched listener, by `axum::serve` and by `net::serve`.
 //!
@@ -21,7 +22,7 @@ use crate::support::{at_least, build, median, quick, stated, thread_cpu};
 const HELLO: &str = "Hello, World!";
 const CONNECTIONS: usize = 32;
 /// What `hello` serves, in its order.
-const APPS: usize = 5;
+const APPS: usize = 6;
 
 pub(crate) fn run() {
     let (requests, rounds) = if quick() { (3_000, 31) } else { (6_000, 61) };
@@ -44,20 +45,22 @@ pub(crate) fn run() {
             }
         }
     }
-    let [bare, noop, stack, watched, served] = &costs;
+    let [bare, noop, stack, bridge, watched, served] = &costs;
     let over = |theirs: &[f64], ours: &[f64]| theirs.iter().zip(ours).map(|(a, b)| a / b).collect();
     println!(
         "the server's processor time a request: bare {:.2} µs, no-op layer {:.2} µs, Stack {:.2} µs, \
-         watched {:.2} µs, by net::serve {:.2} µs; it was busy {:.0} % of the time",
+         BridgeLayer {:.2} µs, watched {:.2} µs, by net::serve {:.2} µs; it was busy {:.0} % of the time",
         median(bare.clone()),
         median(noop.clone()),
         median(stack.clone()),
+        median(bridge.clone()),
         median(watched.clone()),
         median(served.clone()),
         100.0 * busy.as_secs_f64() / wall.as_secs_f64(),
     );
     at_least("requests_vs_noop_layer", over(noop, stack), 0.97);
     at_least("requests_vs_bare_axum", over(bare, stack), 0.95);
+    at_least("requests_bridge_vs_noop_layer", over(noop, bridge), 0.98);
     at_least(
         "requests_watched_vs_plain_listener",
         over(stack, watched),

@@ -135,16 +135,17 @@ pub(crate) fn lines() -> Vec<String> {
 
 fn verdict(name: &str, rounds: Vec<f64>, goal: f64, good: impl Fn(f64) -> bool) {
     let rounds = sorted(rounds);
-    let [low, value, high] = [1, 2, 3].map(|quarter| quantile(&rounds, quarter));
+    let value = quantile(&rounds, 2);
+    let (low, high) = bounds(&rounds);
     let mut text = format!(
         "ratio {name} {value:.3} goal {goal} {}",
         if good(value) { "ok" } else { "short" }
     );
     if rounds.len() > 1 {
-        text += &format!(" (half of {} rounds: {low:.3} to {high:.3}", rounds.len());
+        text += &format!(" ({} rounds: {low:.3} to {high:.3}", rounds.len());
         text += match good(low) == good(high) {
             true => ")",
-            false => "; too noisy to judge: they lie on both sides of the goal)",
+            false => "; too noisy to judge: the goal lies within)",
         };
     }
     line(text);
@@ -153,6 +154,14 @@ fn verdict(name: &str, rounds: Vec<f64>, goal: f64, good: impl Fn(f64) -> bool) 
 fn sorted(mut values: Vec<f64>) -> Vec<f64> {
     values.sort_by(f64::total_cmp);
     values
+}
+
+/// Where the median of endless rounds would be, with a probability of about 95 %: by the order of
+/// these, whatever their distribution.
+fn bounds(sorted: &[f64]) -> (f64, f64) {
+    let rounds = sorted.len() as f64;
+    let outside = ((rounds - 2.0 * rounds.sqrt()) / 2.0).max(0.0) as usize;
+    (sorted[outside], sorted[sorted.len() - 1 - outside])
 }
 
 fn quantile(sorted: &[f64], quarter: usize) -> f64 {

@@ -167,7 +167,7 @@ impl Scope {
             OWN_HANDLES + usize::from(self.registration.is_listed()) + usize::from(has_parent);
         // Counted before the lock is taken: whoever went before has left its word in there.
         let views = Arc::strong_count(self) > own || Arc::weak_count(self) > 0;
-        let (used, unheard, end_now) = {
+        let (used, untouched, end_now) = {
             let mut state = self.lock();
             state.used |= adopted;
             // Whoever gets the response may close it, also after it has ended.
@@ -184,7 +184,7 @@ impl Scope {
                 Some((_, ShutdownKind::Abort)) => true,
                 Some((_, ShutdownKind::Finish { .. })) | None => false,
             };
-            (state.used, !state.is_report_wanted(self), end_now)
+            (state.used, state.is_untouched(self), end_now)
         };
         let told = has_child || (has_parent && self.movable);
         if used || told || views {
@@ -197,7 +197,7 @@ impl Scope {
         let alone = own == OWN_HANDLES && !self.movable && self.connection.upload().is_none();
         match (used, views) {
             (true, _) => AtHead::Used,
-            (false, false) if alone && unheard => AtHead::Unreached,
+            (false, false) if alone && untouched => AtHead::Unreached,
             (false, _) => AtHead::Unused,
         }
     }
@@ -257,7 +257,7 @@ pub(super) enum AtHead {
     Used,
     /// Nothing yet.
     Unused,
-    /// Nothing, nobody is left who could, and nobody hears how it ends.
+    /// Nothing, nobody is left who could, and nobody hears of the end: neither its start nor how.
     Unreached,
 }
 

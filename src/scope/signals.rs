@@ -53,6 +53,12 @@ impl Fire {
 }
 
 impl Signals {
+    /// Nobody has asked for a token.
+    pub(super) fn are_unheard(&self) -> bool {
+        let tokens = [&self.gone, &self.ended, &self.done];
+        tokens.iter().all(|signal| signal.token.is_none())
+    }
+
     pub(super) fn end_started(&mut self, natural: bool) -> Fire {
         let gone = if natural { None } else { self.gone.fire() };
         Fire(gone, self.ended.fire())

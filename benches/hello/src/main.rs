@@ -1,7 +1,7 @@
 //! `hello`: serves its apps on one thread, prints their ports, ends when its input does.
 //!
-//! Bare axum, a layer that does nothing, `Stack`; then `Stack` by `axum::serve` and by
-//! `net::serve`, on a watched listener both.
+//! Bare axum, a layer that does nothing, `Stack`, `BridgeLayer` alone; then `Stack` by `axum::serve` and
+//! by `net::serve`, on a watched listener both.
 
 use std::{
     future::IntoFuture,
@@ -12,7 +12,7 @@ use std::{
 
 use axum::{Router, routing::get};
 use bodyguard::{
-    Stack,
+    BridgeLayer, Stack,
     net::{self, Peer, WatchedListener},
 };
 use tokio::{net::TcpListener, task::JoinSet};
@@ -29,7 +29,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .build()?;
     runtime.block_on(async {
         let mut servers = JoinSet::new();
-        for app in [app(), app().layer(Noop), app().layer(Stack::new())] {
+        let bridged = app().layer(BridgeLayer::new());
+        for app in [app(), app().layer(Noop), app().layer(Stack::new()), bridged] {
             let listener = TcpListener::bind("127.0.0.1:0").await?;
             println!("{}", listener.local_addr()?.port());
             servers.spawn(async move { axum::serve(listener, app).await });
