@@ -431,6 +431,46 @@ async fn an_end_that_only_a_token_hears_of() {
     }
 }
 
+/// The handler cancels, lets its view go and answers all the same.
+#[tokio::test]
+async fn an_end_that_began_before_the_head() {
+    for status in [200, 204] {
+        let handler = tower::service_fn(move |request: Request<()>| async move {
+            bodyguard::Disconnect::of(&request).unwrap().cancel();
+            let script = Script::new().data("first").data("second");
+            let response = Response::builder().status(status).body(script);
+            Ok::<_, std::convert::Infallible>(response.unwrap())
+        });
+        let service = bodyguard::DisconnectLayer::new().layer(handler);
+        let response = service.oneshot(Request::new(())).await.unwrap();
+        if status == 204 {
+            assert_eq!(response.status(), 500);
+        } else {
+            assert!(response.into_body().collect().await.is_err());
+        }
+    }
+}
+
+/// A response kept by a cache brings the scope of its first request along.
+#[tokio::test]
+async fn a_kept_response_ends_for_those_who_wait_for_it() {
+    let kept = Arc::new(Mutex::new(None));
+    let handler = tower::service_fn(move |_: Request<()>| {
+        let mut kept = kept.lock().unwrap();
+        let body = bodyguard::cleanup::CleanupBody::new(Script::new().data("first"));
+        let mut response = body.into_http();
+        *response.extensions_mut() = kept
+            .get_or_insert_with(|| response.extensions().clone())
+            .clone();
+        std::future::ready(Ok::<_, std::convert::Infallible>(response))
+    });
+    let service = bodyguard::CleanupLayer::new().layer(handler);
+    for _ in 0..3 {
+        let response = service.clone().oneshot(Request::new(())).await.unwrap();
+        let _ = support::within(bodyguard::close(response)).await;
+    }
+}
+
 /// Nor does its body outlive a client that only a watched connection knows to have gone.
 #[cfg(feature = "net")]
 #[tokio::test]

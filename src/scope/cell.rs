@@ -5,23 +5,28 @@ use std::{
     future::poll_fn,
     sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use http_body::SizeHint;
 
 use super::{
     failure::contained,
+    limit::Limit,
     machine::Scope,
     movable::{Given, Owned, discard, ended, leave, run_on, runtime_of},
     stall::{Attention, Watchdog},
 };
 use crate::outcome::Outcome;
 
+/// How often an interruption that met a poll looks whether that is over.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
+
 /// Where the body's owner is kept.
 ///
 /// Its poller holds the lock while it polls, and an end from outside only tries it: so code of the
 /// application that ends its own scope from within a poll does not wait for itself. What it cannot
-/// take the poller sees when it is done; or, if it had looked just before, a thread that may wait.
+/// take the poller sees when it is done; or, if it had looked just before, a task that tries again.
 pub(super) struct Cell {
     attention: Attention,
     slot: Mutex<Slot>,
@@ -121,9 +126,9 @@ impl Cell {
         &self.attention
     }
 
-    /// Whether there is work left in the body. One that is polled at this moment has.
-    pub(super) fn is_under_way(&self) -> bool {
-        self.try_lock().is_none_or(|slot| slot.is_under_way())
+    /// Whether there is work left in the body, and nobody asks for it at this moment.
+    pub(super) fn is_left(&self) -> bool {
+        self.try_lock().is_some_and(|slot| slot.is_under_way())
     }
 
     /// The slot, unless the body is being polled.
@@ -166,9 +171,29 @@ impl Cell {
             // It is being polled, and may have looked before the interruption was stored.
             None => {
                 if let Some(runtime) = runtime_of(&self.scope) {
-                    let cell = self.clone();
-                    runtime.spawn_blocking(move || cell.drive(cell.lock(), None));
+                    runtime.spawn(self.clone().drive_once_polled());
                 }
+            }
+        }
+    }
+
+    /// Drives the body once its poll is over. It does not wait for the lock: the poll may be waiting for
+    /// this thread.
+    async fn drive_once_polled(self: Arc<Self>) {
+        let mut timers = true;
+        loop {
+            if let Some(slot) = self.try_lock() {
+                return self.drive(slot, None);
+            }
+            if timers {
+                let mut pause = Limit::new(BETWEEN_LOOKS);
+                timers = poll_fn(|cx| match pause.poll(cx) {
+                    Poll::Pending if pause.is_broken() => Poll::Ready(false),
+                    polled => polled.map(|()| true),
+                })
+                .await;
+            } else {
+                tokio::task::yield_now().await;
             }
         }
     }
@@ -176,6 +201,7 @@ impl Cell {
     /// Drives the body to its end in a task, if it is here, on behalf of one who waits for it.
     fn drive(self: &Arc<Self>, mut slot: MutexGuard<'_, Slot>, waits: Option<Waker>) {
         let Some(runtime) = runtime_of(&self.scope) else {
+            drop(slot);
             return;
         };
         let body = match std::mem::replace(&mut *slot, Slot::Away(waits)) {

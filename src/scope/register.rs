@@ -197,7 +197,7 @@ impl Scope {
         let alone = own == OWN_HANDLES && !self.movable && self.connection.upload().is_none();
         match (used, views) {
             (true, _) => AtHead::Used,
-            (false, false) if alone && untouched => AtHead::Unreached,
+            (false, false) if alone && untouched && !told => AtHead::Unreached,
             (false, _) => AtHead::Unused,
         }
     }

@@ -122,8 +122,9 @@ impl Watchdog {
             }
             stream.looks = stream.looks.saturating_add(1);
             let due = waits_for_server(word) && self.pause() * stream.looks >= self.timeout;
-            // Behind the last byte that was promised there is nothing to ask for.
-            if due && stream.cell.is_under_way() {
+            // Behind the last byte that was promised there is nothing to ask for; and a server that asks at
+            // this moment has not stalled.
+            if due && stream.cell.is_left() {
                 stalled.push(stream.cell.clone());
             }
         }

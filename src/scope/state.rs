@@ -281,9 +281,11 @@ impl State {
         Verdict { outcome, fault }
     }
 
-    /// Whether its end concerns nobody: nothing is registered, no token given out, no report wanted.
+    /// Whether its end is to come, and concerns nobody: nothing is registered, no token given out, no
+    /// report wanted.
     pub(super) fn is_untouched(&self, scope: &Scope) -> bool {
-        self.work.is_none() && self.signals.are_unheard() && !self.is_report_wanted(scope)
+        let unused = self.phase == Phase::Live && self.work.is_none();
+        unused && self.signals.are_unheard() && !self.is_report_wanted(scope)
     }
 
     pub(super) fn is_report_wanted(&self, scope: &Scope) -> bool {
