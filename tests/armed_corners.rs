@@ -630,3 +630,46 @@ async fn an_interruption_that_meets_a_poll() {
     }
     assert!(met > 0);
 }
+
+/// A server that is asking when the watchdog looks has not stalled, however long its poll takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_is_being_polled_has_not_stalled() {
+    let (stalled, ended) = std::sync::mpsc::channel();
+    let (stalled, ended) = (Mutex::new(stalled), Arc::new(Mutex::new(ended)));
+    let reports = Reports::default();
+    let hook = hook(&reports);
+    let layer = all()
+        .on_end(move |end| {
+            hook(end);
+            if end.outcome() == Outcome::Stalled {
+                let _ = stalled.lock().unwrap().send(());
+            }
+        })
+        .stall_timeout(Duration::from_millis(40));
+    let service = layer.layer(service_fn(move |request: Request<()>| {
+        let waits = request.uri().path() == "/waits";
+        let (ended, mut frames) = (ended.clone(), 0);
+        let frames = std::iter::from_fn(move || {
+            frames += 1;
+            if waits && frames == 2 {
+                // Until the other one, which was given its frame later, has stalled.
+                let other = ended.lock().unwrap().recv_timeout(TIMEOUT);
+                other.expect("the other stream stalls");
+            }
+            (frames < 4).then(|| Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"row"))))
+        });
+        let body = StreamBody::new(futures_util::stream::iter(frames));
+        async { Ok::<_, Infallible>(Response::new(body)) }
+    }));
+    let get = |path: &str| Request::get(path).body(()).unwrap();
+    let waits = service.clone().oneshot(get("/waits")).await.unwrap();
+    let left = service.oneshot(get("/left")).await.unwrap();
+    let (mut waits, mut left) = (waits.into_body(), left.into_body());
+    assert!(matches!(next(&mut waits).await, Some(Ok(_))));
+    assert!(matches!(next(&mut left).await, Some(Ok(_))));
+    for _ in 0..2 {
+        assert!(matches!(next(&mut waits).await, Some(Ok(_))));
+    }
+    assert!(next(&mut waits).await.is_none());
+    assert_eq!(outcomes(&reports), [Outcome::Stalled, Outcome::Complete]);
+}

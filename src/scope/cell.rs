@@ -121,7 +121,7 @@ impl Cell {
         self.lock().size_hint()
     }
 
-    /// A word that changes with each poll, and whether it is now the server's turn to ask.
+    /// What the watchdog looks at.
     pub(super) fn attention(&self) -> &Attention {
         &self.attention
     }
@@ -292,5 +292,59 @@ impl Scope {
         if let Some(cell) = cell {
             cell.take_over();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        scope::body::ScopeBody,
+        testing::{Probe, Script},
+    };
+
+    fn kept() -> (Arc<Cell>, Probe) {
+        let script = Script::new().data("first").hang();
+        let probe = script.probe();
+        let scope = Scope::standalone();
+        let body = ScopeBody::standalone(scope.clone(), script);
+        let cell = Cell::new(Box::pin(body), scope);
+        assert!(cell.scope.kept_in(&cell).is_none(), "no watchdog is set");
+        (cell, probe)
+    }
+
+    /// The poller has looked, and still holds the lock: the narrow place.
+    #[tokio::test(start_paused = true)]
+    async fn an_interruption_behind_the_last_look_of_a_poll() {
+        let (cell, probe) = kept();
+        let polling = cell.lock();
+        assert!(cell.scope.interrupt(Outcome::Cancelled, None));
+        assert!(!probe.is_dropped(), "not under the poller's hands");
+        drop(polling);
+        within_a_second(cell.scope.done()).await;
+        assert!(probe.is_dropped());
+        // And the server is told, although the body is not with it any more.
+        let next = poll_fn(|cx| cell.poll_frame(cx));
+        assert!(matches!(within_a_second(next).await, Some(Err(_))));
+    }
+
+    /// A poll that lasts is waited for without a thread.
+    #[tokio::test(start_paused = true)]
+    async fn an_interruption_waits_for_a_long_poll() {
+        let (cell, probe) = kept();
+        let mut trying = Box::pin(cell.clone().drive_once_polled());
+        let polling = cell.lock();
+        assert!(cell.scope.interrupt(Outcome::Cancelled, None));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(trying.as_mut().poll(&mut cx).is_pending());
+        drop(polling);
+        within_a_second(trying).await;
+        within_a_second(cell.scope.done()).await;
+        assert!(probe.is_dropped());
+    }
+
+    async fn within_a_second<F: Future>(what: F) -> F::Output {
+        let waited = tokio::time::timeout(Duration::from_secs(1), what).await;
+        waited.expect("within a second")
     }
 }

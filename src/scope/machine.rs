@@ -79,9 +79,8 @@ pub(super) struct Opening {
 impl Scope {
     /// Opens a scope under its supervisor, and under `parent` for a cloned request.
     pub(super) fn open(opening: Opening, parent: Option<&Arc<Scope>>) -> Arc<Self> {
-        // Not through `opening`, which the scope is made of.
         let options = opening.options;
-        let scope = Supervisor::register(&options.supervisor, |registration| {
+        let scope = options.supervisor.register(|registration| {
             Arc::new(Scope {
                 method: opening.method,
                 uri: opening.uri,
