@@ -10,21 +10,18 @@ use std::{
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
-use tokio::runtime::Handle;
 
 use super::{
     detector::Detector,
-    failure::{Failure, FailureKind, contained},
+    failing::Failing,
+    inner::{Inner, askable, end_hint, poll_inner, seen},
     judge::{End, Held, Judged, Next},
-    limit::Limit,
     machine::Scope,
     owner::{Finisher, Owner},
-    state::Verdict,
 };
 use crate::{
     error::{BodyError, BoxError},
     frames::{let_go, take_bytes},
-    outcome::Outcome,
 };
 
 /// A response body with an owner: what its request started ends when it does.
@@ -45,13 +42,6 @@ pub struct ScopeBody<B> {
     finisher: Finisher,
 }
 
-/// The inner body; boxed if it was polled before the head was sent.
-#[pin_project(project = InnerProjection)]
-enum Inner<B> {
-    Inline(#[pin] B),
-    Boxed(Pin<Box<B>>),
-}
-
 /// What is large is boxed: bodies are moved several times before they are first polled, and most
 /// come to no stage but `Streaming` and `Done`.
 #[derive(Debug)]
@@ -70,26 +60,6 @@ enum Stage {
     Failing(Box<Failing>),
     /// Nothing follows. HEAD keeps the size hint of what GET would have sent.
     Done { hint: Option<Box<SizeHint>> },
-}
-
-#[derive(Debug)]
-struct Failing {
-    /// What the application says to the client about it, if the format has a way.
-    last_frame: Option<Bytes>,
-    gap: Limit,
-    runtime: Option<Handle>,
-    error: BodyError,
-}
-
-impl Failing {
-    /// The wait is over, or cannot be had: no runtime, or one without timers.
-    fn poll_gap(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let _context = self.runtime.as_ref().map(Handle::enter);
-        match self.gap.poll(cx) {
-            Poll::Pending if !self.gap.is_broken() => Poll::Pending,
-            Poll::Pending | Poll::Ready(()) => Poll::Ready(()),
-        }
-    }
 }
 
 impl<B> ScopeBody<B> {
@@ -419,125 +389,6 @@ impl Stage {
         let shown = held.clean || !held.is_empty();
         Self::Ending(shown.then(|| Box::new(held)))
     }
-}
-
-/// The inner body, if it is to be asked for its next frame; else what that means.
-#[inline]
-fn askable<'a, B>(
-    owner: &Owner,
-    inner: Pin<&'a mut Option<Inner<B>>>,
-) -> Result<Pin<&'a mut Inner<B>>, Unasked> {
-    if owner.is_interrupted() {
-        return Err(Unasked::Interrupted);
-    }
-    if owner.has_panicked() {
-        return Err(Unasked::Panicked);
-    }
-    inner.as_pin_mut().ok_or(Unasked::Gone)
-}
-
-/// Why an inner body is not asked.
-enum Unasked {
-    Interrupted,
-    Panicked,
-    Gone,
-}
-
-impl From<Unasked> for Next {
-    fn from(unasked: Unasked) -> Self {
-        match unasked {
-            Unasked::Interrupted => Next::Interrupted,
-            Unasked::Panicked => Next::Panicked,
-            Unasked::Gone => Next::End,
-        }
-    }
-}
-
-/// What the inner body gave, unless the end has come otherwise meanwhile.
-fn seen<D: Buf + 'static, E: Into<BoxError>>(
-    polled: Poll<Option<Result<Frame<D>, E>>>,
-    owner: &mut Owner,
-    cx: &mut Context<'_>,
-) -> Poll<Next> {
-    match polled {
-        Poll::Ready(given) => Poll::Ready(Next::from(given)),
-        // Registered before the second look, so that an interruption in between is not missed.
-        Poll::Pending if owner.watch(cx) => Poll::Ready(Next::Interrupted),
-        Poll::Pending => Poll::Pending,
-    }
-}
-
-fn poll_inner<B>(
-    owner: &mut Owner,
-    inner: Pin<&mut Option<Inner<B>>>,
-    cx: &mut Context<'_>,
-) -> Poll<Next>
-where
-    B: Body,
-    B::Data: 'static,
-    B::Error: Into<BoxError>,
-{
-    match askable(owner, inner) {
-        Ok(inner) => seen(owner.marked(|| inner.poll_frame(cx)), owner, cx),
-        Err(unasked) => Poll::Ready(unasked.into()),
-    }
-}
-
-impl Verdict {
-    /// The error the body ends with, unless the end is to look whole.
-    fn failing(self, clean: bool, detector: &Detector) -> Option<Failing> {
-        let outcome = self.outcome;
-        let fault = self
-            .fault
-            .filter(|_| !clean || outcome != Outcome::Shutdown)?;
-        let error = BodyError::from(
-            fault
-                .cause
-                .unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into()),
-        );
-        // Under a promised length a further frame would count as content.
-        let gone = matches!(outcome, Outcome::Disconnected | Outcome::Dropped);
-        let words = fault
-            .last_words
-            .filter(|_| !gone && detector.promised().is_none());
-        let last_frame = words.and_then(|words| contained(|| words(&error)).ok().flatten());
-        Some(Failing {
-            last_frame: last_frame.filter(|frame| !frame.is_empty()),
-            gap: Limit::new(fault.gap),
-            runtime: fault.runtime,
-            error,
-        })
-    }
-}
-
-impl<B: Body> Inner<B> {
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        match self.project() {
-            InnerProjection::Inline(body) => body.poll_frame(cx),
-            InnerProjection::Boxed(body) => body.as_mut().poll_frame(cx),
-        }
-    }
-
-    fn end_hint(&self) -> bool {
-        match self {
-            Inner::Inline(body) => body.is_end_stream(),
-            Inner::Boxed(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Inner::Inline(body) => body.size_hint(),
-            Inner::Boxed(body) => body.size_hint(),
-        }
-    }
-}
-
-fn end_hint<B: Body>(inner: Pin<&Option<Inner<B>>>) -> bool {
-    inner.get_ref().as_ref().is_none_or(Inner::end_hint)
 }
 
 impl<B> fmt::Debug for ScopeBody<B> {

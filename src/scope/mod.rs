@@ -7,6 +7,7 @@
 //! | `entry` | the scope in the request's extensions: joining, children, views |
 //! | `layer`, `future`, `body` | the layer and its owner, written once for all views |
 //! | `movable`, `cell`, `stall` | the mode in which an owner can be taken from its server, and the stall watchdog |
+//! | `inner`, `failing` | how the inner body is asked, and how a body that fails says so |
 //! | `judge` | what a step of the inner body means for its client |
 //! | `owner` | the owner's two guards: one starts the end, one tears down |
 //! | `tasks`, `tracked`, `joining` | the tasks, one of them, and how they are joined |
@@ -45,9 +46,11 @@ mod closers;
 mod connection;
 mod detector;
 mod entry;
+mod failing;
 mod failure;
 mod future;
 mod hold;
+mod inner;
 mod joining;
 mod judge;
 mod layer;
