@@ -98,6 +98,7 @@ pub mod bridge;
 pub mod cleanup;
 #[cfg(feature = "compression")]
 pub mod compression;
+mod content_length;
 pub mod disconnect;
 mod error;
 mod frames;

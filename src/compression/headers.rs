@@ -133,17 +133,6 @@ pub(super) fn weaken_etag(headers: &mut HeaderMap) {
     }
 }
 
-/// `Content-Length` as a number, if it is one.
-pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers
-        .get(header::CONTENT_LENGTH)?
-        .to_str()
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
-}
-
 fn has_no_content(method: &Method, status: StatusCode) -> bool {
     status.is_informational()
         || status == StatusCode::NO_CONTENT

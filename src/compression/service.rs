@@ -20,7 +20,7 @@ use super::{
     stream::Stream,
     whole::{self, Collected, Whole},
 };
-use crate::BoxError;
+use crate::{BoxError, content_length};
 
 /// A service whose responses are compressed: made by [`CompressionLayer`](super::CompressionLayer).
 #[derive(Clone, Debug)]
@@ -218,7 +218,7 @@ impl Call {
 
     /// The size of the content as far as the head tells.
     fn size(&self, response: &Response<impl Body>) -> Option<u64> {
-        if let Some(length) = headers::content_length(response.headers()) {
+        if let Some(length) = content_length::of(response.headers()) {
             return Some(length);
         }
         let body = response.body();

@@ -3,10 +3,10 @@
 //! It is told what the inner body does and what hyper will ask next; it does no I/O and knows no
 //! scope. The rules are those of `Outcome`; each was seen in a run of hyper 1.12.
 
-use http::{HeaderMap, Method, StatusCode, Version, header::CONTENT_LENGTH};
+use http::{HeaderMap, Method, StatusCode, Version};
 use http_body::SizeHint;
 
-use crate::outcome::Outcome;
+use crate::{content_length, outcome::Outcome};
 
 /// What to do with a response at its head.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Detector {
         if !body_is_due(method, status) {
             return Head::Ended(Outcome::Complete);
         }
-        let length = content_length(headers);
+        let length = content_length::of(headers);
         let promised = length.or_else(|| hint.exact());
         // HTTP/1 does not poll a body of no bytes; HTTP/2 does, and may find trailers.
         let never_polled = end_hint || (hint.exact() == Some(0) && stops_at_length(version));
@@ -70,7 +70,7 @@ impl Detector {
 
     /// The length a header promised, 0 if none.
     pub(super) fn promised_by(headers: &HeaderMap) -> u64 {
-        content_length(headers).unwrap_or_default()
+        content_length::of(headers).unwrap_or_default()
     }
 
     /// A data frame of `len` bytes; `end_hint` is the inner `is_end_stream()` after it.
@@ -132,18 +132,10 @@ fn body_is_due(method: &Method, status: StatusCode) -> bool {
         || (method == Method::CONNECT && status.is_success()))
 }
 
-/// A Content-Length that is not one plain number promises nothing we could hold a body to.
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    let text = headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim();
-    if text.bytes().all(|b| b.is_ascii_digit()) {
-        text.parse().ok()
-    } else {
-        None
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use http::header::CONTENT_LENGTH;
+
     use super::*;
 
     fn head(method: Method, status: u16, length: Option<&str>, hint: SizeHint, end: bool) -> Head {

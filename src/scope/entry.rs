@@ -9,7 +9,6 @@ use std::{
 use http::{Extensions, Request};
 
 use super::{
-    connection::Connection,
     machine::{Opening, Scope},
     options::Options,
 };
@@ -123,8 +122,7 @@ pub(super) fn enter<B>(request: &mut Request<B>, arriving: &Arriving<'_>) -> Ent
         .get_mut::<Entry>()
         .filter(|entry| entry.scope.is_live());
     let Some(entry) = live else {
-        let opening = arriving.opening(request, arriving.options.clone());
-        let scope = Scope::open(opening, None);
+        let scope = Scope::open(&arriving.opening(request, arriving.options), None);
         request.extensions_mut().insert(Entry {
             scope: scope.clone(),
             views: arriving.views,
@@ -145,8 +143,8 @@ pub(super) fn enter<B>(request: &mut Request<B>, arriving: &Arriving<'_>) -> Ent
         // The same response is the parent's, too: its hooks hear of it there.
         options.on_end.clone_from(&arriving.options.on_end);
     }
-    let opening = arriving.opening(request, Arc::new(options));
-    let scope = Scope::open(opening, Some(&parent));
+    let options = Arc::new(options);
+    let scope = Scope::open(&arriving.opening(request, &options), Some(&parent));
     request.extensions_mut().insert(Entry {
         scope: scope.clone(),
         views,
@@ -155,12 +153,12 @@ pub(super) fn enter<B>(request: &mut Request<B>, arriving: &Arriving<'_>) -> Ent
 }
 
 impl Arriving<'_> {
-    fn opening<B>(&self, request: &Request<B>, options: Arc<Options>) -> Opening {
+    fn opening<'a, B>(&self, request: &'a Request<B>, options: &'a Arc<Options>) -> Opening<'a> {
         Opening {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
+            method: request.method(),
+            uri: request.uri(),
             version: request.version(),
-            connection: Connection::of(request.extensions()),
+            extensions: request.extensions(),
             options,
             movable: self.movable,
         }

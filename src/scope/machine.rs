@@ -20,7 +20,7 @@ use std::{
     time::Instant,
 };
 
-use http::{Method, Uri, Version};
+use http::{Extensions, Method, Uri, Version};
 use tokio::runtime::Handle;
 
 use super::{
@@ -66,27 +66,27 @@ pub(crate) struct Scope {
     state: Mutex<State>,
 }
 
-/// What a scope is opened with.
-pub(super) struct Opening {
-    pub(super) method: Method,
-    pub(super) uri: Uri,
+/// What a scope is opened with. References: it is copied once, to where it stays.
+pub(super) struct Opening<'a> {
+    pub(super) method: &'a Method,
+    pub(super) uri: &'a Uri,
     pub(super) version: Version,
-    pub(super) connection: Connection,
-    pub(super) options: Arc<Options>,
+    pub(super) extensions: &'a Extensions,
+    pub(super) options: &'a Arc<Options>,
     pub(super) movable: bool,
 }
 
 impl Scope {
     /// Opens a scope under its supervisor, and under `parent` for a cloned request.
-    pub(super) fn open(opening: Opening, parent: Option<&Arc<Scope>>) -> Arc<Self> {
+    pub(super) fn open(opening: &Opening<'_>, parent: Option<&Arc<Scope>>) -> Arc<Self> {
         let options = opening.options;
         let scope = options.supervisor.register(|registration| {
             Arc::new(Scope {
-                method: opening.method,
-                uri: opening.uri,
+                method: opening.method.clone(),
+                uri: opening.uri.clone(),
                 version: opening.version,
                 opened: options.clock.then(Instant::now),
-                connection: opening.connection,
+                connection: Connection::of(opening.extensions),
                 runtime: Handle::try_current().ok(),
                 options: options.clone(),
                 registration,

@@ -7,7 +7,6 @@ use http_body::Body;
 
 use super::{
     body::ScopeBody,
-    connection::Connection,
     machine::{Opening, Scope},
     movable::MovableBody,
     options::Options,
@@ -18,22 +17,33 @@ use crate::{error::BoxError, outcome::EndReport};
 impl Scope {
     /// A scope under a supervisor of its own, for a body that knows nothing of its request.
     pub(crate) fn standalone() -> Arc<Self> {
-        Self::open(opening(&Extensions::new()), None)
+        let opening = Opening {
+            method: &Method::GET,
+            uri: &Uri::default(),
+            // Unknown: what HTTP/2 may still send behind the promised length is not to be lost.
+            version: Version::HTTP_2,
+            extensions: &Extensions::new(),
+            options: &Arc::default(),
+            movable: true,
+        };
+        Self::open(&opening, None)
     }
 
     /// The same for the answer to a request, with a clock.
     pub(crate) fn answering<B>(request: &Request<B>) -> Arc<Self> {
-        let opening = Opening {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            version: request.version(),
-            options: Arc::new(Options {
-                clock: true,
-                ..Options::default()
-            }),
-            ..opening(request.extensions())
+        let options = Options {
+            clock: true,
+            ..Options::default()
         };
-        Self::open(opening, None)
+        let opening = Opening {
+            method: request.method(),
+            uri: request.uri(),
+            version: request.version(),
+            extensions: request.extensions(),
+            options: &Arc::new(options),
+            movable: true,
+        };
+        Self::open(&opening, None)
     }
 
     /// Adds a hook for the end report.
@@ -56,18 +66,6 @@ impl Scope {
         let mut options = state.options(self).clone();
         set(&mut options);
         state.merged = Some(Arc::new(options));
-    }
-}
-
-fn opening(extensions: &Extensions) -> Opening {
-    Opening {
-        method: Method::GET,
-        uri: Uri::default(),
-        // Unknown: what HTTP/2 may still send behind the promised length is not to be lost.
-        version: Version::HTTP_2,
-        connection: Connection::of(extensions),
-        options: Arc::default(),
-        movable: true,
     }
 }
 
