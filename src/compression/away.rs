@@ -13,7 +13,7 @@ use super::{
     error::Broken,
     offload::{Harvest, Offload},
     options::{Core, Flush},
-    parallel::Parallel,
+    parallel::{LONG_BLOCK, Parallel},
 };
 use crate::BoxError;
 
@@ -54,11 +54,17 @@ impl Away {
         }
     }
 
-    pub(super) fn put(&mut self, data: Bytes) {
-        match self {
-            Self::One(one) => one.put(data),
-            Self::Many(many) => many.put(data),
+    /// Puts in what may be put in at once. False if there was nothing.
+    pub(super) fn feed(&mut self, input: &mut Bytes) -> bool {
+        if input.is_empty() {
+            return false;
         }
+        match self {
+            // As it came: it is not copied, and not begun until there is room for its output.
+            Self::One(one) => one.put(std::mem::take(input)),
+            Self::Many(many) => many.put(input.split_to(input.len().min(LONG_BLOCK))),
+        }
+        true
     }
 
     /// Nothing more is ready: small frames need not wait for each other, but what is under way
@@ -97,5 +103,37 @@ impl Away {
                 Err(error) => Err(error),
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{negotiation::Coding, options::Options},
+        *,
+    };
+
+    #[test]
+    fn one_large_frame_is_not_all_under_way_at_once() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let _context = runtime.enter();
+        let core = Arc::new(Core::new(Options {
+            parallel: true,
+            ..Options::default()
+        }));
+        let encoder = Encoder::for_stream(&core, Coding::Gzip);
+        let Ok(mut away) = Away::start(&core, encoder) else {
+            panic!("there is a runtime");
+        };
+        let large = Bytes::from(vec![b'x'; 64 << 20]);
+        let mut input = large.clone();
+        while away.has_room() && away.feed(&mut input) {}
+        let under_way = (large.len() - input.len()) / LONG_BLOCK;
+        assert!(
+            (2..=2 * core.workers.limit() + 2).contains(&under_way),
+            "{under_way} blocks"
+        );
     }
 }

@@ -114,10 +114,15 @@ pub(super) fn encode_head(headers: &mut HeaderMap, coding: Coding, length: Optio
     };
     // Ranges would count bytes of an encoded form that is different each time.
     headers.remove(header::ACCEPT_RANGES);
+    encode_trailers(headers);
+}
+
+/// What was said of the plain content does not hold for the encoded one, wherever it is said.
+pub(super) fn encode_trailers(fields: &mut HeaderMap) {
     for digest in &DIGESTS {
-        headers.remove(digest);
+        fields.remove(digest);
     }
-    weaken_etag(headers);
+    weaken_etag(fields);
 }
 
 /// A strong validator promises identical bytes (RFC 9110, 8.8.1), which encoding breaks.

@@ -17,7 +17,7 @@ use super::{
     encoder::{Encoder, FULL, SLICE},
     error::Broken,
     options::Core,
-    workers::{Job, Workers},
+    workers::{Job, Patience, Workers},
 };
 use crate::BoxError;
 
@@ -32,17 +32,20 @@ pub(super) struct Offload {
     station: Arc<Station>,
     core: Arc<Core>,
     handle: Handle,
+    /// Small frames, not sent yet.
     gathered: BytesMut,
     flush_each: bool,
+    patience: Patience,
 }
 
 /// What the encoder has for the body.
 pub(super) enum Harvest {
     Frame(Bytes),
-    /// Everything put in has been encoded: here is the encoder, and what it could not take.
+    /// No worker has the encoder: here it is, and what was put in and not encoded.
     Home {
         encoder: Encoder,
         left: Bytes,
+        /// There are no threads to be had.
         refused: bool,
     },
 }
@@ -60,6 +63,7 @@ impl Offload {
             handle,
             gathered: BytesMut::new(),
             flush_each,
+            patience: Patience::default(),
         }
     }
 
@@ -130,22 +134,36 @@ impl Offload {
                 return Poll::Ready(Err(Broken.into()));
             };
             let refused = state.refused;
-            let left = state
-                .input
-                .drain(..)
-                .map(|piece| piece.data)
-                .collect::<Vec<_>>();
+            let waiting = std::mem::take(&mut state.input);
+            drop(state);
             return Poll::Ready(Ok(Harvest::Home {
                 encoder,
-                left: left.concat().into(),
+                left: self.left(&waiting),
                 refused,
             }));
         }
-        match &mut state.waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
+        let old = state.waker.replace(cx.waker().clone());
+        let waits_for_a_worker = state.scheduled;
+        drop(state);
+        drop(old);
+        if waits_for_a_worker {
+            self.patience.poll(&self.core, cx);
         }
         Poll::Pending
+    }
+
+    /// What no worker has taken, and what was not sent to one yet: the worker may have come to its end
+    /// just behind a look that found it busy.
+    fn left(&mut self, waiting: &VecDeque<Piece>) -> Bytes {
+        if waiting.is_empty() {
+            return self.gathered.split().freeze();
+        }
+        let mut left = BytesMut::new();
+        for piece in waiting {
+            left.extend_from_slice(&piece.data);
+        }
+        left.extend_from_slice(&self.gathered.split());
+        left.freeze()
     }
 }
 
@@ -297,4 +315,58 @@ fn encode(encoder: &mut Encoder, piece: &Piece) -> Result<Bytes, BoxError> {
         return Ok(encoder.take_output());
     }
     Ok(Bytes::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::{
+        super::{negotiation::Coding, options::Options},
+        *,
+    };
+
+    /// A station on which nobody works but the test.
+    fn offload(runtime: &tokio::runtime::Runtime) -> Offload {
+        let core = Arc::new(Core::new(Options::default()));
+        let encoder = Encoder::for_stream(&core, Coding::Gzip);
+        let offload = Offload::start(&core, runtime.handle().clone(), encoder, false);
+        offload.station.state().scheduled = true;
+        offload
+    }
+
+    fn home(offload: &mut Offload) -> Bytes {
+        match offload.harvest(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(Harvest::Home { left, .. })) => left,
+            Poll::Ready(_) => panic!("a frame or an error"),
+            Poll::Pending => panic!("pending"),
+        }
+    }
+
+    #[test]
+    fn a_worker_that_ends_behind_the_look_that_found_it_busy_takes_nothing_with_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let mut offload = offload(&runtime);
+        offload.put(Bytes::from_static(b"small"));
+        assert!(offload.is_busy());
+        assert!(!offload.station.run(), "nothing was sent");
+        assert_eq!(home(&mut offload), "small");
+    }
+
+    #[test]
+    fn what_was_sent_comes_back_before_what_was_not() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let mut offload = offload(&runtime);
+        for text in ["one ", "two "] {
+            offload.put(Bytes::from_static(text.as_bytes()));
+            offload.put_gathered();
+        }
+        offload.put(Bytes::from_static(b"three"));
+        offload.station.refuse(false);
+        assert_eq!(home(&mut offload), "one two three");
+    }
 }

@@ -19,7 +19,7 @@ use super::{
     error::Broken,
     options::{Core, WINDOW},
     pool::Lease,
-    workers::{Job, Workers},
+    workers::{Job, Patience, Workers},
 };
 use crate::BoxError;
 
@@ -28,7 +28,7 @@ const BLOCK: usize = 128 << 10;
 
 /// Bytes of text in a block of a stream that has turned out long: priming a compressor with the
 /// text before costs a few hundredths of compressing 128 KiB.
-const LONG_BLOCK: usize = 256 << 10;
+pub(super) const LONG_BLOCK: usize = 256 << 10;
 
 /// Pieces at least this long are handed on as they are; smaller ones are copied together.
 const PIECE: usize = 4 << 10;
@@ -52,6 +52,7 @@ pub(super) struct Parallel {
     before: Text,
     blocks: VecDeque<Arc<Block>>,
     submitted: usize,
+    patience: Patience,
 }
 
 impl Parallel {
@@ -71,6 +72,7 @@ impl Parallel {
             before: Text::from(before),
             blocks: VecDeque::new(),
             submitted: 0,
+            patience: Patience::default(),
         })
     }
 
@@ -161,11 +163,18 @@ impl Parallel {
         };
         let done = {
             let mut state = block.state();
-            let Some(done) = state.done.take() else {
-                state.waker = Some(cx.waker().clone());
-                return Poll::Pending;
+            let done = state.done.take();
+            let old = match &done {
+                Some(_) => None,
+                None => state.waker.replace(cx.waker().clone()),
             };
+            drop(state);
+            drop(old);
             done
+        };
+        let Some(done) = done else {
+            self.patience.poll(&self.core, cx);
+            return Poll::Pending;
         };
         let block = self.blocks.pop_front();
         let (output, crc) = match (done, block) {

@@ -153,7 +153,8 @@ impl Call {
         let options = &self.core.options;
         let wish = response.extensions_mut().remove::<Compress>();
         let size = self.size(&response);
-        if headers::is_too_small(response.status(), size, wish, options) {
+        let nothing_on_offer = options.codings.is_empty();
+        if nothing_on_offer || headers::is_too_small(response.status(), size, wish, options) {
             return Ok(response.map(CompressionBody::plain));
         }
         let (mut parts, body) = response.into_parts();
@@ -222,12 +223,15 @@ impl Call {
             return Some(length);
         }
         let body = response.body();
-        let hint = match body.is_end_stream() {
+        if self.method == Method::HEAD {
+            // An empty answer says nothing about the content GET would give; one that is over and hints
+            // at a size does.
+            return body.size_hint().exact().filter(|size| *size > 0);
+        }
+        match body.is_end_stream() {
             true => Some(0),
             false => body.size_hint().exact(),
-        };
-        // An empty answer to HEAD says nothing about the content GET would give.
-        hint.filter(|size| *size > 0 || self.method != Method::HEAD)
+        }
     }
 }
 

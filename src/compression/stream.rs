@@ -14,6 +14,7 @@ use super::{
     away::{Away, Stay},
     encoder::{Encoder, FULL, SLICE},
     error::Broken,
+    headers,
     negotiation::Coding,
     offload::Harvest,
     options::{Core, Flush},
@@ -124,7 +125,7 @@ impl Stream {
                     _ => self.read(inner.as_mut(), cx),
                 },
                 Phase::Ended(_) => match self.engine {
-                    Engine::Away(_) => self.harvest(cx),
+                    Engine::Away(_) => self.end_away(cx),
                     _ => self.end(),
                 },
                 _ => break Poll::Ready(self.last()),
@@ -223,8 +224,7 @@ impl Stream {
             return Err(Broken.into());
         };
         while away.has_room() {
-            if !self.input.is_empty() {
-                away.put(std::mem::take(&mut self.input));
+            if away.feed(&mut self.input) {
                 continue;
             }
             match self.source.poll(inner.as_mut(), cx) {
@@ -238,6 +238,17 @@ impl Stream {
                     away.idle();
                     break;
                 }
+            }
+        }
+        self.harvest(cx)
+    }
+
+    /// The same for what the inner body gave last.
+    fn end_away(&mut self, cx: &mut Context<'_>) -> Result<Step, BoxError> {
+        if let Engine::Away(away) = &mut self.engine {
+            while away.has_room() && away.feed(&mut self.input) {}
+            if self.input.is_empty() {
+                away.put_gathered();
             }
         }
         self.harvest(cx)
@@ -258,7 +269,11 @@ impl Stream {
             })) => {
                 self.engine = Engine::Here(encoder);
                 if refused {
-                    self.credit = usize::MAX;
+                    self.credit = BURST;
+                }
+                if self.input.is_empty() {
+                    self.input = left;
+                } else if !left.is_empty() {
                     self.input = [left, std::mem::take(&mut self.input)].concat().into();
                 }
                 Ok(Step::Next)
@@ -271,7 +286,10 @@ impl Stream {
         match event {
             Event::Data(data) => self.input = data,
             Event::End => self.phase = Phase::Ended(Ending::Well(None)),
-            Event::Trailers(trailers) => self.phase = Phase::Ended(Ending::Well(Some(trailers))),
+            Event::Trailers(mut trailers) => {
+                headers::encode_trailers(&mut trailers);
+                self.phase = Phase::Ended(Ending::Well(Some(trailers)));
+            }
             Event::Failed(error) => self.phase = Phase::Ended(Ending::Failed(error)),
         }
     }

@@ -8,6 +8,7 @@ mod property;
 mod script;
 mod service;
 mod streams;
+mod workers;
 
 use std::{
     convert::Infallible,

@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -19,7 +19,7 @@ use super::{
     options::Core,
     source::{Event, Inner, Source},
     stream::BURST,
-    workers::{Job, Workers},
+    workers::{Job, Patience, Workers},
 };
 use crate::BoxError;
 
@@ -91,6 +91,7 @@ pub(super) struct Whole {
     /// `None` once answered.
     plain: Option<Box<Plain>>,
     compressed: oneshot::Receiver<Bytes>,
+    patience: Patience,
 }
 
 pub(super) struct Plain {
@@ -134,12 +135,17 @@ impl Whole {
         Ok(Self {
             plain: Some(plain),
             compressed,
+            patience: Patience::default(),
         })
     }
 
     pub(super) fn poll<B>(&mut self, cx: &mut Context<'_>) -> Poll<Response<CompressionBody<B>>> {
-        let compressed = ready!(Pin::new(&mut self.compressed).poll(cx));
-        let plain = self.plain.take().expect("polled after completion");
+        let plain = self.plain.as_ref().expect("polled after completion");
+        let Poll::Ready(compressed) = Pin::new(&mut self.compressed).poll(cx) else {
+            self.patience.poll(&plain.core, cx);
+            return Poll::Pending;
+        };
+        let plain = self.plain.take().expect("looked at above");
         // No answer means that the worker could not run: the plain form is as good.
         Poll::Ready(plain.answer(compressed.ok()))
     }
@@ -153,17 +159,18 @@ impl Plain {
 
     /// The compressed form if it is smaller, else the body and the head as they came.
     fn answer<B>(self, compressed: Option<Bytes>) -> Response<CompressionBody<B>> {
-        let mut parts = self.parts;
+        let (mut parts, mut trailers) = (self.parts, self.trailers);
         let data = match compressed {
             Some(compressed) if compressed.len() < self.data.len() => {
                 let length = compressed.len() as u64;
                 self.core.stats.count(self.data.len() as u64, length);
                 headers::encode_head(&mut parts.headers, self.coding, Some(length));
+                trailers.iter_mut().for_each(headers::encode_trailers);
                 compressed
             }
             _ => self.data,
         };
-        Response::from_parts(parts, CompressionBody::whole(data, self.trailers))
+        Response::from_parts(parts, CompressionBody::whole(data, trailers))
     }
 }
 

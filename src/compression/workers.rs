@@ -2,22 +2,32 @@
 //!
 //! A job does a small block and goes to the back of the queue, so streams share the threads evenly
 //! and a thousand downloads compress on as many threads as there are cores.
+//!
+//! The blocking pool is the application's, and it may be full: of the very producers that wait for
+//! these bodies to take more. So a body waits for a thread with [`Patience`], and then does a block
+//! itself.
 
 use std::{
     collections::VecDeque,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Context,
     thread::available_parallelism,
+    time::Duration,
 };
 
 use tokio::runtime::Handle;
 
 use super::options::Core;
+use crate::scope::Limit;
 
 /// A worker hands over to a fresh one after this many blocks, so that it cannot keep a runtime
 /// that is shutting down waiting for the work of another.
 const TURNS: usize = 256;
+
+/// How long a body waits for the blocking pool to have a thread for anybody.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Work that is done a block at a time.
 pub(super) trait Job: Send + Sync {
@@ -37,7 +47,10 @@ pub(super) struct Workers {
 
 #[derive(Default)]
 struct State {
+    /// Asked for.
     running: usize,
+    /// Of these, those that were given a thread.
+    at_work: usize,
     queue: VecDeque<(Arc<dyn Job>, Handle)>,
 }
 
@@ -64,6 +77,25 @@ impl Workers {
         }
     }
 
+    /// Does a block of whoever is next, unless a worker is there to do it.
+    fn lend_a_hand(core: &Arc<Core>) -> bool {
+        let next = {
+            let mut state = core.workers.state();
+            match state.at_work {
+                0 => state.queue.pop_front(),
+                _ => None,
+            }
+        };
+        let Some((job, handle)) = next else {
+            return false;
+        };
+        if block(&*job) {
+            // Not just queued: the worker that was asked for may have found nothing meanwhile.
+            Self::submit(core, job, &handle);
+        }
+        true
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // Jobs run outside the lock; nothing under it panics half way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -78,6 +110,15 @@ impl fmt::Debug for Workers {
             .field("queued", &state.queue.len())
             .finish()
     }
+}
+
+/// Does one block; true if there is more to do at once.
+fn block(job: &dyn Job) -> bool {
+    let more = catch_unwind(AssertUnwindSafe(|| job.run()));
+    more.unwrap_or_else(|_| {
+        job.refuse(true);
+        false
+    })
 }
 
 /// One thread's stint. Dropped before it ran, it refuses the queue: its runtime is gone.
@@ -98,24 +139,27 @@ impl Worker {
     fn work(mut self) {
         self.began = true;
         let workers = &self.core.workers;
+        workers.state().at_work += 1;
         for _ in 0..TURNS {
             let Some((job, handle)) = ({
                 let mut state = workers.state();
                 let next = state.queue.pop_front();
-                state.running -= usize::from(next.is_none());
+                if next.is_none() {
+                    state.at_work -= 1;
+                    state.running -= 1;
+                }
                 next
             }) else {
                 return;
             };
-            match catch_unwind(AssertUnwindSafe(|| job.run())) {
-                Ok(true) => workers.state().queue.push_back((job, handle)),
-                Ok(false) => {}
-                Err(_) => job.refuse(true),
+            if block(&*job) {
+                workers.state().queue.push_back((job, handle));
             }
         }
         let next = {
             let mut state = workers.state();
             let next = state.queue.front().map(|(_, handle)| handle.clone());
+            state.at_work -= 1;
             state.running -= usize::from(next.is_none());
             next
         };
@@ -137,6 +181,40 @@ impl Drop for Worker {
         };
         for (job, _) in refused {
             job.refuse(false);
+        }
+    }
+}
+
+/// The wait of a body for a worker: polled whenever it has to wait.
+///
+/// If no worker has been given a thread for a while, the body does a block of whatever is next in the
+/// queue, and so on until there is one. Without timers it does not wait first.
+#[derive(Debug)]
+pub(super) struct Patience {
+    limit: Limit,
+    spent: bool,
+}
+
+impl Patience {
+    pub(super) fn poll(&mut self, core: &Arc<Core>, cx: &mut Context<'_>) {
+        if !self.spent && self.limit.poll(cx).is_ready() {
+            self.limit = Limit::new(PATIENCE);
+            self.spent = true;
+        }
+        if (self.spent || self.limit.is_broken()) && Workers::lend_a_hand(core) {
+            cx.waker().wake_by_ref();
+        } else if std::mem::take(&mut self.spent) {
+            // There are workers: the next look is one limit from now.
+            let _ = self.limit.poll(cx);
+        }
+    }
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            limit: Limit::new(PATIENCE),
+            spent: false,
         }
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::Sleep;
 /// tokio's timers panic where the runtime has no time driver or is shutting down; a limit that
 /// cannot be kept is then no limit, and the guard of the teardown accounts for what is lost.
 #[derive(Debug)]
-pub(super) struct Limit {
+pub(crate) struct Limit {
     duration: Duration,
     state: Timer,
 }
@@ -28,7 +28,7 @@ enum Timer {
 }
 
 impl Limit {
-    pub(super) fn new(duration: Duration) -> Self {
+    pub(crate) fn new(duration: Duration) -> Self {
         Self {
             duration,
             state: Timer::Unset,
@@ -40,7 +40,7 @@ impl Limit {
     }
 
     /// Ready once the time is over; starts counting at the first call.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let polled = catch_unwind(AssertUnwindSafe(|| {
             if let Timer::Unset = self.state {
                 self.state = Timer::Running(Box::pin(tokio::time::sleep(self.duration)));
@@ -57,7 +57,7 @@ impl Limit {
     }
 
     /// Whether no timer could be had, so that waiting for it would be waiting for ever.
-    pub(super) fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         matches!(self.state, Timer::Broken)
     }
 }

@@ -15,6 +15,7 @@ use super::{
     super::{Compress, CompressionLayer},
     answer, drain, events, get, gunzip, layer,
     script::{Script, Step, data},
+    stream,
     streams::random,
 };
 
@@ -154,6 +155,7 @@ fn a_service_without_gzip_is_transparent() {
     let layer = CompressionLayer::new().gzip(false);
     let response = answer(&layer, get("gzip"), full(vec![b'x'; 1000]));
     assert!(!response.headers().contains_key("content-encoding"));
+    assert!(!response.headers().contains_key("vary"));
     assert_eq!(drain(response.into_body()).wire.len(), 1000);
 }
 
@@ -173,4 +175,53 @@ fn foreign_body_types_pass() {
         gunzip(&drain(response.into_body()).wire),
         events(3).concat()
     );
+}
+
+#[test]
+fn head_decides_as_get_does_with_a_scope_inside() {
+    for (length, encoded) in [(5, false), (5_000, true)] {
+        for method in ["GET", "HEAD"] {
+            let stack = crate::Stack::new().compression(layer());
+            let mut body = Some(full(vec![b'x'; length]));
+            let mut service = stack.layer(super::Fixed(|| body.take().expect("called once")));
+            let mut request = get("gzip");
+            *request.method_mut() = method.parse().unwrap();
+            let mut cx = Context::from_waker(Waker::noop());
+            let Poll::Ready(Ok(response)) = pin!(service.call(request)).poll(&mut cx) else {
+                panic!("the head is held back");
+            };
+            let headers = response.headers();
+            assert_eq!(
+                (
+                    headers.contains_key("content-encoding"),
+                    headers.contains_key("vary")
+                ),
+                (encoded, encoded),
+                "{method} {length}"
+            );
+        }
+    }
+}
+
+#[test]
+fn trailers_that_speak_of_the_plain_content_are_not_passed_on() {
+    let mut trailers = http::HeaderMap::new();
+    for name in ["content-digest", "repr-digest", "x-sum"] {
+        trailers.insert(name, http::HeaderValue::from_static("1"));
+    }
+    trailers.insert("etag", http::HeaderValue::from_static("\"a\""));
+    for length in [None, Some(1_000)] {
+        let text = data(vec![b'x'; 1_000]);
+        let mut script = Script::new([text, Step::Trailers(trailers.clone())]);
+        if let Some(length) = length {
+            script = script.promising(length);
+        }
+        let taken = drain(stream(&layer(), script));
+        let given = taken.trailers.expect("trailers");
+        assert_eq!(given.len(), 2);
+        assert_eq!(
+            (&given["x-sum"], &given["etag"]),
+            (&"1".parse().unwrap(), &"W/\"a\"".parse().unwrap())
+        );
+    }
 }

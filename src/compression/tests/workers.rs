@@ -1,0 +1,213 @@
+//! Streams and bodies that are encoded on other threads.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::Response;
+use http_body::Body;
+use http_body_util::{BodyExt, Full};
+
+use super::{
+    super::LengthMismatch,
+    Fixed, Taken, drain, events, get, gunzip, gunzip_prefix, layer, poll,
+    script::{Script, Step, data},
+    stream,
+    streams::random,
+};
+
+/// Enough ready text to be encoded by a worker.
+fn sustained() -> Vec<Step> {
+    events(4_000).into_iter().map(Step::Data).collect()
+}
+
+/// More than may wait for a worker.
+fn plenty() -> Vec<Bytes> {
+    events(20_000)
+}
+
+#[tokio::test]
+async fn a_failure_while_a_worker_encodes_comes_after_all_that_was_given() {
+    let text = events(4_000).concat();
+    for parallel in [false, true] {
+        let layer = layer().parallel(parallel);
+        let mut steps = sustained();
+        steps.push(Step::Fail);
+        let mut body = pin!(stream(&layer, Script::new(steps)));
+        let mut taken = Taken::default();
+        while taken.take(body.frame().await) {}
+        assert!(taken.error.is_some());
+        assert!(gunzip_prefix(&taken.wire) == text);
+        assert_eq!(layer.core_lent(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_short_body_is_an_error_with_workers_too() {
+    let text = events(4_000).concat();
+    for parallel in [false, true] {
+        let script = Script::new(sustained()).promising(text.len() as u64 + 1);
+        let mut body = pin!(stream(&layer().parallel(parallel), script));
+        let mut taken = Taken::default();
+        while taken.take(body.frame().await) {}
+        let error = taken.error.expect("an error");
+        assert_eq!(
+            error
+                .downcast_ref::<LengthMismatch>()
+                .map(LengthMismatch::given),
+            Some(text.len() as u64)
+        );
+        assert!(gunzip_prefix(&taken.wire) == text);
+    }
+}
+
+#[tokio::test]
+async fn a_panic_while_a_worker_encodes_never_becomes_an_end() {
+    let mut steps = sustained();
+    steps.extend([Step::Panic]);
+    let layer = layer();
+    let mut body = Box::pin(stream(&layer, Script::new(steps)));
+    let mut taken = Taken::default();
+    let mut panicked = false;
+    loop {
+        let polled = std::future::poll_fn(|cx| {
+            match catch_unwind(AssertUnwindSafe(|| body.as_mut().poll_frame(cx))) {
+                Ok(polled) => polled.map(Ok),
+                Err(_) => Poll::Ready(Err(())),
+            }
+        });
+        match polled.await {
+            Err(()) => panicked = true,
+            Ok(frame) => {
+                if !taken.take(frame) {
+                    break;
+                }
+            }
+        }
+    }
+    assert!(panicked && taken.error.is_some());
+    gunzip_prefix(&taken.wire);
+    drop(body);
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while layer.core_lent() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the compressor is back");
+}
+
+#[test]
+fn a_stream_outlives_the_runtime_whose_threads_it_used() {
+    let text = plenty().concat();
+    for parallel in [false, true] {
+        let layer = layer().parallel(parallel);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let mut body = Box::pin(stream(
+            &layer,
+            Script::new(plenty().into_iter().map(Step::Data)),
+        ));
+        let mut taken = Taken::default();
+        runtime.block_on(async {
+            if let Poll::Ready(frame) = poll(body.as_mut()) {
+                taken.take(frame);
+            }
+        });
+        drop(runtime);
+        let rest = drain(body);
+        taken.wire.extend_from_slice(&rest.wire);
+        assert!(rest.error.is_none());
+        assert!(gunzip(&taken.wire) == text);
+    }
+}
+
+/// Text that comes while a worker is at the end of its turn is not lost with the worker's return.
+#[test]
+fn text_that_waits_when_the_encoder_comes_home_is_encoded() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .build()
+        .unwrap();
+    for round in 0..200 {
+        let noise = random(600 << 10);
+        // Frames that are copied together, each behind a moment without one.
+        let frames = noise
+            .chunks(5_000 + round)
+            .map(|chunk| data(chunk.to_vec()));
+        let steps = [data(vec![b'x'; 200 << 10])].into_iter().chain(frames);
+        let steps = steps.flat_map(|step| [step, Step::Pending]);
+        let mut body = Box::pin(stream(&layer(), Script::new(steps)));
+        let taken = runtime.block_on(async {
+            let mut taken = Taken::default();
+            while taken.take(body.frame().await) {}
+            taken
+        });
+        assert!(taken.error.is_none());
+        let text = gunzip(&taken.wire);
+        assert_eq!(text.len(), (200 << 10) + noise.len(), "round {round}");
+        assert!(text[200 << 10..] == noise);
+    }
+}
+
+/// The application's own work has all of the blocking pool, for as long as this says.
+fn crowded() -> (tokio::runtime::Runtime, std::sync::mpsc::Sender<()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(1)
+        .enable_time()
+        .build()
+        .unwrap();
+    let (done, waits) = std::sync::mpsc::channel::<()>();
+    drop(runtime.spawn_blocking(move || waits.recv()));
+    (runtime, done)
+}
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+#[test]
+fn streams_go_on_when_the_blocking_pool_has_no_thread() {
+    let text = plenty().concat();
+    for parallel in [false, true] {
+        let (runtime, _done) = crowded();
+        let layer = layer().parallel(parallel);
+        let streams = runtime.block_on(async {
+            let streams = (0..3).map(|_| async {
+                let script = Script::new(plenty().into_iter().map(Step::Data));
+                let mut body = Box::pin(stream(&layer, script));
+                let mut taken = Taken::default();
+                while taken.take(body.frame().await) {}
+                taken
+            });
+            let all = futures_util::future::join_all(streams);
+            tokio::time::timeout(DEADLINE, all).await
+        });
+        for taken in streams.expect("nobody waits for the pool") {
+            assert!(taken.error.is_none());
+            assert!(gunzip(&taken.wire) == text);
+        }
+        assert_eq!(layer.core_lent(), 0);
+    }
+}
+
+#[test]
+fn whole_bodies_do_not_wait_for_the_blocking_pool() {
+    let (runtime, _done) = crowded();
+    let layer = layer();
+    let text = events(800).concat();
+    assert!((33 << 10..64 << 10).contains(&text.len()));
+    let response = runtime.block_on(async {
+        let mut response = Some(Response::new(Full::new(Bytes::from(text.clone()))));
+        let mut service = tower_layer::Layer::layer(&layer, Fixed(|| response.take().unwrap()));
+        let answer = tower_service::Service::call(&mut service, get("gzip"));
+        tokio::time::timeout(DEADLINE, answer).await
+    });
+    let Ok(Ok(response)) = response else {
+        panic!("the head is held back");
+    };
+    assert!(gunzip(&drain(response.into_body()).wire) == text);
+}
