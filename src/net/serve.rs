@@ -164,12 +164,21 @@ where
     // Every response so far is torn down. Bytes may be on their way, and a request that was half
     // read at the signal may have come since: these have the rest of the time, but for a little to
     // tear down in.
-    let closed = async { while connections.join_next().await.is_some() {} };
-    let _ = timeout_at(end - (deadline / 10).min(TEARDOWN), closed).await;
-    connections.shutdown().await;
+    let _ = timeout_at(
+        end - (deadline / 10).min(TEARDOWN),
+        closed(&mut connections),
+    )
+    .await;
+    // What blocks its thread is not stopped by this, and has to be named without it.
+    connections.abort_all();
+    let _ = timeout_at(end, closed(&mut connections)).await;
     let rest = end.saturating_duration_since(Instant::now());
     let report = supervisor.drain(rest.max(LEAST)).await;
     Ok(report)
+}
+
+async fn closed(connections: &mut JoinSet<()>) {
+    while connections.join_next().await.is_some() {}
 }
 
 async fn accept(listener: &mut WatchedListener) -> WatchedStream {

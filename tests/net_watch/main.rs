@@ -9,4 +9,5 @@ mod endings;
 mod half_close;
 mod http;
 mod raw;
+mod serve;
 mod support;
