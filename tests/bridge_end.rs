@@ -10,7 +10,12 @@ use std::{
     time::Duration,
 };
 
-use bodyguard::bridge::{Bridge, Context, Pool};
+use bodyguard::{
+    BodyError,
+    bridge::{Bridge, BridgeError, BridgeErrorKind as Kind, Context, Pool, SyncBody},
+    scope::{Failure, FailureKind},
+};
+use http_body_util::BodyExt as _;
 use tokio::{runtime::Handle, sync::oneshot, task::JoinHandle};
 
 /// Nothing here may hang.
@@ -54,6 +59,37 @@ impl Computing {
     }
 }
 
+fn hasty() -> Pool {
+    Pool::builder()
+        .close_limit(Duration::from_millis(20))
+        .build()
+}
+
+fn still_running(error: &Failure) -> &str {
+    match error.kind() {
+        FailureKind::StillRunning { what } => what,
+        other => panic!("not what was expected: {other:?}"),
+    }
+}
+
+/// Blocks when it is dropped, until it is let go.
+struct Slow(mpsc::Receiver<()>);
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        let _ = self.0.recv();
+    }
+}
+
+/// What is thrown, and throws itself when it is caught and dropped.
+struct Grenade;
+
+impl Drop for Grenade {
+    fn drop(&mut self) {
+        panic!("again");
+    }
+}
+
 /// Lets every task that is ready run once.
 async fn turn(bridge: &Bridge) {
     soon(bridge.run(tokio::task::yield_now)).await.unwrap();
@@ -94,4 +130,87 @@ async fn a_task_aborted_and_dropped_before_its_start_is_never_started() {
     turn(&bridge).await;
     assert!(!started.load(Ordering::Acquire), "it was started");
     soon(context.close()).await;
+}
+
+#[tokio::test]
+async fn a_body_whose_closer_does_not_come_back_fails_and_names_it() {
+    let (release, released) = mpsc::channel::<()>();
+    let body = SyncBody::in_pool(hasty(), |bridge| {
+        bridge.defer(|_| ()).unwrap();
+        bridge
+            .defer(move |_| {
+                let _ = released.recv();
+            })
+            .unwrap();
+        bridge.body_from_iter(["rows"])
+    });
+    let error: BodyError = soon(body.collect()).await.unwrap_err();
+    let what = still_running(error.downcast_ref().unwrap());
+    assert!(what.contains("tests/bridge_end.rs"), "{what}");
+    assert!(what.ends_with("; 1 closer has not run"), "{what}");
+    drop(release);
+}
+
+#[tokio::test]
+async fn a_value_that_does_not_drop_in_time_is_no_clean_close() {
+    let context = Context::new(hasty());
+    let (release, released) = mpsc::channel::<()>();
+    let kept = context.bridge().call(move |cx| {
+        cx.insert(Slow(released));
+    });
+    soon(kept).await.unwrap();
+    let report = soon(context.close()).await;
+    assert_eq!((report.unrun(), report.failures().len()), (0, 1));
+    let what = still_running(report.failures()[0].downcast_ref().unwrap());
+    assert!(what.contains("thread bridge-1"), "{what}");
+    drop(release);
+}
+
+#[tokio::test]
+async fn closers_that_never_had_a_thread_are_no_clean_close() {
+    let pool = Pool::builder()
+        .max_threads(1)
+        .close_limit(Duration::from_millis(20))
+        .build();
+    let (taken, context) = (Context::new(pool.clone()), Context::new(pool));
+    soon(taken.bridge().call(|_| ())).await.unwrap();
+    context.bridge().defer(|_| ()).unwrap();
+    let report = soon(context.close()).await;
+    assert_eq!(report.unrun(), 1);
+    let error: &BridgeError = report.failures()[0].downcast_ref().unwrap();
+    assert_eq!(error.kind(), Kind::Exhausted);
+    soon(taken.close()).await;
+}
+
+#[tokio::test]
+async fn a_panic_that_panics_when_dropped_keeps_no_closer_from_running() {
+    let context = Context::new(Pool::new());
+    let bridge = context.bridge();
+    bridge.defer(|_| ()).unwrap();
+    bridge.defer(|_| std::panic::panic_any(Grenade)).unwrap();
+    let report = soon(context.close()).await;
+    assert_eq!((report.closers_run(), report.failures().len()), (2, 1));
+}
+
+#[tokio::test]
+async fn a_panic_that_panics_when_dropped_does_not_cost_the_thread() {
+    let context = Context::new(Pool::new());
+    let bridge = context.bridge();
+    let computing = Computing::on(&bridge).await;
+    // Given up before it has started, so that the thread drops it.
+    let thrown = Thrown;
+    let mut task = bridge.spawn_local(move || async move { drop(thrown) });
+    task.abort();
+    computing.end().await;
+    soon(bridge.call(|_| ())).await.unwrap();
+    assert!(soon(context.close()).await.failures().is_empty());
+}
+
+/// Throws a grenade when it is dropped.
+struct Thrown;
+
+impl Drop for Thrown {
+    fn drop(&mut self) {
+        std::panic::panic_any(Grenade);
+    }
 }

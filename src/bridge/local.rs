@@ -352,8 +352,13 @@ impl Local {
 }
 
 /// Runs what may panic only by dropping something of the user's; the thread outlives that.
-fn quietly(f: impl FnOnce()) {
-    let _ = catch_unwind(AssertUnwindSafe(f));
+pub(super) fn quietly(f: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(f)) {
+        // What was thrown may throw when it is dropped; that is kept from doing so, too.
+        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+            std::mem::forget(again);
+        }
+    }
 }
 
 enum Driven<T> {

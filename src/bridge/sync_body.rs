@@ -126,7 +126,8 @@ impl SyncBody {
     /// A body with a context of its own, on a thread of `pool`.
     ///
     /// The closure makes the body from the context's handle, and may register closers with it.
-    /// They run before the body's end is seen; one that fails fails the body.
+    /// They run before the body's end is seen; one that fails fails the body, and so does one that
+    /// has not run within the pool's [`close_limit`](super::PoolBuilder::close_limit).
     pub fn in_pool(pool: Pool, make: impl FnOnce(&Bridge) -> Self) -> Self {
         let context = Context::new(pool);
         let mut body = make(&context.bridge());
