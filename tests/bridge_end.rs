@@ -10,19 +10,61 @@ use std::{
     time::Duration,
 };
 
+use axum::{Router, body::Body, extract::Request, response::Response, routing::get};
 use bodyguard::{
-    BodyError,
-    bridge::{Bridge, BridgeError, BridgeErrorKind as Kind, Context, Pool, SyncBody},
+    BodyError, EndReport,
+    bridge::{Bridge, BridgeError, BridgeErrorKind as Kind, BridgeLayer, Context, Pool, SyncBody},
     scope::{Failure, FailureKind},
 };
+use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use tokio::{runtime::Handle, sync::oneshot, task::JoinHandle};
+use tower::ServiceExt as _;
 
 /// Nothing here may hang.
 async fn soon<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(20), future)
         .await
         .expect("took too long")
+}
+
+/// Waits until something that other threads do has happened.
+async fn until(mut done: impl FnMut() -> bool) {
+    soon(async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+async fn ask(app: Router) -> Response {
+    soon(app.oneshot(Request::new(Body::empty())))
+        .await
+        .unwrap()
+}
+
+fn endless() -> Body {
+    Body::from_stream(tokio_stream::pending::<Result<Bytes, std::io::Error>>())
+}
+
+/// The layer on this pool, and the reports of the ends.
+fn reporting(pool: &Pool) -> (BridgeLayer, mpsc::Receiver<EndReport>) {
+    let (reported, reports) = mpsc::channel();
+    let layer = BridgeLayer::new()
+        .pool(pool)
+        .on_end(move |report| reported.send(report.clone()).unwrap());
+    (layer, reports)
+}
+
+async fn reported(reports: &mpsc::Receiver<EndReport>) -> EndReport {
+    let mut report = None;
+    until(|| {
+        report = reports.try_recv().ok();
+        report.is_some()
+    })
+    .await;
+    report.unwrap()
 }
 
 /// Sets a flag when it is dropped.
@@ -213,4 +255,51 @@ impl Drop for Thrown {
     fn drop(&mut self) {
         std::panic::panic_any(Grenade);
     }
+}
+
+#[tokio::test]
+async fn a_task_that_has_not_started_when_tasks_are_ended_never_does() {
+    let context = Context::new(Pool::new());
+    let bridge = context.bridge();
+    let computing = Computing::on(&bridge).await;
+    let (started, seen) = mpsc::channel();
+    bridge
+        .spawn_local(move || async move { started.send(()).unwrap() })
+        .detach();
+    let ended = context.end_tasks();
+    computing.end().await;
+    assert_eq!(soon(ended).await, Some(0));
+    turn(&bridge).await;
+    assert!(seen.try_recv().is_err(), "it was started");
+    // Tasks of later closers are.
+    assert_eq!(soon(bridge.spawn_local(|| async { 4 })).await.unwrap(), 4);
+    soon(context.close()).await;
+}
+
+#[tokio::test]
+async fn a_task_in_line_at_the_end_does_not_start_with_the_first_closer() {
+    let pool = Pool::builder().max_threads(1).build();
+    let (layer, reports) = reporting(&pool);
+    let taken = Context::new(pool.clone());
+    soon(taken.bridge().call(|_| ())).await.unwrap();
+    let (told, order) = mpsc::channel();
+    let handler = move |bridge: Bridge| async move {
+        let closer = told.clone();
+        bridge
+            .defer(move |_| closer.send("closer").unwrap())
+            .unwrap();
+        let task = bridge.spawn_local(move || async move { told.send("task").unwrap() });
+        task.detach();
+        endless()
+    };
+    let app = Router::new().route("/", get(handler)).layer(layer);
+    drop(ask(app).await);
+    // The teardown goes to where the closer waits for its thread.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(pool.waiting(), 1);
+    soon(taken.close()).await;
+    assert_eq!(reported(&reports).await.counts.closers_run, 1);
+    assert_eq!(order.try_iter().collect::<Vec<_>>(), ["closer"]);
 }
