@@ -3,22 +3,30 @@
 use std::{
     future::Future,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{Router, body::Body, extract::Request, response::Response, routing::get};
 use bodyguard::{
     BodyError, EndReport,
-    bridge::{Bridge, BridgeError, BridgeErrorKind as Kind, BridgeLayer, Context, Pool, SyncBody},
+    bridge::{
+        Bridge, BridgeError, BridgeErrorKind as Kind, BridgeLayer, Context, Cx, Pool, SyncBody,
+    },
     scope::{Failure, FailureKind},
 };
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use tokio::{runtime::Handle, sync::oneshot, task::JoinHandle};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpStream},
+    runtime::Handle,
+    sync::oneshot,
+    task::JoinHandle,
+};
 use tower::ServiceExt as _;
 
 /// Nothing here may hang.
@@ -26,6 +34,14 @@ async fn soon<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(20), future)
         .await
         .expect("took too long")
+}
+
+fn background<F>(future: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    Handle::current().spawn(future)
 }
 
 /// Waits until something that other threads do has happened.
@@ -90,7 +106,7 @@ impl Computing {
             started.send(()).unwrap();
             let _ = released.recv();
         });
-        let done = Handle::current().spawn(async move { call.await.unwrap() });
+        let done = background(async move { call.await.unwrap() });
         soon(has_started).await.unwrap();
         Self { release, done }
     }
@@ -302,4 +318,123 @@ async fn a_task_in_line_at_the_end_does_not_start_with_the_first_closer() {
     soon(taken.close()).await;
     assert_eq!(reported(&reports).await.counts.closers_run, 1);
     assert_eq!(order.try_iter().collect::<Vec<_>>(), ["closer"]);
+}
+
+/// A client that leaves as soon as `started` says so.
+async fn visit(app: Router, started: oneshot::Receiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    background(async move { axum::serve(listener, app).await });
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let head = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n";
+    client.write_all(head).await.unwrap();
+    soon(started).await.unwrap();
+}
+
+/// Computes until the flag says that it need not go on. False if it never does.
+fn compute_until(ended: impl Fn() -> bool) -> bool {
+    let begun = Instant::now();
+    while !ended() {
+        if begun.elapsed() > Duration::from_secs(5) {
+            return false;
+        }
+        std::thread::yield_now();
+    }
+    true
+}
+
+#[tokio::test]
+async fn computing_code_sees_the_end_and_later_closers_do_not() {
+    let pool = Pool::new();
+    let (layer, reports) = reporting(&pool);
+    let (started, has_started) = oneshot::channel();
+    let (told, seen) = mpsc::channel();
+    let parts = Arc::new(Mutex::new(Some((started, told))));
+    let handler = move |bridge: Bridge| async move {
+        let (started, told) = parts.lock().unwrap().take().unwrap();
+        let (closing, by_closer) = (bridge.clone(), told.clone());
+        let closer = move |cx: &Cx| {
+            let flags = (cx.is_ended(), closing.is_ended());
+            by_closer.send(("closer", flags.0, flags.1)).unwrap();
+            assert_eq!(cx.block_on(async { 3 }).unwrap(), 3);
+        };
+        bridge.defer(closer).unwrap();
+        let handle = bridge.clone();
+        let call = bridge.call(move |cx| {
+            started.send(()).unwrap();
+            let by_cx = compute_until(|| cx.is_ended());
+            let waited = cx.block_on(std::future::pending::<()>());
+            assert_eq!(waited.unwrap_err().kind(), Kind::Ended);
+            told.send(("call", by_cx, handle.is_ended())).unwrap();
+        });
+        // Its caller stays when the client leaves.
+        background(call);
+        endless()
+    };
+    visit(
+        Router::new().route("/", get(handler)).layer(layer),
+        has_started,
+    )
+    .await;
+    assert_eq!(reported(&reports).await.errors.len(), 0);
+    assert_eq!(
+        seen.try_iter().collect::<Vec<_>>(),
+        [("call", true, true), ("closer", false, false)]
+    );
+}
+
+#[tokio::test]
+async fn a_call_whose_caller_has_left_sees_it() {
+    let pool = Pool::new();
+    let (layer, reports) = reporting(&pool);
+    let (started, has_started) = oneshot::channel();
+    let (told, seen) = mpsc::channel();
+    let parts = Arc::new(Mutex::new(Some((started, told))));
+    let handler = move |bridge: Bridge| async move {
+        let (started, told) = parts.lock().unwrap().take().unwrap();
+        // Dropped with the handler, when its client leaves.
+        let call = bridge.call(move |cx| {
+            started.send(()).unwrap();
+            told.send(compute_until(|| cx.is_ended())).unwrap();
+        });
+        call.await.unwrap();
+    };
+    visit(
+        Router::new().route("/", get(handler)).layer(layer),
+        has_started,
+    )
+    .await;
+    reported(&reports).await;
+    assert!(seen.try_recv().unwrap());
+}
+
+#[tokio::test]
+async fn a_call_dropped_before_the_end_sees_it() {
+    let context = Context::new(Pool::new());
+    let bridge = context.bridge();
+    let (started, has_started) = oneshot::channel();
+    let (told, seen) = oneshot::channel();
+    let call = bridge.call(move |cx| {
+        started.send(()).unwrap();
+        told.send(compute_until(|| cx.is_ended())).unwrap();
+    });
+    let caller = background(call);
+    soon(has_started).await.unwrap();
+    assert!(!bridge.is_ended());
+    caller.abort();
+    assert!(soon(seen).await.unwrap());
+    assert!(!bridge.is_ended(), "the request goes on");
+    soon(context.close()).await;
+    assert!(bridge.is_ended());
+}
+
+#[tokio::test]
+async fn a_closer_without_a_layer_may_wait_and_is_told_so() {
+    let context = Context::new(Pool::new());
+    let (told, seen) = mpsc::channel();
+    let closer = move |cx: &Cx| told.send((cx.is_ended(), cx.block_on(async {}).is_ok()));
+    let deferred = context.bridge().try_defer(closer);
+    deferred.unwrap();
+    soon(context.close()).await;
+    assert_eq!(seen.try_recv().unwrap(), (false, true));
 }

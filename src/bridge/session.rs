@@ -332,6 +332,11 @@ impl Session {
         inner.closing || inner.state == State::Ended
     }
 
+    /// Whether code that stops at `level` is being told to stop waiting.
+    pub(super) fn is_interrupted(&self, level: Interrupt) -> bool {
+        self.lock().interrupt >= level
+    }
+
     pub(super) fn thread_id(&self) -> Option<ThreadId> {
         Some(self.lock().thread.as_ref()?.0)
     }
