@@ -438,3 +438,18 @@ async fn a_closer_without_a_layer_may_wait_and_is_told_so() {
     soon(context.close()).await;
     assert_eq!(seen.try_recv().unwrap(), (false, true));
 }
+
+#[tokio::test]
+async fn a_closer_for_which_no_thread_could_be_started_is_unrun() {
+    let pool = Pool::builder().stack_size(1 << 60).build();
+    let context = Context::new(pool.clone());
+    let bridge = context.bridge();
+    bridge.defer(|_| ()).unwrap();
+    let error = soon(bridge.call(|_| ())).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Start);
+    let report = soon(context.close()).await;
+    assert_eq!((report.unrun(), report.closers_run()), (1, 0));
+    let error: &BridgeError = report.failures()[0].downcast_ref().unwrap();
+    assert_eq!(error.kind(), Kind::Start);
+    assert_eq!((pool.threads(), pool.waiting()), (0, 0));
+}

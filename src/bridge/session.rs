@@ -229,13 +229,19 @@ impl Session {
             let (done, receiver) = oneshot::channel();
             inner.closes.push(done);
             closed = Some(receiver);
+            if was == State::Idle {
+                inner.state = State::Queued;
+            }
         } else {
             inner.state = State::Ended;
         }
         let waker = inner.waker.take();
         drop(inner);
-        if closed.is_none() && was == State::Queued {
-            self.pool.forget(self);
+        match (&closed, was) {
+            (None, State::Queued) => self.pool.forget(self),
+            // Closers whose earlier attempt to get a thread has failed.
+            (Some(_), State::Idle) => self.pool.submit(Arc::clone(self)),
+            _ => {}
         }
         if let Some(waker) = waker {
             waker.wake();
@@ -293,19 +299,23 @@ impl Session {
     }
 
     /// No thread could be had: everyone who waits is told, and a later call may try again.
+    ///
+    /// Closers were accepted, and nobody waits for them: they stay for the next attempt, the last of
+    /// which is the close.
     pub(super) fn fail(&self, error: &BridgeError) {
         let mut inner = self.lock();
         if inner.state != State::Queued {
             return;
         }
-        inner.state = if inner.closing {
-            State::Ended
+        let mut closers = Vec::new();
+        if inner.closing {
+            inner.state = State::Ended;
+            closers = std::mem::take(&mut inner.closers);
         } else {
-            State::Idle
-        };
+            inner.state = State::Idle;
+        }
         let jobs = std::mem::take(&mut inner.jobs);
         let locals = std::mem::take(&mut inner.locals);
-        let closers = std::mem::take(&mut inner.closers);
         let closes = std::mem::take(&mut inner.closes);
         drop(inner);
         let report = CloseReport::unrun_for(closers.len(), error);
@@ -313,6 +323,9 @@ impl Session {
             let _ = close.send(report.clone());
         }
         reject(jobs, locals, error);
+        for closer in closers {
+            quietly(|| drop(closer));
+        }
     }
 
     pub(super) fn is_queued(&self) -> bool {
