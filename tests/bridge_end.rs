@@ -12,13 +12,14 @@ use std::{
 
 use axum::{Router, body::Body, extract::Request, response::Response, routing::get};
 use bodyguard::{
-    BodyError, EndReport,
+    BodyError, BoxError, Cleanup, CleanupLayer, DrainReport, EndReport, Supervisor,
     bridge::{
         Bridge, BridgeError, BridgeErrorKind as Kind, BridgeLayer, Context, Cx, Pool, SyncBody,
     },
     scope::{Failure, FailureKind},
 };
 use bytes::Bytes;
+use http::StatusCode;
 use http_body_util::BodyExt as _;
 use tokio::{
     io::AsyncWriteExt as _,
@@ -452,4 +453,70 @@ async fn a_closer_for_which_no_thread_could_be_started_is_unrun() {
     let error: &BridgeError = report.failures()[0].downcast_ref().unwrap();
     assert_eq!(error.kind(), Kind::Start);
     assert_eq!((pool.threads(), pool.waiting()), (0, 0));
+}
+
+/// What a drain says of a response whose one closer gets no thread of the pool.
+async fn drained_without_a_thread(pool: &Pool) -> (DrainReport, EndReport) {
+    let (layer, reports) = reporting(pool);
+    let supervisor = Supervisor::new();
+    let handler = |bridge: Bridge| async move {
+        bridge.defer(|_| ()).unwrap();
+        endless()
+    };
+    let app = Router::new()
+        .route("/", get(handler))
+        .layer(layer.supervisor(&supervisor));
+    drop(ask(app).await);
+    let drained = soon(supervisor.drain(Duration::from_secs(10))).await;
+    (drained, reported(&reports).await)
+}
+
+fn assert_unrun((drained, report): (DrainReport, EndReport), kind: Kind) {
+    assert_eq!((drained.unrun, drained.is_clean()), (1, false));
+    let counts = report.counts;
+    assert_eq!((counts.closers_run, counts.closers_unrun), (0, 1));
+    assert_eq!(counts.closers_failed, 1);
+    let error: &BridgeError = report.errors[0].downcast_ref().unwrap();
+    assert_eq!((error.kind(), report.errors.len()), (kind, 1));
+}
+
+#[tokio::test]
+async fn a_responses_closer_that_no_thread_came_free_for_is_unrun() {
+    let pool = Pool::builder()
+        .max_threads(1)
+        .wait_limit(Duration::from_millis(20))
+        .build();
+    let taken = Context::new(pool.clone());
+    soon(taken.bridge().call(|_| ())).await.unwrap();
+    assert_unrun(drained_without_a_thread(&pool).await, Kind::Exhausted);
+    soon(taken.close()).await;
+}
+
+#[tokio::test]
+async fn a_responses_closer_that_no_thread_could_be_started_for_is_unrun() {
+    let pool = Pool::builder().stack_size(1 << 60).build();
+    assert_unrun(drained_without_a_thread(&pool).await, Kind::Start);
+}
+
+#[tokio::test]
+async fn a_client_is_not_told_of_success_when_the_closer_did_not_run() {
+    let pool = Pool::builder().stack_size(1 << 60).build();
+    let (layer, reports) = reporting(&pool);
+    let handler = |bridge: Bridge, cleanup: Cleanup| async move {
+        cleanup.defer(|ending| async move { assert_not(ending.succeeded()) });
+        bridge.defer(|_| ()).unwrap();
+        "rows"
+    };
+    let app = Router::new().route("/", get(handler));
+    let response = ask(app.layer(layer).layer(CleanupLayer::new())).await;
+    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    let report = reported(&reports).await;
+    assert_eq!((report.counts.closers_run, report.errors.len()), (1, 1));
+}
+
+fn assert_not(succeeded: bool) -> Result<(), BoxError> {
+    if succeeded {
+        return Err("a closer before this one has not run".into());
+    }
+    Ok(())
 }
