@@ -520,3 +520,59 @@ fn assert_not(succeeded: bool) -> Result<(), BoxError> {
     }
     Ok(())
 }
+
+/// Runs the test on a runtime that cannot keep time.
+fn without_timers<F: Future<Output = ()> + Send + 'static>(test: F) {
+    let (done, finished) = mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime.unwrap().block_on(test);
+        done.send(()).unwrap();
+    });
+    let result = finished.recv_timeout(Duration::from_secs(20));
+    result.expect("panicked, or took too long");
+}
+
+#[test]
+fn waits_without_timers_have_no_limit() {
+    without_timers(async {
+        let pool = Pool::builder().max_threads(1).build();
+        let (taken, context) = (Context::new(pool.clone()), Context::new(pool.clone()));
+        let (release, released) = mpsc::channel::<()>();
+        let (started, has_started) = oneshot::channel();
+        let blocked = background(taken.bridge().call(move |_| {
+            started.send(()).unwrap();
+            released.recv().is_err()
+        }));
+        has_started.await.unwrap();
+        let in_line = background(context.bridge().call(|_| 3));
+        while pool.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let mut close = taken.close();
+        tokio::select! {
+            biased;
+            _ = &mut close => panic!("the call is not back"),
+            () = tokio::task::yield_now() => {}
+        }
+        drop(release);
+        assert!(blocked.await.unwrap().unwrap());
+        assert!(close.await.failures().is_empty());
+        assert_eq!(in_line.await.unwrap().unwrap(), 3);
+        assert!(context.close().await.failures().is_empty());
+    });
+}
+
+#[test]
+fn a_body_without_timers_fails_without_a_gap() {
+    without_timers(async {
+        let mut body = SyncBody::writer(|out| {
+            out.write_all(b"rows")?;
+            Err(std::io::Error::other("no more"))
+        });
+        let frame = body.frame().await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), "rows");
+        let error = body.frame().await.unwrap().unwrap_err();
+        assert_eq!(error.cause().to_string(), "no more");
+    });
+}
