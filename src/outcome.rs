@@ -184,10 +184,10 @@ impl EndReport {
 pub struct Counts {
     /// Closers that ran to their end, failed ones included.
     pub closers_run: u64,
-    /// Closers that returned an error, panicked or overran their limit.
+    /// Closers that returned an error, panicked, overran their limit or got no bridge thread.
     pub closers_failed: u64,
-    /// Closers that did not run, or not to their end: the runtime was gone, or a
-    /// [`close_now`](crate::cleanup::Key::close_now) was dropped.
+    /// Closers that did not run, or not to their end: the runtime was gone, a
+    /// [`close_now`](crate::cleanup::Key::close_now) was dropped, or there was no bridge thread.
     pub closers_unrun: u64,
     /// Tasks that finished by themselves, failed ones included.
     pub tasks_joined: u64,

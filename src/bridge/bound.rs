@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -14,9 +15,18 @@ use tokio::time::Sleep;
 /// Other threads work in real time whatever the clock of the caller's runtime does. A paused test
 /// clock jumps ahead as soon as its runtime is idle, which it is while it waits for us; so a timer
 /// that fires early by the real clock is set again.
+///
+/// tokio's timers panic where the runtime has no time driver or is shutting down; a limit that
+/// cannot be kept is then no limit.
 pub(super) struct Bound {
     deadline: Instant,
-    sleep: Option<Pin<Box<Sleep>>>,
+    timer: Timer,
+}
+
+enum Timer {
+    Unset,
+    Running(Pin<Box<Sleep>>),
+    Broken,
 }
 
 impl Bound {
@@ -25,7 +35,7 @@ impl Bound {
         tokio::runtime::Handle::try_current().ok()?;
         Some(Self {
             deadline: Instant::now().checked_add(limit)?,
-            sleep: None,
+            timer: Timer::Unset,
         })
     }
 
@@ -35,13 +45,32 @@ impl Bound {
             if left.is_zero() {
                 return Poll::Ready(());
             }
-            let sleep = self
-                .sleep
-                .get_or_insert_with(|| Box::pin(tokio::time::sleep(left)));
-            if sleep.as_mut().poll(cx).is_pending() {
+            if self.poll_timer(left, cx).is_pending() {
                 return Poll::Pending;
             }
-            self.sleep = None;
+            self.timer = Timer::Unset;
         }
+    }
+
+    /// Whether no timer could be had, so that waiting for it would be waiting for ever.
+    pub(super) fn is_broken(&self) -> bool {
+        matches!(self.timer, Timer::Broken)
+    }
+
+    fn poll_timer(&mut self, left: Duration, cx: &mut Context<'_>) -> Poll<()> {
+        let timer = &mut self.timer;
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            if let Timer::Unset = timer {
+                *timer = Timer::Running(Box::pin(tokio::time::sleep(left)));
+            }
+            match timer {
+                Timer::Running(sleep) => sleep.as_mut().poll(cx),
+                Timer::Unset | Timer::Broken => Poll::Pending,
+            }
+        }));
+        polled.unwrap_or_else(|_| {
+            self.timer = Timer::Broken;
+            Poll::Pending
+        })
     }
 }

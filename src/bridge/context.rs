@@ -17,7 +17,10 @@ use tokio::sync::oneshot;
 use super::{
     bound::Bound, error::BridgeError, handle::Bridge, pool::Pool, session::Session, stuck::Stuck,
 };
-use crate::Cause;
+use crate::{
+    Cause,
+    scope::{Failure, FailureKind},
+};
 
 /// What owns a request's bridge and closes it.
 ///
@@ -195,11 +198,23 @@ impl Close {
             return Poll::Ready(Some(CloseReport::default()));
         };
         if let Poll::Ready(report) = Pin::new(closed).poll(cx) {
-            return Poll::Ready(Some(report.unwrap_or_default()));
+            return Poll::Ready(Some(report.unwrap_or_else(|_| self.lost())));
         }
         match &mut self.bound {
             Some(bound) => bound.poll(cx).map(|()| None),
             None => Poll::Pending,
+        }
+    }
+
+    /// The thread has died and can no longer tell.
+    fn lost(&self) -> CloseReport {
+        let unrun = self.session.as_ref().map_or(0, |s| s.pending_closers());
+        let what = with_unrun("bridge thread".into(), unrun);
+        let failure = Failure::new(FailureKind::TaskLost { what });
+        CloseReport {
+            unrun,
+            failures: vec![failure.into()],
+            ..CloseReport::default()
         }
     }
 
@@ -216,11 +231,7 @@ impl Future for Close {
         Poll::Ready(match (report, &self.session) {
             (Some(report), _) => report,
             (None, Some(session)) => {
-                let report = CloseReport {
-                    unrun: session.pending_closers(),
-                    stuck: session.stuck(),
-                    ..CloseReport::default()
-                };
+                let report = CloseReport::overran(session);
                 session.interrupt_closers();
                 report
             }
@@ -257,6 +268,9 @@ impl CloseReport {
     }
 
     /// What closers failed with, in the order they ran; a panic is a [`BridgeError`].
+    ///
+    /// Never empty unless all of it is done: with code that did not come back there is a
+    /// [`Failure`] that names it, without a thread a [`BridgeError`], `Exhausted` or `Start`.
     pub fn failures(&self) -> &[Cause] {
         &self.failures
     }
@@ -273,11 +287,54 @@ impl CloseReport {
         self.stuck.as_ref()
     }
 
+    fn overran(session: &Session) -> Self {
+        let unrun = session.pending_closers();
+        let failure = match session.thread_id() {
+            Some(_) => {
+                let what = session.running_now();
+                let what = what.unwrap_or_else(|| "thread of the request".into());
+                let what = with_unrun(what, unrun);
+                Failure::new(FailureKind::StillRunning { what }).into()
+            }
+            None => Arc::new(BridgeError::exhausted(session.pool.config().close_limit)) as Cause,
+        };
+        Self {
+            unrun,
+            stuck: session.stuck(),
+            failures: vec![failure],
+            ..Self::default()
+        }
+    }
+
     pub(super) fn unrun_for(unrun: usize, error: &BridgeError) -> Self {
         Self {
             unrun,
             failures: vec![Arc::new(error.clone())],
             ..Self::default()
         }
+    }
+}
+
+fn with_unrun(what: String, unrun: usize) -> String {
+    match unrun {
+        0 => what,
+        1 => format!("{what}; 1 closer has not run"),
+        _ => format!("{what}; {unrun} closers have not run"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_thread_that_died_is_no_clean_close() {
+        let (alive, closed) = oneshot::channel();
+        let mut close = Context::new(Pool::new()).close();
+        close.closed = Some(closed);
+        drop(alive);
+        let report = close.await;
+        let failure: &Failure = report.failures()[0].downcast_ref().unwrap();
+        assert!(matches!(failure.kind(), FailureKind::TaskLost { .. }));
     }
 }

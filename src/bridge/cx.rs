@@ -148,9 +148,12 @@ impl Cx {
         Bridge::new(Arc::clone(&self.local.session))
     }
 
-    /// Whether the request has ended, so that waiting would fail.
+    /// Whether the request has ended, so that waiting would fail; for code that computes.
+    ///
+    /// True as well once the caller of this code has dropped its call. False in closers, as long as
+    /// those may wait.
     pub fn is_ended(&self) -> bool {
-        self.local.session.is_ended()
+        self.local.is_wait_over()
     }
 
     pub(super) fn alive(&self) -> Rc<Cell<usize>> {

@@ -4,6 +4,8 @@ use std::{
     any::Any, error::Error as StdError, fmt, io, panic::Location, sync::Arc, time::Duration,
 };
 
+use super::local::quietly;
+
 /// Why a bridge call, wait or task gave no result.
 ///
 /// Each way to fail has its own [`BridgeErrorKind`] and its own message; none of them is a hang.
@@ -99,6 +101,7 @@ impl BridgeError {
         } else {
             Arc::from("a panic without a message")
         };
+        quietly(|| drop(payload));
         Self {
             repr: Repr::Panicked { message, at },
         }

@@ -7,6 +7,7 @@ use super::{
     closer::{Closer, Run as CloserRun},
     cx::Cx,
     error::BridgeError,
+    job::Interrupt,
     local,
     session::Session,
     stuck::Stuck,
@@ -203,12 +204,14 @@ impl Bridge {
         self.opened()?.thread_id()
     }
 
-    /// Whether the request has ended, so that calls fail.
+    /// Whether the request has ended, so that calls fail, or those that run can no longer wait.
+    ///
+    /// False again for the closers of a response that come behind these calls, since they may call
+    /// and wait.
     pub fn is_ended(&self) -> bool {
-        match &self.door {
-            Door::Session(session) => session.is_ended(),
-            Door::Scope(scope) => scope.is_annex_closed(),
-        }
+        let opened = self.opened();
+        opened.is_some_and(|session| session.is_ended() || session.is_interrupted(Interrupt::Calls))
+            || matches!(&self.door, Door::Scope(scope) if scope.is_annex_closed())
     }
 
     /// The sync code that is running on the thread now, if any.

@@ -236,6 +236,14 @@ impl Local {
             .is_some_and(|gone| gone.load(Ordering::Acquire))
     }
 
+    /// Whether sync code that waits now would be interrupted.
+    pub(super) fn is_wait_over(&self) -> bool {
+        let late = self.deadline.get().is_some_and(|at| at <= Instant::now());
+        late || self.is_gone()
+            || self.session.is_interrupted(self.stop_at.get())
+            || (self.depth.get() == 0 && self.session.is_ended())
+    }
+
     /// Runs the loop until `poll` is ready, or there is something to do outside the loop.
     fn drive<T>(&self, cx: &Cx, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Driven<T> {
         let tasks = Rc::clone(&self.tasks.borrow());
@@ -352,8 +360,13 @@ impl Local {
 }
 
 /// Runs what may panic only by dropping something of the user's; the thread outlives that.
-fn quietly(f: impl FnOnce()) {
-    let _ = catch_unwind(AssertUnwindSafe(f));
+pub(super) fn quietly(f: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(f)) {
+        // What was thrown may throw when it is dropped; that is kept from doing so, too.
+        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+            std::mem::forget(again);
+        }
+    }
 }
 
 enum Driven<T> {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    fmt,
+    fmt, io,
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak, mpsc},
     thread,
 };
@@ -106,12 +106,9 @@ impl Pool {
     pub(super) fn submit(&self, session: Arc<Session>) {
         let shared = &self.handle.shared;
         let mut state = shared.lock();
-        if let Some(idle) = state.idle.pop() {
-            state.serving.insert(idle.id, Arc::downgrade(&session));
-            // The receiver only goes away once its entry is off the list, which it was not.
-            let _ = idle.wake.send(Wake::Serve(session));
+        let Err(session) = state.wake_idle(session) else {
             return;
-        }
+        };
         if state.threads >= shared.config.max_threads {
             state.queue.push_back(session);
             return;
@@ -131,16 +128,25 @@ impl Pool {
         let first = Arc::clone(&session);
         if let Err(error) = builder.spawn(move || worker.run(first)) {
             // The closure was dropped, and the worker in it has signed off.
-            let mut state = shared.lock();
-            state.queue.push_front(session);
-            if state.threads == 0 {
-                // Nobody is left who would serve the line.
-                let stranded = std::mem::take(&mut state.queue);
-                drop(state);
-                let error = BridgeError::start(error);
-                for session in stranded {
-                    session.fail(&error);
-                }
+            self.not_started(session, error);
+        }
+    }
+
+    /// There is no new thread after all: those that there are have to do.
+    fn not_started(&self, session: Arc<Session>, error: io::Error) {
+        let mut state = self.handle.shared.lock();
+        // One may have come free since: it found nobody in line.
+        let Err(session) = state.wake_idle(session) else {
+            return;
+        };
+        state.queue.push_front(session);
+        if state.threads == 0 {
+            // Nobody is left who would serve the line.
+            let stranded = std::mem::take(&mut state.queue);
+            drop(state);
+            let error = BridgeError::start(error);
+            for session in stranded {
+                session.fail(&error);
             }
         }
     }
@@ -211,7 +217,8 @@ impl Shared {
     }
 }
 
-/// Invariant: a session is in line only while every thread is taken and there are `max_threads`.
+/// Invariant: a session is in line only while every thread is taken, and there are `max_threads` or
+/// another could not be started.
 #[derive(Default)]
 pub(super) struct State {
     pub(super) threads: usize,
@@ -223,7 +230,23 @@ pub(super) struct State {
     pub(super) closed: bool,
 }
 
+impl State {
+    /// Gives the session to an idle thread, or back.
+    fn wake_idle(&mut self, session: Arc<Session>) -> Result<(), Arc<Session>> {
+        let Some(idle) = self.idle.pop() else {
+            return Err(session);
+        };
+        self.serving.insert(idle.id, Arc::downgrade(&session));
+        // The receiver only goes away once its entry is off the list, which it was not.
+        let _ = idle.wake.send(Wake::Serve(session));
+        Ok(())
+    }
+}
+
 pub(super) struct Idle {
     pub(super) id: u64,
     pub(super) wake: mpsc::Sender<Wake>,
 }
+
+#[cfg(test)]
+mod tests;

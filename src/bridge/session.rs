@@ -27,6 +27,7 @@ use super::{
     context::CloseReport,
     error::BridgeError,
     job::{Interrupt, Job, SyncJob},
+    local::quietly,
     pool::Pool,
     stuck::Stuck,
 };
@@ -170,11 +171,7 @@ impl Session {
                 .partition(|job| job.is_live());
             inner.locals = live;
             dead.1 = gone;
-            let forget = inner.state == State::Queued && !inner.is_wanted();
-            if forget {
-                inner.state = State::Idle;
-            }
-            forget
+            inner.leave_line()
         };
         let waker = inner.waker.take();
         drop(inner);
@@ -188,20 +185,32 @@ impl Session {
     }
 
     /// Asks for the local tasks to be ended; `None` if no thread was ever opened.
-    pub(super) fn request_end_tasks(&self) -> Option<oneshot::Receiver<usize>> {
+    ///
+    /// Those that have not started never do: they would in the middle of the owner's closers.
+    pub(super) fn request_end_tasks(self: &Arc<Self>) -> Option<oneshot::Receiver<usize>> {
         let mut inner = self.lock();
-        if inner.state != State::Open || inner.closing {
+        if inner.closing || !matches!(inner.state, State::Queued | State::Open) {
             return None;
         }
-        let (done, ended) = oneshot::channel();
-        inner.end_tasks.push(done);
-        inner.interrupt = inner.interrupt.max(Interrupt::Calls);
+        let locals = std::mem::take(&mut inner.locals);
+        let mut ending = None;
+        if inner.state == State::Open {
+            let (done, ended) = oneshot::channel();
+            inner.end_tasks.push(done);
+            inner.interrupt = inner.interrupt.max(Interrupt::Calls);
+            ending = Some(ended);
+        }
+        let forget = inner.leave_line();
         let waker = inner.waker.take();
         drop(inner);
+        if forget {
+            self.pool.forget(self);
+        }
         if let Some(waker) = waker {
             waker.wake();
         }
-        Some(ended)
+        reject(VecDeque::new(), locals, &BridgeError::ENDED);
+        ending
     }
 
     /// Ends the session: nothing more is accepted, waiting code is interrupted, closers run.
@@ -220,13 +229,19 @@ impl Session {
             let (done, receiver) = oneshot::channel();
             inner.closes.push(done);
             closed = Some(receiver);
+            if was == State::Idle {
+                inner.state = State::Queued;
+            }
         } else {
             inner.state = State::Ended;
         }
         let waker = inner.waker.take();
         drop(inner);
-        if closed.is_none() && was == State::Queued {
-            self.pool.forget(self);
+        match (&closed, was) {
+            (None, State::Queued) => self.pool.forget(self),
+            // Closers whose earlier attempt to get a thread has failed.
+            (Some(_), State::Idle) => self.pool.submit(Arc::clone(self)),
+            _ => {}
         }
         if let Some(waker) = waker {
             waker.wake();
@@ -284,19 +299,23 @@ impl Session {
     }
 
     /// No thread could be had: everyone who waits is told, and a later call may try again.
+    ///
+    /// Closers were accepted, and nobody waits for them: they stay for the next attempt, the last of
+    /// which is the close.
     pub(super) fn fail(&self, error: &BridgeError) {
         let mut inner = self.lock();
         if inner.state != State::Queued {
             return;
         }
-        inner.state = if inner.closing {
-            State::Ended
+        let mut closers = Vec::new();
+        if inner.closing {
+            inner.state = State::Ended;
+            closers = std::mem::take(&mut inner.closers);
         } else {
-            State::Idle
-        };
+            inner.state = State::Idle;
+        }
         let jobs = std::mem::take(&mut inner.jobs);
         let locals = std::mem::take(&mut inner.locals);
-        let closers = std::mem::take(&mut inner.closers);
         let closes = std::mem::take(&mut inner.closes);
         drop(inner);
         let report = CloseReport::unrun_for(closers.len(), error);
@@ -304,6 +323,9 @@ impl Session {
             let _ = close.send(report.clone());
         }
         reject(jobs, locals, error);
+        for closer in closers {
+            quietly(|| drop(closer));
+        }
     }
 
     pub(super) fn is_queued(&self) -> bool {
@@ -321,6 +343,11 @@ impl Session {
     pub(super) fn is_ended(&self) -> bool {
         let inner = self.lock();
         inner.closing || inner.state == State::Ended
+    }
+
+    /// Whether code that stops at `level` is being told to stop waiting.
+    pub(super) fn is_interrupted(&self, level: Interrupt) -> bool {
+        self.lock().interrupt >= level
     }
 
     pub(super) fn thread_id(&self) -> Option<ThreadId> {
@@ -352,13 +379,23 @@ impl Inner {
     fn is_wanted(&self) -> bool {
         !self.jobs.is_empty() || !self.locals.is_empty() || !self.closers.is_empty()
     }
+
+    /// Whether nothing is left to wait in line for: the pool then has to forget the session.
+    fn leave_line(&mut self) -> bool {
+        let forget = self.state == State::Queued && !self.is_wanted();
+        if forget {
+            self.state = State::Idle;
+        }
+        forget
+    }
 }
 
+/// A closure that panics when dropped unrun must not reach a teardown.
 fn reject(jobs: VecDeque<SyncJob>, locals: VecDeque<Box<dyn Job>>, error: &BridgeError) {
     for job in jobs {
-        job.job.reject(error.clone());
+        quietly(|| job.job.reject(error.clone()));
     }
     for local in locals {
-        local.reject(error.clone());
+        quietly(|| local.reject(error.clone()));
     }
 }

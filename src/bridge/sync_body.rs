@@ -14,13 +14,10 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::{
-    runtime::Handle,
-    time::{Sleep, sleep},
-};
 
 use self::produce::Out;
 use super::{
+    bound::Bound,
     context::{Close, Context},
     error::BridgeError,
     handle::Bridge,
@@ -86,7 +83,7 @@ enum Stage {
     Producing(Mutex<Producing>),
     Draining(Result<(), BodyError>),
     Closing(Close, Result<(), BodyError>),
-    Gap(Pin<Box<Sleep>>, BodyError),
+    Gap(Bound, BodyError),
     Failed(BodyError),
     Done,
 }
@@ -126,7 +123,8 @@ impl SyncBody {
     /// A body with a context of its own, on a thread of `pool`.
     ///
     /// The closure makes the body from the context's handle, and may register closers with it.
-    /// They run before the body's end is seen; one that fails fails the body.
+    /// They run before the body's end is seen; one that fails fails the body, and so does one that
+    /// has not run within the pool's [`close_limit`](super::PoolBuilder::close_limit).
     pub fn in_pool(pool: Pool, make: impl FnOnce(&Bridge) -> Self) -> Self {
         let context = Context::new(pool);
         let mut body = make(&context.bridge());
@@ -162,10 +160,10 @@ impl SyncBody {
     fn after(&self, result: Result<(), BodyError>) -> Stage {
         match result {
             Ok(()) => Stage::Done,
-            Err(error) if self.begun && Handle::try_current().is_ok() => {
-                Stage::Gap(Box::pin(sleep(ERROR_GAP)), error)
-            }
-            Err(error) => Stage::Failed(error),
+            Err(error) => match Bound::new(ERROR_GAP) {
+                Some(gap) if self.begun => Stage::Gap(gap, error),
+                _ => Stage::Failed(error),
+            },
         }
     }
 }
@@ -221,7 +219,9 @@ impl Body for SyncBody {
                     this.stage = this.after(result);
                 }
                 Stage::Gap(gap, error) => {
-                    ready!(gap.as_mut().poll(cx));
+                    if gap.poll(cx).is_pending() && !gap.is_broken() {
+                        return Poll::Pending;
+                    }
                     this.stage = Stage::Failed(error.clone());
                 }
                 Stage::Failed(error) => {

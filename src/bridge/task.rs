@@ -112,7 +112,7 @@ pub struct Task<T> {
 }
 
 impl<T> Task<T> {
-    /// Cancels the task: its future is dropped on its own thread.
+    /// Cancels the task: its future is dropped on its own thread, also if the task is dropped next.
     ///
     /// Awaiting it then fails with `Cancelled`.
     pub fn abort(&mut self) {
@@ -145,8 +145,10 @@ impl<T> Future for Task<T> {
 
 impl<T> Drop for Task<T> {
     fn drop(&mut self) {
-        // Before the receiver goes, which the task would take for an abort.
-        self.detached.store(true, Ordering::Release);
+        // Before the receiver goes, which the task would take for an abort; one that has gone was.
+        if self.reply.is_some() {
+            self.detached.store(true, Ordering::Release);
+        }
     }
 }
 

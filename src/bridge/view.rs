@@ -18,7 +18,9 @@ use super::{
 };
 use crate::{
     TaskResult,
-    scope::{self, Annex, AnnexClosed, AnnexFuture, MissingLayer, Scope, ScopeLayer, Sealed, View},
+    scope::{
+        self, Annex, AnnexClosed, AnnexFuture, MissingLayer, Scope, ScopeLayer, Sealed, Unrun, View,
+    },
 };
 
 /// The layer that gives handlers [`Bridge`].
@@ -104,7 +106,8 @@ async fn close(bridge: Bridge, at: &'static std::panic::Location<'static>, run: 
         Err(error) => match error.panic_message() {
             // To be counted as the panic that it is; its own report has been made.
             Some(message) => std::panic::resume_unwind(Box::new(message.to_owned())),
-            None => Err(error.into()),
+            // Any other error stands for a closure that was dropped as it was.
+            None => Err(Unrun(error.into()).into()),
         },
     }
 }

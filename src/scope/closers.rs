@@ -1,6 +1,7 @@
 //! Registered pieces of cleanup, and running one under its limit with its panic contained.
 
 use std::{
+    error::Error,
     fmt,
     future::{Future, poll_fn},
     panic::Location,
@@ -15,7 +16,7 @@ use super::{
 };
 use crate::{
     TaskResult,
-    error::Cause,
+    error::{BoxError, Cause},
     outcome::{Ending, Outcome},
 };
 
@@ -40,6 +41,48 @@ enum Work {
 pub(super) struct CloserFailed {
     pub(super) outcome: Outcome,
     pub(super) cause: Cause,
+    /// Whether it ran at all.
+    pub(super) ran: bool,
+}
+
+impl CloserFailed {
+    fn new(outcome: Outcome, cause: Cause) -> Self {
+        Self {
+            outcome,
+            cause,
+            ran: true,
+        }
+    }
+
+    fn returned(error: BoxError) -> Self {
+        match error.downcast::<Unrun>() {
+            Ok(unrun) => Self {
+                ran: false,
+                ..Self::new(Outcome::Failed, Cause::from(unrun.0))
+            },
+            Err(error) => Self::new(Outcome::Failed, Cause::from(error)),
+        }
+    }
+}
+
+/// Returned by a closer that could not have its work done where that has to be: why.
+#[cfg_attr(
+    not(feature = "bridge"),
+    allow(dead_code, reason = "for closers by way of the annex")
+)]
+#[derive(Debug)]
+pub(crate) struct Unrun(pub(crate) BoxError);
+
+impl fmt::Display for Unrun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("closer could not run")
+    }
+}
+
+impl Error for Unrun {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.0)
+    }
 }
 
 impl Closer {
@@ -124,19 +167,13 @@ impl Closer {
         .await;
         match result {
             Some(Ok(Ok(()))) => Ok(()),
-            Some(Ok(Err(error))) => Err(CloserFailed {
-                outcome: Outcome::Failed,
-                cause: Cause::from(error),
-            }),
+            Some(Ok(Err(error))) => Err(CloserFailed::returned(error)),
             Some(Err(payload)) => Err(panicked(name, payload)),
-            None => Err(CloserFailed {
-                outcome: Outcome::Failed,
-                cause: Failure::new(FailureKind::OverranLimit {
-                    what: name,
-                    limit: limit.duration(),
-                })
-                .into(),
-            }),
+            None => {
+                let limit = limit.duration();
+                let overran = Failure::new(FailureKind::OverranLimit { what: name, limit });
+                Err(CloserFailed::new(Outcome::Failed, overran.into()))
+            }
         }
     }
 }
@@ -174,8 +211,6 @@ impl Drop for Guarded {
 }
 
 fn panicked(name: String, payload: Payload) -> CloserFailed {
-    CloserFailed {
-        outcome: Outcome::Panicked,
-        cause: Failure::panicked(name, &*payload).into(),
-    }
+    let failure = Failure::panicked(name, &*payload);
+    CloserFailed::new(Outcome::Panicked, failure.into())
 }

@@ -75,6 +75,8 @@ pub(crate) use annex::{Annex, AnnexClosed, AnnexFuture};
 pub use body::ScopeBody;
 pub use close::{CloseError, Closing, close, closing};
 pub(crate) use closers::Closer;
+#[cfg(feature = "bridge")]
+pub(crate) use closers::Unrun;
 pub(crate) use entry::sealed::Sealed;
 pub use entry::{MissingLayer, View};
 pub(crate) use failure::contained;

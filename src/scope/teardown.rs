@@ -139,10 +139,21 @@ impl Scope {
 
     pub(super) fn closer_ran(&self, result: Result<(), CloserFailed>) {
         let mut state = self.lock();
-        state.work().counts.closers_run += 1;
-        if let Err(failed) = result {
-            state.work().counts.closers_failed += 1;
-            state.note_failure(failed.outcome, failed.cause);
+        let counts = &mut state.work().counts;
+        let Err(failed) = result else {
+            counts.closers_run += 1;
+            return;
+        };
+        counts.closers_failed += 1;
+        if failed.ran {
+            counts.closers_run += 1;
+        } else {
+            counts.closers_unrun += 1;
+        }
+        state.note_failure(failed.outcome, failed.cause);
+        drop(state);
+        if !failed.ran {
+            super::observe::unrun(self);
         }
     }
 
