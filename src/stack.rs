@@ -59,7 +59,7 @@ pub struct Stack<M = Fixed> {
 }
 
 impl Stack {
-    /// Everything at its defaults, under a private supervisor.
+    /// Everything at its defaults, under the supervisor of the server, if it has one.
     pub fn new() -> Self {
         Self {
             scope: ScopeLayer::new(),

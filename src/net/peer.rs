@@ -14,6 +14,7 @@ use std::{
 use tokio::time::{Sleep, sleep};
 
 use super::watch::Connection;
+use crate::Supervisor;
 
 /// How long to wait before a watch that could not be armed is tried again.
 const ARM_AGAIN: Duration = Duration::from_secs(1);
@@ -36,6 +37,8 @@ const ARM_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Peer {
     connection: Arc<Connection>,
+    /// That of its server: scopes that have none of their own belong to it.
+    supervisor: Option<Supervisor>,
 }
 
 /// How the end of a connection was seen; the first sighting counts.
@@ -66,7 +69,22 @@ pub struct Gone {
 
 impl Peer {
     pub(super) fn new(connection: Arc<Connection>) -> Self {
-        Self { connection }
+        Self {
+            connection,
+            supervisor: None,
+        }
+    }
+
+    /// The same for a server that drains `supervisor`.
+    pub(super) fn served_under(self, supervisor: &Supervisor) -> Self {
+        Self {
+            supervisor: Some(supervisor.clone()),
+            ..self
+        }
+    }
+
+    pub(crate) fn supervisor(&self) -> Option<&Supervisor> {
+        self.supervisor.as_ref()
     }
 
     /// The peer that serves this request, if its extensions name one.

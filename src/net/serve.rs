@@ -96,6 +96,10 @@ pub struct Serve<A> {
 
 impl<A> Serve<A> {
     /// The supervisor to drain: the one that the app's layers were given.
+    ///
+    /// Layers that were given none use the server's, this one or its own. The scopes of layers that
+    /// were given another are waited for, and aborted when the time is up, but their
+    /// [`Shutdown`](crate::Shutdown) is not applied and their endings are not counted.
     pub fn supervisor(mut self, supervisor: &Supervisor) -> Self {
         self.supervisor = supervisor.clone();
         self
@@ -199,7 +203,7 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let peer = stream.peer();
+    let peer = stream.peer().served_under(&supervisor);
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // What is a client's right to the watch has to be one to hyper.
     let half_close = peer.half_close();

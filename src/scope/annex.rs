@@ -222,7 +222,7 @@ impl Scope {
             let failure = Failure::new(FailureKind::StillRunning { what: what.clone() });
             state.note_failure(Outcome::Failed, failure.into());
         }
-        let name = format!("{} {}: {what}", self.method, self.uri.path());
+        let name = self.named(&what);
         annex.keep(Box::new(self.supervisor().background(name)));
     }
 }

@@ -14,6 +14,7 @@ use super::failure::contained;
 use super::upload::Upload;
 #[cfg(feature = "net")]
 use crate::net::{Gone, Peer, PeerEnd};
+use crate::supervisor::Supervisor;
 
 /// How long a request has to be pending before its connection is watched: most are done sooner.
 #[cfg(feature = "net")]
@@ -34,6 +35,14 @@ impl Connection {
             peer: Peer::of(extensions).cloned(),
             upload: extensions.get().cloned(),
         }
+    }
+
+    /// The supervisor that its server drains.
+    pub(super) fn supervisor(&self) -> Option<&Supervisor> {
+        #[cfg(feature = "net")]
+        return self.peer.as_ref().and_then(Peer::supervisor);
+        #[cfg(not(feature = "net"))]
+        None
     }
 
     /// The request body, if its layer watches it.

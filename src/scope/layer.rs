@@ -79,7 +79,7 @@ mod sealed {
 }
 
 impl<V> ScopeLayer<V> {
-    /// The layer with its defaults, under a private supervisor.
+    /// The layer with its defaults, under the supervisor of the server, if it has one.
     pub fn new() -> Self {
         Self {
             options: Arc::default(),
@@ -90,6 +90,9 @@ impl<V> ScopeLayer<V> {
 
 impl<V, M> ScopeLayer<V, M> {
     /// Enters the scopes that this layer opens with `supervisor`, for snapshots and the drain.
+    ///
+    /// A layer further in opens none, and its supervisor is not asked: give it to the outermost, or to
+    /// all.
     pub fn supervisor(self, supervisor: &Supervisor) -> Self {
         self.with(|options| {
             options.supervisor = supervisor.clone();

@@ -35,7 +35,7 @@ use super::{
 use crate::{
     error::Cause,
     outcome::{EndReport, Ending, Outcome},
-    supervisor::{Registration, Supervisor},
+    supervisor::{Member, Registration, Supervisor},
 };
 
 /// Everything one request owns. Views are doors into it; the owner's end is its end.
@@ -80,13 +80,19 @@ impl Scope {
     /// Opens a scope under its supervisor, and under `parent` for a cloned request.
     pub(super) fn open(opening: &Opening<'_>, parent: Option<&Arc<Scope>>) -> Arc<Self> {
         let options = opening.options;
-        let scope = options.supervisor.register(|registration| {
+        let connection = Connection::of(opening.extensions);
+        let servers = connection.supervisor().cloned();
+        let private = options.supervisor.is_private();
+        let supervisor = servers.as_ref().filter(|_| private);
+        let clock = options.clock || supervisor.is_some();
+        let supervisor = supervisor.unwrap_or(&options.supervisor);
+        let scope = supervisor.register(|registration| {
             Arc::new(Scope {
                 method: opening.method.clone(),
                 uri: opening.uri.clone(),
                 version: opening.version,
-                opened: options.clock.then(Instant::now),
-                connection: Connection::of(opening.extensions),
+                opened: clock.then(Instant::now),
+                connection,
                 runtime: Handle::try_current().ok(),
                 options: options.clone(),
                 registration,
@@ -103,6 +109,9 @@ impl Scope {
         });
         if let Some(parent) = parent {
             parent.adopt(scope.clone());
+        } else if let Some(server) = servers.filter(|server| !server.is(scope.supervisor())) {
+            let kept = server.background_scope(scope.named("response"), scope.as_member());
+            scope.lock().work().adopted = Some(kept);
         }
         scope
     }
@@ -119,13 +128,8 @@ impl Scope {
             let mut theirs = child.lock();
             if theirs.phase != Phase::Done {
                 if !self.supervisor().is(child.supervisor()) {
-                    let name = format!(
-                        "{} {}: body with a scope of its own",
-                        self.method,
-                        self.uri.path()
-                    );
-                    let member: Weak<Scope> = Arc::downgrade(&child);
-                    let kept = self.supervisor().background_scope(name, member);
+                    let name = self.named("body with a scope of its own");
+                    let kept = self.supervisor().background_scope(name, child.as_member());
                     theirs.work().adopted = Some(kept);
                 }
                 state.work().children.push(child.clone());
@@ -145,8 +149,23 @@ impl Scope {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// That of the layers; if they were given none, that of the server, if there is one.
     pub(crate) fn supervisor(&self) -> &Supervisor {
-        &self.options.supervisor
+        let own = &self.options.supervisor;
+        match self.connection.supervisor() {
+            Some(server) if own.is_private() => server,
+            _ => own,
+        }
+    }
+
+    fn as_member(self: &Arc<Self>) -> Weak<dyn Member> {
+        let this: Weak<Self> = Arc::downgrade(self);
+        this
+    }
+
+    /// Something of this request, for reports.
+    pub(super) fn named(&self, what: &str) -> String {
+        format!("{} {}: {what}", self.method, self.uri.path())
     }
 
     pub(crate) fn id(&self) -> u64 {

@@ -275,7 +275,7 @@ struct Alone {
 
 impl Alone {
     fn new(scope: &Arc<Scope>, closer: &Closer) -> Self {
-        let name = format!("{} {}: {}", scope.method, scope.uri.path(), closer.name());
+        let name = scope.named(&closer.name());
         Self {
             scope: scope.clone(),
             _background: scope.supervisor().background(name),
@@ -360,10 +360,7 @@ impl Member for Scope {
             };
             what.push(who.to_owned());
         }
-        let head = format!("{} {}: ", self.method, self.uri.path());
-        what.into_iter()
-            .map(|what| format!("{head}{what}"))
-            .collect()
+        what.iter().map(|what| self.named(what)).collect()
     }
 }
 

@@ -102,7 +102,7 @@ pub(super) struct Work {
     pub(super) last_words: Option<LastWords>,
     pub(super) annex: Slot,
     pub(super) children: Vec<Arc<Scope>>,
-    /// Keeps the drain of the parent's supervisor waiting for a scope that has its own.
+    /// Keeps the drain of the parent's, or the server's, supervisor waiting for a scope that has its own.
     pub(super) adopted: Option<Background>,
     /// Closers unrun that children have told our supervisor about.
     pub(super) counted_unrun: u64,

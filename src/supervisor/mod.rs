@@ -74,8 +74,9 @@ pub struct LiveScope {
 /// Knows every live response of the layers it is shared by, and drains them at shutdown.
 ///
 /// Cheap to clone; clones are one supervisor. Give it to layers with
-/// [`supervisor`](crate::scope::ScopeLayer::supervisor); a layer made without one has a private
-/// one, and nobody can drain that.
+/// [`supervisor`](crate::scope::ScopeLayer::supervisor). A layer made without one belongs to its
+/// server's, under [`net::serve`](crate::net::serve); elsewhere it has a private one, and nobody can
+/// drain that.
 ///
 /// **On drop**: dropping the last clone stops nothing; scopes keep their supervisor alive.
 #[derive(Clone)]
@@ -231,6 +232,11 @@ impl Supervisor {
     fn in_background(&self) -> MutexGuard<'_, Slab<Kept>> {
         let background = self.inner.background.lock();
         background.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nobody can ask or drain it.
+    pub(crate) fn is_private(&self) -> bool {
+        self.inner.registry.lists_nothing()
     }
 
     /// Whether this is the same supervisor.

@@ -63,11 +63,15 @@ impl Registry {
         }
     }
 
+    pub(super) fn lists_nothing(&self) -> bool {
+        self.shards.is_empty()
+    }
+
     pub(super) fn insert<M: Member + 'static>(
         &self,
         build: impl FnOnce(Registration) -> Arc<M>,
     ) -> Arc<M> {
-        if self.shards.is_empty() {
+        if self.lists_nothing() {
             return build(Registration {
                 id: OnceLock::new(),
                 place: None,
