@@ -73,6 +73,11 @@
 //! finishes before the client sees the end: a closer that fails makes the transfer a broken one,
 //! or the response a 500 if its head was not sent yet.
 //!
+//! To an HTTP/1.0 client the end of the connection is that of a body without a length: there a broken
+//! one ends in a reset, which takes a `net::WatchedListener` and its `net::Peer` in the request's
+//! extensions, as under `net::serve`. (nginx asks its upstreams so unless told
+//! `proxy_http_version 1.1`.)
+//!
 //! # Features
 //!
 //! | feature | default | what |

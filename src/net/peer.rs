@@ -167,6 +167,11 @@ impl Peer {
     pub fn reset(&self) {
         self.connection.shut_down(true);
     }
+
+    /// Has the server's own close be a reset: the FIN of [`reset`](Self::reset) may overtake its RST.
+    pub(crate) fn end_in_reset(&self) {
+        self.connection.end_in_reset();
+    }
 }
 
 impl fmt::Debug for Peer {

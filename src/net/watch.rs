@@ -138,6 +138,11 @@ impl Connection {
         });
     }
 
+    /// Has the drop of the stream send RST instead of FIN, and discard what is queued.
+    pub(super) fn end_in_reset(&self) {
+        self.with_writer(|writer| set_zero_linger(writer.as_ref()));
+    }
+
     /// The stream is being dropped: closes every descriptor, now (invariant 1).
     pub(super) fn close(&self, reader: Option<OwnedReadHalf>) {
         if let Some(writer) = self.writer().take() {

@@ -313,7 +313,7 @@ where
                         return Poll::Ready(Some(Ok(Frame::data(frame))));
                     }
                     ready!(failing.poll_gap(cx));
-                    let error = failing.error.clone();
+                    let error = failing.error();
                     *self.stage = Stage::Done { hint: None };
                     return Poll::Ready(Some(Err(error)));
                 }

@@ -81,6 +81,13 @@ impl Connection {
         matches!(end, Some(PeerEnd::Fin | PeerEnd::Rst))
     }
 
+    /// Has the end of the connection be a reset.
+    pub(super) fn end_in_reset(&self) {
+        if let Some(peer) = &self.peer {
+            peer.end_in_reset();
+        }
+    }
+
     /// Closes the connection, so that the server lets go of a response nobody reads.
     pub(super) fn reset(&self) {
         if let Some(peer) = &self.peer {
@@ -120,6 +127,8 @@ impl Connection {
     }
 
     pub(super) fn reset(&self) {}
+
+    pub(super) fn end_in_reset(&self) {}
 }
 
 #[cfg(not(feature = "net"))]

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::{
+    connection::Connection,
     detector::Detector,
     failure::{Failure, FailureKind, contained},
     limit::Limit,
@@ -19,7 +20,8 @@ pub(super) struct Failing {
     pub(super) last_frame: Option<Bytes>,
     gap: Limit,
     runtime: Option<Handle>,
-    pub(super) error: BodyError,
+    cut_off: Option<Connection>,
+    error: BodyError,
 }
 
 impl Failing {
@@ -30,6 +32,14 @@ impl Failing {
             Poll::Pending if !self.gap.is_broken() => Poll::Pending,
             Poll::Pending | Poll::Ready(()) => Poll::Ready(()),
         }
+    }
+
+    /// What the body ends with, at its end.
+    pub(super) fn error(&self) -> BodyError {
+        if let Some(connection) = &self.cut_off {
+            connection.end_in_reset();
+        }
+        self.error.clone()
     }
 }
 
@@ -55,6 +65,7 @@ impl Verdict {
             last_frame: last_frame.filter(|frame| !frame.is_empty()),
             gap: Limit::new(fault.gap),
             runtime: fault.runtime,
+            cut_off: fault.cut_off,
             error,
         })
     }

@@ -158,6 +158,12 @@ impl Scope {
         }
     }
 
+    /// The connection of an HTTP/1.0 client: without a length, only a reset tells it a broken body from
+    /// a whole one.
+    pub(super) fn ends_with_its_connection(&self) -> Option<&Connection> {
+        (self.version < Version::HTTP_11).then_some(&self.connection)
+    }
+
     fn as_member(self: &Arc<Self>) -> Weak<dyn Member> {
         let this: Weak<Self> = Arc::downgrade(self);
         this

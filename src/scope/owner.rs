@@ -5,6 +5,7 @@
 //! run.
 
 use std::{
+    mem,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -100,7 +101,7 @@ impl Owner {
 
     /// The end of the scope concerns nobody any more.
     pub(super) fn leave_unreached(&mut self) {
-        self.role = match std::mem::replace(&mut self.role, Role::Free) {
+        self.role = match mem::replace(&mut self.role, Role::Free) {
             Role::Root(scope) => Role::Unreached(scope),
             other => other,
         };
@@ -113,7 +114,9 @@ impl Owner {
     /// Runs inner code under the mark.
     pub(super) fn marked<T>(&mut self, inner: impl FnOnce() -> T) -> T {
         self.mark = true;
+        let unwinding = CutOff(self);
         let result = inner();
+        mem::forget(unwinding);
         self.mark = false;
         result
     }
@@ -126,7 +129,7 @@ impl Owner {
 
     /// Tells how the end came. False if holds keep the scope open.
     pub(super) fn end(&mut self, outcome: Outcome, failure: Option<crate::Cause>) -> bool {
-        match std::mem::replace(&mut self.role, Role::Free) {
+        match mem::replace(&mut self.role, Role::Free) {
             Role::Root(scope) => {
                 close_upload(&scope);
                 scope.owner_ended(outcome, failure)
@@ -169,7 +172,7 @@ impl Default for Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        match std::mem::replace(&mut self.role, Role::Free) {
+        match mem::replace(&mut self.role, Role::Free) {
             Role::Root(scope) => {
                 let (outcome, cause) = self.dropped(&scope);
                 let left = self.body && !self.mark && !outcome.is_complete();
@@ -222,6 +225,19 @@ impl Owner {
 fn close_upload(scope: &Scope) {
     if scope.parent.get().is_none() {
         scope.connection.close_upload();
+    }
+}
+
+/// Dropped by a panic of inner code, while the connection is still there: servers drop it before the body.
+struct CutOff<'a>(&'a Owner);
+
+impl Drop for CutOff<'_> {
+    fn drop(&mut self) {
+        if let Some(scope) = self.0.known().filter(|_| self.0.body) {
+            if let Some(connection) = scope.ends_with_its_connection() {
+                connection.end_in_reset();
+            }
+        }
     }
 }
 

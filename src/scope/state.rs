@@ -15,6 +15,7 @@ use super::{
     annex::Slot,
     cell::Cell,
     closers::Closer,
+    connection::Connection,
     failure::{Failure, FailureKind, contained},
     machine::Scope,
     options::{FailurePolicy, OnLeave, Options},
@@ -275,6 +276,7 @@ impl State {
                 cause,
                 gap: self.options(scope).error_gap(),
                 runtime: scope.runtime.clone(),
+                cut_off: scope.ends_with_its_connection().cloned(),
                 last_words: self.work.as_ref().and_then(|work| work.last_words.clone()),
             })
         });
@@ -353,6 +355,8 @@ pub(super) struct Fault {
     pub(super) gap: Duration,
     /// Where that wait finds its timer.
     pub(super) runtime: Option<Handle>,
+    /// What has to be reset, where the end of the connection is that of the body.
+    pub(super) cut_off: Option<Connection>,
     /// What may say a last word before the error.
     pub(super) last_words: Option<LastWords>,
 }

@@ -104,11 +104,12 @@ impl Supervisor {
         }
         drop(due);
         if !self.idle_by(abort_at).await {
-            self.inner.aborting.cancel();
             let members = self.inner.registry.members();
             for member in members.into_iter().chain(self.scopes_in_background()) {
                 member.abort();
             }
+            // Behind them: they may say how their connections are to end.
+            self.inner.aborting.cancel();
             self.idle_by(end).await;
         }
         let mut report = self.tally().report.clone();

@@ -8,6 +8,7 @@ mod descriptors;
 mod endings;
 mod half_close;
 mod http;
+mod http_1_0;
 mod raw;
 mod serve;
 mod support;

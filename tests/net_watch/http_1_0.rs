@@ -1,0 +1,132 @@
+//! HTTP/1.0: the end of the connection is that of the body, and only a reset says that it is broken.
+
+use std::{future::IntoFuture, io, net::SocketAddr, time::Duration};
+
+use axum::{Router, body::Body, response::IntoResponse, routing::get};
+use bodyguard::{
+    CompressionLayer, Stack, TaskGroup,
+    net::{self, Peer, WatchedListener},
+};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::oneshot,
+};
+
+use super::support::within;
+
+type Item = io::Result<Bytes>;
+
+fn ready(text: &'static str) -> Item {
+    Ok(Bytes::from_static(text.as_bytes()))
+}
+
+fn app() -> Router {
+    let whole = || async { Body::from_stream(stream::iter([ready("whole")])) };
+    let fails = || async {
+        Body::from_stream(stream::iter([ready("half"), Err(io::Error::other("disk"))]))
+    };
+    let panics = || async {
+        let panic = stream::poll_fn(|_| panic!("a test's own"));
+        Body::from_stream(stream::iter([ready("half")]).chain(panic))
+    };
+    let task = |group: TaskGroup| async move {
+        group.body(|tx| async move {
+            tx.send("half").await?;
+            Err("disk".into())
+        })
+    };
+    let endless =
+        || async { Body::from_stream(stream::iter([ready("half")]).chain(stream::pending())) };
+    Router::new()
+        .route("/whole", get(whole))
+        .route("/fails", get(fails))
+        .route("/panics", get(panics))
+        .route("/task", get(task))
+        .route("/endless", get(endless))
+        .route(
+            "/none",
+            get(|| async { "nothing of a stream".into_response() }),
+        )
+        .layer(Stack::new().compression(CompressionLayer::new().random_padding(0)))
+}
+
+/// What an HTTP/1.0 client reads, and how it ends.
+async fn read(addr: SocketAddr, path: &str, gzip: bool) -> (Vec<u8>, io::Result<()>) {
+    let mut client = ask(addr, path, gzip).await;
+    let mut text = Vec::new();
+    let end = within(client.read_to_end(&mut text)).await;
+    (text, end.map(drop))
+}
+
+async fn ask(addr: SocketAddr, path: &str, gzip: bool) -> TcpStream {
+    let mut client = TcpStream::connect(addr).await.unwrap();
+    let accept = if gzip {
+        "accept-encoding: gzip\r\n"
+    } else {
+        ""
+    };
+    let request = format!("GET {path} HTTP/1.0\r\nhost: x\r\n{accept}\r\n");
+    client.write_all(request.as_bytes()).await.unwrap();
+    client
+}
+
+async fn served_by_axum() -> SocketAddr {
+    let listener = WatchedListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let app = app().into_make_service_with_connect_info::<Peer>();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    addr
+}
+
+async fn served_by_us() -> SocketAddr {
+    let listener = WatchedListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(net::serve(listener, app()).into_future());
+    addr
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_body_ends_in_a_reset_and_a_whole_one_does_not() {
+    for addr in [served_by_axum().await, served_by_us().await] {
+        for gzip in [false, true] {
+            for path in ["/fails", "/panics", "/task"] {
+                let (text, end) = read(addr, path, gzip).await;
+                let kind = end.expect_err("a clean end").kind();
+                assert_eq!(
+                    kind,
+                    io::ErrorKind::ConnectionReset,
+                    "{path} {gzip}: {text:?}"
+                );
+            }
+            for path in ["/whole", "/none"] {
+                let (_, end) = read(addr, path, gzip).await;
+                end.unwrap_or_else(|error| panic!("{path}: {error}"));
+            }
+        }
+    }
+}
+
+/// The drain's time is up: the connection is closed under a body that nobody asks any more.
+#[tokio::test]
+async fn a_body_that_the_drain_cuts_off_ends_in_a_reset() {
+    let listener = WatchedListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = net::serve(listener, app())
+        .deadline(Duration::from_millis(400))
+        .shutdown(async { drop(stopped.await) });
+    let serving = tokio::spawn(serving.into_future());
+    let mut client = ask(addr, "/endless", false).await;
+    let mut text = Vec::new();
+    while !text.ends_with(b"half") {
+        within(client.read_buf(&mut text)).await.unwrap();
+    }
+    drop(stop);
+    let end = within(client.read_to_end(&mut text)).await;
+    assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    let report = within(serving).await.unwrap().unwrap();
+    assert_eq!((report.aborted, report.is_clean()), (1, true), "{report}");
+}
