@@ -17,6 +17,7 @@ use super::{
     detector::{Detector, Head},
     failure::{Failure, FailureKind},
     judge::{End, Held, Judged, Next},
+    machine::Parting,
     owner::{Finisher, Owner},
     register::AtHead,
     state::{Verdict, failure_status},
@@ -228,31 +229,36 @@ fn end_with(
     owner: &mut Owner,
     finisher: &mut Finisher,
 ) -> Over {
-    let torn_down = end_before_head(owner, finisher, end.outcome, end.cause);
+    let broken = end_before_head(owner, finisher, end.outcome, end.cause);
     Over {
         parts,
         held: end.held,
         hint,
-        broken: (!torn_down && !end.outcome.is_complete()).then_some(end.outcome),
+        broken: broken.map(|verdict| verdict.outcome),
     }
 }
 
 /// The end has come and there is no head yet: what fails from here on becomes the head's status.
-/// False if holds keep the scope open, so that the head goes out before the teardown.
+/// If holds keep the scope open, the head goes out before the teardown, with this verdict.
 fn end_before_head(
     owner: &mut Owner,
     finisher: &mut Finisher,
     outcome: Outcome,
     cause: Option<Cause>,
-) -> bool {
+) -> Option<Verdict> {
     let scope = owner.scope().cloned();
-    let torn_down = owner.end(outcome, cause);
-    match scope {
-        Some(scope) if torn_down => scope.lock().before_head = true,
-        Some(_) => finisher.leave_to_holds(),
-        None => {}
+    match owner.end(outcome, cause) {
+        Parting::TearDown => {
+            if let Some(scope) = scope {
+                scope.lock().before_head = true;
+            }
+            None
+        }
+        Parting::Leave(broken) => {
+            finisher.leave_to_holds();
+            broken
+        }
     }
-    torn_down
 }
 
 /// The teardown is finished: the response as it was, or an error in its place.

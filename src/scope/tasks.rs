@@ -39,10 +39,19 @@ pub(crate) struct TaskKey {
     number: u64,
 }
 
-/// Called when a failure cancels the siblings: the channel closes, so that the body ends.
-///
-/// False if that body is gone already, so that it cannot end anything.
-pub(crate) type FailureHook = Box<dyn Fn() -> bool + Send>;
+/// The stream of a body that tasks of the scope feed.
+pub(crate) trait Feed: Send + Sync {
+    /// A failure cancels the siblings: takes nothing more, so that the body ends.
+    ///
+    /// False if that body is gone already, so that it cannot end anything.
+    fn refuse(&self) -> bool;
+
+    /// Keeps its end back: a task is polled that may drop the last sender, and then fail.
+    fn enter(&self);
+
+    /// The task waits, or the scope knows how it ended.
+    fn leave(&self);
+}
 
 pub(super) struct Tasks {
     slots: Slab<Slot>,
@@ -56,9 +65,17 @@ pub(super) struct Tasks {
     failure: Option<(Outcome, Cause)>,
     cancel: Option<CancellationToken>,
     pub(super) joiner: Option<Waker>,
-    on_failure: Vec<FailureHook>,
+    feeds: Vec<Arc<dyn Feed>>,
     /// How many tasks may run at once, where the application has set it.
     places: Option<Arc<Semaphore>>,
+}
+
+/// A task that may be spawned.
+struct Entered {
+    runtime: Handle,
+    report: TaskReport,
+    /// What it feeds, as far as can be known.
+    feed: Option<Arc<dyn Feed>>,
 }
 
 struct Slot {
@@ -88,7 +105,7 @@ impl Tasks {
             failure: None,
             cancel: None,
             joiner: None,
-            on_failure: Vec::new(),
+            feeds: Vec::new(),
             places: None,
         }
     }
@@ -115,6 +132,11 @@ impl Tasks {
 
     pub(super) fn refuse_new(&mut self) {
         self.open = false;
+    }
+
+    /// The first failure while the scope is live.
+    pub(super) fn failure(&self) -> Option<&(Outcome, Cause)> {
+        self.failure.as_ref()
     }
 
     pub(super) fn take_failure(&mut self) -> Option<(Outcome, Cause)> {
@@ -211,13 +233,19 @@ impl Scope {
     where
         F: Future<Output = TaskResult> + Send + 'static,
     {
-        let Some((runtime, report)) = self.enter_task(kind, at) else {
+        let Some(Entered {
+            runtime,
+            report,
+            feed,
+        }) = self.enter_task(kind, at)
+        else {
             return Err(future);
         };
         let (key, number) = (report.key, report.number);
         let task = runtime.spawn(Tracked {
             future: Some(future),
             report,
+            feed,
         });
         self.set_abort(key, number, task.abort_handle());
         Ok(TaskKey { key, number })
@@ -253,12 +281,16 @@ impl Scope {
     where
         C: FnOnce(CancellationToken) -> TaskResult + Send + 'static,
     {
-        let Some((runtime, report)) = self.enter_task(TaskKind::Blocking, at) else {
+        let Some(entered) = self.enter_task(TaskKind::Blocking, at) else {
             return Err(code);
         };
+        let Entered {
+            runtime,
+            mut report,
+            ..
+        } = entered;
         let (key, number) = (report.key, report.number);
         let cancel = self.task_token();
-        let mut report = report;
         let task = runtime.spawn_blocking(move || {
             let _place = place;
             let end = match contained(|| code(cancel)) {
@@ -276,20 +308,21 @@ impl Scope {
         self.lock().work().tasks.token().child_token()
     }
 
-    /// Calls the hook when a failure cancels the siblings; at once if that has happened.
-    pub(crate) fn on_task_failure(&self, hook: FailureHook) {
+    /// Tasks from now on feed this stream. Refused when a failure cancels the siblings; at once if
+    /// that has happened.
+    pub(crate) fn feed(&self, feed: Arc<dyn Feed>) {
         let now = {
             let mut state = self.lock();
             let tasks = &mut state.work().tasks;
             if tasks.failed && tasks.policy == FailurePolicy::CancelSiblings {
-                Some(hook)
+                Some(feed)
             } else {
-                tasks.on_failure.push(hook);
+                tasks.feeds.push(feed);
                 None
             }
         };
-        if let Some(hook) = now {
-            hook();
+        if let Some(feed) = now {
+            feed.refuse();
         }
     }
 
@@ -322,7 +355,7 @@ impl Scope {
         self: &Arc<Self>,
         kind: TaskKind,
         at: &'static Location<'static>,
-    ) -> Option<(Handle, TaskReport)> {
+    ) -> Option<Entered> {
         let runtime = self
             .runtime
             .clone()
@@ -347,7 +380,12 @@ impl Scope {
             key,
             number,
         };
-        Some((runtime, report))
+        let feed = tasks.feeds.last().cloned();
+        Some(Entered {
+            runtime,
+            report,
+            feed,
+        })
     }
 
     /// A task may have ended, or been cancelled, before its handle is known.
@@ -366,7 +404,7 @@ impl Scope {
     }
 
     pub(super) fn task_ended(self: &Arc<Self>, key: usize, number: u64, end: TaskEnd) {
-        let mut hooks = Vec::new();
+        let mut feeds = Vec::new();
         let mut cancellation = None;
         let mut interrupt = None;
         let (waker, release) = {
@@ -387,7 +425,7 @@ impl Scope {
                 state.note_failure(outcome, cause.clone());
                 let tasks = &mut state.work().tasks;
                 if tasks.policy == FailurePolicy::CancelSiblings && first {
-                    hooks = std::mem::take(&mut tasks.on_failure);
+                    feeds = std::mem::take(&mut tasks.feeds);
                     cancellation = Some(tasks.cancel_all());
                     interrupt = Some((outcome, cause));
                 }
@@ -402,10 +440,10 @@ impl Scope {
         if let Some(cancellation) = cancellation {
             cancellation.carry_out();
         }
-        // Each of them is called, whatever the others say.
+        // Each of them is told, whatever the others say.
         let mut fed = false;
-        for hook in hooks {
-            fed |= hook();
+        for feed in feeds {
+            fed |= feed.refuse();
         }
         // A body that is not fed by a channel of ours would go on: end it.
         if let Some((outcome, cause)) = interrupt.filter(|_| !fed) {

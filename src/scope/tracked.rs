@@ -12,6 +12,7 @@ use pin_project::pin_project;
 use super::{
     failure::{Payload, contained},
     machine::Scope,
+    tasks::Feed,
 };
 use crate::{TaskResult, error::BoxError};
 
@@ -49,6 +50,7 @@ pub(super) struct Tracked<F> {
     #[pin]
     pub(super) future: Option<F>,
     pub(super) report: TaskReport,
+    pub(super) feed: Option<Arc<dyn Feed>>,
 }
 
 impl<F: Future<Output = TaskResult>> Future for Tracked<F> {
@@ -59,6 +61,8 @@ impl<F: Future<Output = TaskResult>> Future for Tracked<F> {
         let Some(future) = this.future.as_mut().as_pin_mut() else {
             return Poll::Ready(());
         };
+        // Until this returns, so that no stream ends whole before the failure is told.
+        let _polling = this.feed.as_deref().map(Polling::begin);
         let mut end = match contained(|| future.poll(cx)) {
             Ok(poll) => TaskEnd::Returned(ready!(poll)),
             Err(payload) => TaskEnd::Panicked(payload),
@@ -68,5 +72,21 @@ impl<F: Future<Output = TaskResult>> Future for Tracked<F> {
         }
         this.report.tell(end);
         Poll::Ready(())
+    }
+}
+
+/// A poll of a task that may feed a stream.
+struct Polling<'a>(&'a dyn Feed);
+
+impl<'a> Polling<'a> {
+    fn begin(feed: &'a dyn Feed) -> Self {
+        feed.enter();
+        Self(feed)
+    }
+}
+
+impl Drop for Polling<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
     }
 }

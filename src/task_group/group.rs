@@ -183,6 +183,10 @@ impl TaskGroup {
     }
 
     /// Keeps the scope open past its body. See [`Hold`].
+    ///
+    /// The body's end does not wait for tasks then: it fails for those that have failed by that
+    /// time. Of one that fails as its sender goes the body hears, unless it is blocking code or
+    /// older than the body; a later failure is only the scope's.
     pub fn hold(&self) -> Hold {
         Hold::on(&self.scope)
     }

@@ -38,7 +38,7 @@ mod writer;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub(crate) use self::receiver::FrameReceiver;
+pub(crate) use self::receiver::{ChannelHandle, FrameReceiver};
 pub use self::{
     body::FrameBody,
     error::{Closed, TrySendError},
