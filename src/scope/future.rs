@@ -91,12 +91,13 @@ where
                 this.inner.set(None);
                 match result {
                     None => {
-                        end_before_head(this.owner, this.finisher, Outcome::Cancelled, None);
+                        end_before_head(this.owner, this.finisher, Outcome::Cancelled, None, ());
                         Last::Interrupted
                     }
                     Some(Err(error)) => {
                         let cause = Failure::new(FailureKind::Service).into();
-                        end_before_head(this.owner, this.finisher, Outcome::Failed, Some(cause));
+                        let cause = Some(cause);
+                        end_before_head(this.owner, this.finisher, Outcome::Failed, cause, ());
                         Last::Error(error)
                     }
                     Some(Ok(response)) => match at_head(response, this.owner, this.finisher, cx) {
@@ -178,12 +179,11 @@ where
         }
         Head::Ended(outcome) => {
             let (parts, body) = response.into_parts();
-            drop(body);
             let end = match outcome {
                 Outcome::Complete => End::complete(None, None),
                 _ => End::nothing_of(Detector::promised_by(&parts.headers)),
             };
-            return Err(end_with(end, parts, kept, owner, finisher));
+            return Err(end_with(end, body, parts, kept, owner, finisher));
         }
     };
     owner.streams(detector);
@@ -217,19 +217,19 @@ where
                 Judged::End(end) => end,
             },
         };
-        drop(body);
-        return Err(end_with(end, parts, None, owner, finisher));
+        return Err(end_with(end, body, parts, None, owner, finisher));
     }
 }
 
-fn end_with(
+fn end_with<B>(
     end: End,
+    body: B,
     parts: Parts,
     hint: Option<SizeHint>,
     owner: &mut Owner,
     finisher: &mut Finisher,
 ) -> Over {
-    let broken = end_before_head(owner, finisher, end.outcome, end.cause);
+    let broken = end_before_head(owner, finisher, end.outcome, end.cause, body);
     Over {
         parts,
         held: end.held,
@@ -240,14 +240,20 @@ fn end_with(
 
 /// The end has come and there is no head yet: what fails from here on becomes the head's status.
 /// If holds keep the scope open, the head goes out before the teardown, with this verdict.
-fn end_before_head(
+///
+/// The body goes between the end's start, so that its senders are told on that account, and any
+/// teardown.
+fn end_before_head<B>(
     owner: &mut Owner,
     finisher: &mut Finisher,
     outcome: Outcome,
     cause: Option<Cause>,
+    body: B,
 ) -> Option<Verdict> {
     let scope = owner.scope().cloned();
-    match owner.end(outcome, cause) {
+    let parting = owner.end(outcome, cause);
+    drop(body);
+    match parting {
         Parting::TearDown => {
             if let Some(scope) = scope {
                 scope.lock().before_head = true;

@@ -46,6 +46,9 @@ pub(crate) trait Feed: Send + Sync {
     /// False if that body is gone already, so that it cannot end anything.
     fn refuse(&self) -> bool;
 
+    /// Its body is gone.
+    fn is_abandoned(&self) -> bool;
+
     /// Keeps its end back: a task is polled that may drop the last sender, and then fail.
     fn enter(&self);
 
@@ -132,6 +135,12 @@ impl Tasks {
 
     pub(super) fn refuse_new(&mut self) {
         self.open = false;
+    }
+
+    /// A failure, or the end, has closed the streams.
+    fn refuses_frames(&self) -> bool {
+        let failed = self.failed && self.policy == FailurePolicy::CancelSiblings;
+        failed || self.cancelling
     }
 
     /// The first failure while the scope is live.
@@ -276,7 +285,7 @@ impl Scope {
         at: &'static Location<'static>,
         place: Option<OwnedSemaphorePermit>,
         code: C,
-        judge: fn(TaskResult) -> TaskResult,
+        judge: impl FnOnce(TaskResult) -> TaskResult + Send + 'static,
     ) -> Result<(), C>
     where
         C: FnOnce(CancellationToken) -> TaskResult + Send + 'static,
@@ -314,7 +323,7 @@ impl Scope {
         let now = {
             let mut state = self.lock();
             let tasks = &mut state.work().tasks;
-            if tasks.failed && tasks.policy == FailurePolicy::CancelSiblings {
+            if tasks.refuses_frames() {
                 Some(feed)
             } else {
                 tasks.feeds.push(feed);
@@ -324,6 +333,21 @@ impl Scope {
         if let Some(feed) = now {
             feed.refuse();
         }
+    }
+
+    /// Whether what its tasks feed may be closed on its own account. Otherwise a task that is told
+    /// so was told by somebody else's stream.
+    pub(crate) fn closes_streams(&self) -> bool {
+        let feeds = {
+            let mut state = self.lock();
+            let live = state.phase == Phase::Live;
+            let work = state.work();
+            if !live || work.body_end.is_some() || work.tasks.refuses_frames() {
+                return true;
+            }
+            work.tasks.feeds.clone()
+        };
+        feeds.iter().any(|feed| feed.is_abandoned())
     }
 
     /// Makes the frame that a failing body ends with, before its error.

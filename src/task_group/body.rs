@@ -51,6 +51,10 @@ impl Feed for ChannelHandle {
         self.close_senders()
     }
 
+    fn is_abandoned(&self) -> bool {
+        Self::is_abandoned(self)
+    }
+
     fn enter(&self) {
         self.add_sender();
     }
@@ -75,7 +79,7 @@ impl GroupBody {
         let scope = group.scope().clone();
         scope.feed(Arc::new(handle));
         let start: Start = Box::new(move |scope| {
-            let producer = Forgiving::new(producer(sender));
+            let producer = Forgiving::new(scope, producer(sender));
             scope.spawn(TaskKind::Plain, at, producer).ok()
         });
         Self {

@@ -29,7 +29,8 @@ pub type TaskGroupLayer = ScopeLayer<TaskGroup>;
 ///
 /// At a natural end of the body they are awaited up to the join limit (30 s); on any other end they
 /// are cancelled and joined before the closers run. A task that returns an error or panics fails
-/// the response; one that returns [`Closed`], because the client has left, does not.
+/// the response; one that returns [`Closed`], because the client has left, does not. While the
+/// response goes on, `Closed` is an error like any other: another stream has ended.
 ///
 /// **On drop**: nothing happens; the scope owns the tasks.
 #[derive(Clone)]
@@ -101,8 +102,10 @@ impl TaskGroup {
             Ok(place) => place,
             Err(Full) => return Err(SpawnError::full(code)),
         };
+        let scope = self.scope.clone();
+        let judge = move |result| forgive(&scope, result);
         self.scope
-            .spawn_blocking(Location::caller(), place, code, forgive)
+            .spawn_blocking(Location::caller(), place, code, judge)
             .map_err(SpawnError::ending)
     }
 
@@ -216,9 +219,10 @@ impl TaskGroup {
     where
         F: Future<Output = TaskResult> + Send + 'static,
     {
-        let _place = place;
+        let mut task = Forgiving::new(&self.scope, task);
+        task._place = place;
         self.scope
-            .spawn(kind, at, Forgiving { task, _place })
+            .spawn(kind, at, task)
             .map(drop)
             .map_err(|refused| SpawnError::ending(refused.task))
     }
@@ -240,13 +244,18 @@ struct Full;
 pub(super) struct Forgiving<F> {
     #[pin]
     task: F,
+    scope: Arc<Scope>,
     /// Given back when the task is over.
     _place: Option<OwnedSemaphorePermit>,
 }
 
 impl<F> Forgiving<F> {
-    pub(super) fn new(task: F) -> Self {
-        Self { task, _place: None }
+    pub(super) fn new(scope: &Arc<Scope>, task: F) -> Self {
+        Self {
+            task,
+            scope: scope.clone(),
+            _place: None,
+        }
     }
 }
 
@@ -257,14 +266,17 @@ impl<F: Future<Output = TaskResult>> Future for Forgiving<F> {
         self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<TaskResult> {
-        self.project().task.poll(cx).map(forgive)
+        let this = self.project();
+        this.task.poll(cx).map(|result| forgive(this.scope, result))
     }
 }
 
 /// The client has left, or the group has failed already: no error of this task's making.
-fn forgive(result: TaskResult) -> TaskResult {
+///
+/// Not if the response goes on: then it was another stream, or group, that took nothing more.
+fn forgive(scope: &Scope, result: TaskResult) -> TaskResult {
     match result {
-        Err(error) if is_closed(&error) => Ok(()),
+        Err(error) if is_closed(&error) && scope.closes_streams() => Ok(()),
         result => result,
     }
 }

@@ -5,8 +5,14 @@ use std::{
     time::Duration,
 };
 
-use bodyguard::{Outcome, TaskGroup, scope::FailurePolicy};
+use axum::{body::Body, extract::Request};
+use bodyguard::{
+    Outcome, TaskGroup, TaskGroupBody,
+    scope::FailurePolicy,
+    task_group::{Closed, FrameBody, FrameSender},
+};
 use http::StatusCode;
+use http_body_util::BodyExt;
 
 use crate::support::{App, boom, drain, messages, until, within};
 
@@ -90,4 +96,122 @@ async fn the_stream_does_not_end_before_the_failure_of_its_last_sender_is_known(
         drop(kept.lock().unwrap().take());
         until(|| app.supervisor.active() == 0).await;
     }
+}
+
+/// A stage between two channels that dies: no task of the group, so nobody is told but its sender.
+fn broken_stage() -> FrameSender {
+    let (tx, stage) = FrameBody::channel(1024);
+    drop(stage);
+    tx
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_somebody_else_that_closes_is_a_failure() {
+    let app = App::new(|group: TaskGroup| async move {
+        group.body(|tx| async move {
+            tx.send("half").await?;
+            broken_stage().send("the rest").await?;
+            Ok(())
+        })
+    });
+    let (text, error) = within(drain(app.get().await.into_body())).await;
+    assert_eq!(text, "half");
+    let error = error.expect("half of it looks whole");
+    assert!(error.cause().downcast_ref::<Closed>().is_some());
+    let report = app.report().await;
+    assert_eq!(report.outcome(), Outcome::Failed);
+    assert_eq!(report.counts.tasks_failed, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_group_that_refuses_a_task_is_a_failure() {
+    for blocking in [false, true] {
+        let other = TaskGroupBody::new(|_, _tx| async { Ok(()) });
+        let ended = other.group().clone();
+        drop(other);
+        let app = App::new(move |group: TaskGroup| async move {
+            let tasks = group.clone();
+            group.body(move |tx| async move {
+                tx.send("half").await?;
+                if blocking {
+                    tasks.spawn_blocking(move |_| {
+                        let _tx = tx;
+                        Ok(ended.spawn(async { Ok(()) })?)
+                    })?;
+                } else {
+                    ended.spawn(async { Ok(()) })?;
+                }
+                Ok(())
+            })
+        });
+        let (text, error) = within(drain(app.get().await.into_body())).await;
+        assert_eq!(text, "half");
+        assert!(error.is_some(), "half of it looks whole");
+    }
+}
+
+/// Whatever ends the response, the sender's error is not the task's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_of_the_response_that_closes_is_no_failure() {
+    for (held, head) in [(false, false), (true, false), (false, true)] {
+        let kept = Arc::new(Mutex::new(None));
+        let keep = kept.clone();
+        let app = App::new(move |group: TaskGroup| async move {
+            *keep.lock().unwrap() = held.then(|| group.hold());
+            let (tx, body) = FrameBody::channel(16);
+            let task = async move {
+                loop {
+                    tx.send("tick tock ").await?;
+                }
+            };
+            group.spawn_graceful(|_| task).unwrap();
+            // Between the going of the stream and that of its body, others have time to be told.
+            let late = Late;
+            Body::new(body.map_frame(move |frame| {
+                let _late = &late;
+                frame
+            }))
+        });
+        let mut request = Request::new(Body::empty());
+        if head {
+            *request.method_mut() = http::Method::HEAD;
+        }
+        let mut body = app.call(request).await.into_body();
+        if !head {
+            body.frame().await.unwrap().unwrap();
+        }
+        drop(body);
+        if let Some(hold) = kept.lock().unwrap().take() {
+            hold.finish(Outcome::Complete);
+        }
+        let report = within(app.report()).await;
+        assert_eq!((report.counts.tasks_failed, report.errors.len()), (0, 0));
+        assert_eq!(report.outcome().is_complete(), head);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_body_that_is_replaced_fails_nobody() {
+    let app = App::new(|group: TaskGroup| async move {
+        let (begun, begin) = tokio::sync::oneshot::channel();
+        let tasks = group.clone();
+        let body = group.body(move |tx| async move {
+            tasks.spawn_graceful(|_| async move {
+                let _ = begun.send(());
+                loop {
+                    tx.send(vec![b'x'; 9000]).await?;
+                }
+            })?;
+            Ok(())
+        });
+        let mut body = Box::pin(body);
+        body.frame().await.unwrap().unwrap();
+        begin.await.unwrap();
+        drop(body);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        "another"
+    });
+    let (text, error) = within(drain(app.get().await.into_body())).await;
+    assert_eq!((text.as_str(), error.is_none()), ("another", true));
+    assert_eq!(app.report().await.outcome(), Outcome::Complete);
 }

@@ -115,6 +115,11 @@ impl ChannelHandle {
         received
     }
 
+    /// The receiver is gone.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.shared.lock().is_abandoned()
+    }
+
     /// Counts as a sender from now on; an end that has come already stays.
     pub(crate) fn add_sender(&self) {
         self.shared.add_sender();
