@@ -1,20 +1,23 @@
 //! A failure is seen whatever else goes on: holds, other streams, late tasks, destructors.
 
 use std::{
+    pin::Pin,
     sync::{Arc, Mutex, mpsc},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{body::Body, extract::Request};
 use bodyguard::{
-    Outcome, TaskGroup, TaskGroupBody,
-    scope::FailurePolicy,
+    Outcome, TaskGroup, TaskGroupBody, TaskResult,
+    scope::{FailurePolicy, Hold},
     task_group::{Closed, FrameBody, FrameSender},
 };
 use http::StatusCode;
 use http_body_util::BodyExt;
+use tokio::time::Instant;
 
-use crate::support::{App, boom, drain, messages, until, within};
+use crate::support::{App, Live, boom, drain, messages, until, within};
 
 #[tokio::test(start_paused = true)]
 async fn a_failed_producer_breaks_its_body_under_a_hold() {
@@ -133,15 +136,15 @@ async fn another_group_that_refuses_a_task_is_a_failure() {
             let tasks = group.clone();
             group.body(move |tx| async move {
                 tx.send("half").await?;
+                // The sender stays until this returns, or is cancelled.
+                let _tx = tx;
                 if blocking {
-                    tasks.spawn_blocking(move |_| {
-                        let _tx = tx;
-                        Ok(ended.spawn(async { Ok(()) })?)
-                    })?;
+                    tasks.spawn_blocking(move |_| Ok(ended.spawn(async { Ok(()) })?))?;
+                    std::future::pending().await
                 } else {
                     ended.spawn(async { Ok(()) })?;
+                    Ok(())
                 }
-                Ok(())
             })
         });
         let (text, error) = within(drain(app.get().await.into_body())).await;
@@ -214,4 +217,30 @@ async fn a_group_body_that_is_replaced_fails_nobody() {
     let (text, error) = within(drain(app.get().await.into_body())).await;
     assert_eq!((text.as_str(), error.is_none()), ("another", true));
     assert_eq!(app.report().await.outcome(), Outcome::Complete);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_during_the_join_leaves_the_others_the_grace_only() {
+    let app = App::new(|group: TaskGroup| async move {
+        let tasks = group.clone();
+        group.body(|tx| async move {
+            tasks.spawn_graceful(|cancel| async move {
+                cancel.cancelled().await;
+                std::future::pending().await
+            })?;
+            tasks.spawn(async {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                Err(boom("disk"))
+            })?;
+            Ok(tx.send("all").await?)
+        })
+    });
+    let start = Instant::now();
+    let (_, error) = drain(app.get().await.into_body()).await;
+    assert_eq!(error.unwrap().cause().to_string(), "disk");
+    let took = start.elapsed().as_millis();
+    assert!((6000..6100).contains(&took), "{took} ms");
+    let report = app.report().await;
+    assert_eq!(messages(&report), ["disk"], "nothing has overrun");
+    assert_eq!(report.counts.tasks_cancelled, 1);
 }
