@@ -385,7 +385,9 @@ impl Scope {
             .clone()
             .or_else(|| Handle::try_current().ok())?;
         let mut state = self.lock();
-        if !state.work().tasks.open {
+        let tasks = &state.work().tasks;
+        // Whoever came now would be neither told nor aborted before the grace is over.
+        if !tasks.open || tasks.cancelling {
             return None;
         }
         state.used = true;

@@ -244,3 +244,36 @@ async fn a_failure_during_the_join_leaves_the_others_the_grace_only() {
     assert_eq!(messages(&report), ["disk"], "nothing has overrun");
     assert_eq!(report.counts.tasks_cancelled, 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_task_spawned_behind_a_failure_is_given_back() {
+    let live = Live::default();
+    let seen = live.clone();
+    let refused = Arc::new(Mutex::new(None));
+    let refusal = refused.clone();
+    let app = App::new(move |group: TaskGroup| async move {
+        let (tasks, guard) = (group.clone(), seen.guard());
+        group.body(move |tx| async move {
+            let late = tasks.clone();
+            // Told to end, it goes on in new ways.
+            tasks.spawn_graceful(|cancel| async move {
+                cancel.cancelled().await;
+                let spawned = late.spawn(async move {
+                    let _guard = guard;
+                    std::future::pending().await
+                });
+                *refusal.lock().unwrap() = Some(spawned.map_err(|error| error.is_full()));
+                Ok(())
+            })?;
+            tx.send("half").await?;
+            Err(boom("disk"))
+        })
+    });
+    let start = Instant::now();
+    let (_, error) = within(drain(app.get().await.into_body())).await;
+    assert_eq!(error.unwrap().cause().to_string(), "disk");
+    assert!(start.elapsed() < Duration::from_millis(500), "no grace");
+    assert_eq!(*refused.lock().unwrap(), Some(Err(false)));
+    assert_eq!(live.count(), 0);
+    assert_eq!(messages(&app.report().await), ["disk"]);
+}
