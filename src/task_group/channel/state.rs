@@ -21,11 +21,13 @@ pub(super) struct State {
     bound: usize,
     /// Bytes granted to woken senders and not yet put in.
     reserved: usize,
+    /// What of it can be taken back, by the tickets of those who have it.
+    lent: VecDeque<(u64, usize)>,
+    /// The receiver has found nothing since the last of them was made.
+    looked: bool,
     /// Who waits for room, in the order of their tickets.
     line: VecDeque<Waiter>,
     next_ticket: u64,
-    /// Tickets below this have been granted, or given up.
-    served: u64,
     /// The sender of the trailers has been granted: nobody else gets in.
     trailers_granted: bool,
     trailers: Option<Box<HeaderMap>>,
@@ -54,6 +56,9 @@ struct Waiter {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Need {
     Bytes(usize),
+    /// The same for one who may wait without a future, whose going nobody would see: what it is
+    /// granted can be taken back, and then it is the first in line again.
+    Loan(usize),
     /// No room, but the end: what was granted before has to be in.
     Trailers,
 }
@@ -70,9 +75,10 @@ impl State {
             buffer: Buffer::default(),
             bound: bound.max(1),
             reserved: 0,
+            lent: VecDeque::new(),
+            looked: false,
             line: VecDeque::new(),
             next_ticket: 0,
-            served: 0,
             trailers_granted: false,
             trailers: None,
             preserve_frames: false,
@@ -156,18 +162,33 @@ impl State {
                 });
                 Poll::Pending
             }
-            Some(granted) if granted < self.served => {
-                *ticket = None;
-                self.give_back(need);
-                Poll::Ready(Ok(()))
-            }
-            Some(waiting) => {
-                if let Ok(place) = self.place(waiting) {
+            Some(drawn) => match self.place(drawn) {
+                Ok(place) => {
                     refresh(&mut self.line[place].waker, cx, after);
+                    Poll::Pending
                 }
-                Poll::Pending
-            }
+                Err(place) if !self.keeps_grant(drawn, need) => {
+                    self.line.insert(
+                        place,
+                        Waiter {
+                            ticket: drawn,
+                            need,
+                            waker: cx.waker().clone(),
+                        },
+                    );
+                    Poll::Pending
+                }
+                Err(_) => {
+                    *ticket = None;
+                    Poll::Ready(Ok(()))
+                }
+            },
         }
+    }
+
+    /// Gives back what was granted, to be used now. False if it was taken back, and is gone.
+    fn keeps_grant(&mut self, ticket: u64, need: Need) -> bool {
+        self.give_back(ticket, need) || (!self.trailers_granted && self.fits(need))
     }
 
     /// Leaves the line, or gives back what was granted.
@@ -175,10 +196,11 @@ impl State {
         if self.end.is_some() {
             return;
         }
-        if ticket < self.served {
-            self.give_back(need);
-        } else if let Ok(place) = self.place(ticket) {
-            after.stale = self.line.remove(place).map(|waiter| waiter.waker);
+        match self.place(ticket) {
+            Ok(place) => after.stale = self.line.remove(place).map(|waiter| waiter.waker),
+            Err(_) => {
+                self.give_back(ticket, need);
+            }
         }
         self.serve(after);
     }
@@ -228,8 +250,12 @@ impl State {
         if self.end.is_some() {
             return Poll::Ready(None);
         }
+        if !self.lent.is_empty() {
+            self.call_in(cx, after);
+        }
         self.buffer.rest();
         rest(&mut self.line);
+        rest(&mut self.lent);
         match &mut self.receiver {
             Some(waker) => refresh(waker, cx, after),
             none => *none = Some(cx.waker().clone()),
@@ -317,7 +343,7 @@ impl State {
 
     fn fits(&self, need: Need) -> bool {
         match need {
-            Need::Bytes(len) => {
+            Need::Bytes(len) | Need::Loan(len) => {
                 let taken = self.taken();
                 taken == 0 || taken.saturating_add(len) <= self.bound
             }
@@ -331,7 +357,9 @@ impl State {
             return;
         };
         let due = match front.need {
-            Need::Bytes(_) => self.taken() <= self.bound / 2 || self.buffer.is_empty(),
+            Need::Bytes(_) | Need::Loan(_) => {
+                self.taken() <= self.bound / 2 || self.buffer.is_empty()
+            }
             Need::Trailers => true,
         };
         if due {
@@ -351,17 +379,50 @@ impl State {
             };
             match front.need {
                 Need::Bytes(len) => self.reserved = self.reserved.saturating_add(len),
+                Need::Loan(len) => {
+                    self.reserved = self.reserved.saturating_add(len);
+                    self.lent.push_back((front.ticket, len));
+                    self.looked = false;
+                    // It does not sleep while loans are out.
+                    if let Some(receiver) = self.receiver.take() {
+                        after.receiver = Some(receiver);
+                    }
+                }
                 Need::Trailers => self.trailers_granted = true,
             }
-            self.served = front.ticket + 1;
             after.wake(front.waker);
         }
     }
 
-    fn give_back(&mut self, need: Need) {
+    /// False if there is nothing to give back.
+    fn give_back(&mut self, ticket: u64, need: Need) -> bool {
         match need {
             Need::Bytes(len) => self.reserved -= len,
+            Need::Loan(_) => {
+                let mut lent = self.lent.iter();
+                let place = lent.position(|loan| loan.0 == ticket);
+                let Some((_, len)) = place.and_then(|place| self.lent.remove(place)) else {
+                    return false;
+                };
+                self.reserved -= len;
+            }
             Need::Trailers => self.trailers_granted = false,
+        }
+        true
+    }
+
+    /// There is nothing to receive, and loans are out: whoever has one may have been given up, so it
+    /// is taken back at the second look. The first lets those who were woken come in between.
+    fn call_in(&mut self, cx: &Context<'_>, after: &mut After) {
+        if self.looked {
+            for (_, len) in self.lent.drain(..) {
+                self.reserved -= len;
+            }
+            self.serve(after);
+        }
+        self.looked = true;
+        if !self.lent.is_empty() {
+            after.receiver = Some(cx.waker().clone());
         }
     }
 
@@ -369,6 +430,7 @@ impl State {
     fn finish(&mut self, end: End, after: &mut After) {
         self.end = Some(end);
         self.reserved = 0;
+        self.lent.clear();
         let line = mem::take(&mut self.line);
         let watchers = mem::take(&mut self.watchers);
         let waiting = line.into_iter().map(|waiter| waiter.waker);
