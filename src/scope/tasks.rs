@@ -364,7 +364,11 @@ impl Scope {
     /// Lets at most so many tasks run at once, of those that take a place.
     pub(crate) fn set_places(&self, places: usize) {
         let places = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
-        self.lock().work().tasks.places = Some(places);
+        let replaced = self.lock().work().tasks.places.replace(places);
+        // Who waits for a place looks for the new ones.
+        if let Some(replaced) = replaced {
+            replaced.close();
+        }
     }
 
     pub(crate) fn places(&self) -> Option<Arc<Semaphore>> {

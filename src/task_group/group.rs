@@ -9,7 +9,7 @@ use std::{
 };
 
 use http::Request;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -160,16 +160,8 @@ impl TaskGroup {
     {
         let at = Location::caller();
         async move {
-            let place = match self.scope.places() {
-                None => None,
-                Some(places) => {
-                    let cancel = self.scope.task_token();
-                    tokio::select! {
-                        biased;
-                        () = cancel.cancelled() => return Err(SpawnError::ending(task)),
-                        place = places.acquire_owned() => place.ok(),
-                    }
-                }
+            let Some(place) = self.wait_for_place().await else {
+                return Err(SpawnError::ending(task));
             };
             self.spawn_at(place, at, TaskKind::Plain, task)
         }
@@ -227,11 +219,33 @@ impl TaskGroup {
             .map_err(|refused| SpawnError::ending(refused.task))
     }
 
+    /// The same in turn; `None` once the tasks are cancelled.
+    async fn wait_for_place(&self) -> Option<Option<OwnedSemaphorePermit>> {
+        while let Some(places) = self.scope.places() {
+            let cancel = self.scope.task_token();
+            let place = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return None,
+                place = places.acquire_owned() => place,
+            };
+            // Otherwise the limit is another by now.
+            if place.is_ok() {
+                return Some(place.ok());
+            }
+        }
+        Some(None)
+    }
+
     /// A place among the most tasks allowed, if there is such a limit.
     fn take_place(&self) -> Result<Option<OwnedSemaphorePermit>, Full> {
         match self.scope.places() {
             None => Ok(None),
-            Some(places) => places.try_acquire_owned().map(Some).map_err(|_| Full),
+            Some(places) => match places.try_acquire_owned() {
+                Ok(place) => Ok(Some(place)),
+                Err(TryAcquireError::NoPermits) => Err(Full),
+                // The limit is another by now.
+                Err(TryAcquireError::Closed) => self.take_place(),
+            },
         }
     }
 }

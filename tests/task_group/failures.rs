@@ -3,17 +3,18 @@
 use std::{
     pin::Pin,
     sync::{Arc, Mutex, mpsc},
-    task::{Context, Poll},
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
 use axum::{body::Body, extract::Request};
 use bodyguard::{
-    Outcome, TaskGroup, TaskGroupBody, TaskResult,
+    Cleanup, Outcome, TaskGroup, TaskGroupBody, TaskResult,
     scope::{FailurePolicy, Hold},
     task_group::{Closed, FrameBody, FrameSender},
 };
 use http::StatusCode;
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 
@@ -276,4 +277,24 @@ async fn a_task_spawned_behind_a_failure_is_given_back() {
     assert_eq!(*refused.lock().unwrap(), Some(Err(false)));
     assert_eq!(live.count(), 0);
     assert_eq!(messages(&app.report().await), ["disk"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_cap_on_tasks_strands_nobody_who_waits() {
+    let app = App::new(|group: TaskGroup| async move {
+        group.set_max_tasks(1);
+        group.spawn(std::future::pending()).unwrap();
+        let raising = async {
+            tokio::task::yield_now().await;
+            group.set_max_tasks(2);
+        };
+        let waits = group.spawn_when_free(async { Ok(()) });
+        let (spawned, ()) = within(async { tokio::join!(waits, raising) }).await;
+        assert!(spawned.is_ok());
+        tokio::task::yield_now().await;
+        group.cancel();
+        "done"
+    });
+    app.get().await;
+    assert_eq!(app.report().await.counts.tasks_joined, 1);
 }
