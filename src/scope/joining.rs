@@ -79,14 +79,16 @@ impl Scope {
     async fn join(&self, limit: Duration, met: impl Fn(&Tasks) -> bool) -> bool {
         let mut limit = Limit::new(limit);
         poll_fn(|cx| {
-            {
+            let waker = cx.waker().clone();
+            let replaced = {
                 let mut state = self.lock();
                 let tasks = &mut state.work().tasks;
                 if met(tasks) {
                     return Poll::Ready(true);
                 }
-                tasks.joiner = Some(cx.waker().clone());
-            }
+                tasks.joiner.replace(waker)
+            };
+            drop(replaced);
             limit.poll(cx).map(|()| false)
         })
         .await

@@ -302,11 +302,7 @@ impl Scope {
         let cancel = self.task_token();
         let task = runtime.spawn_blocking(move || {
             let _place = place;
-            let end = match contained(|| code(cancel)) {
-                Ok(result) => TaskEnd::Returned(judge(result)),
-                Err(payload) => TaskEnd::Panicked(payload),
-            };
-            report.tell(end);
+            report.tell(contained(|| code(cancel)).map(judge));
         });
         self.set_abort(key, number, task.abort_handle());
         Ok(())
@@ -496,14 +492,15 @@ impl State {
                 counts.tasks_joined += 1;
                 None
             }
-            TaskEnd::Returned(Err(error)) => {
+            TaskEnd::Returned(Err(cause)) => {
                 counts.tasks_joined += 1;
                 counts.tasks_failed += 1;
-                Some((Outcome::Failed, Cause::from(error)))
+                Some((Outcome::Failed, cause))
             }
-            TaskEnd::Panicked(payload) => {
+            TaskEnd::Panicked(message) => {
                 counts.tasks_panicked += 1;
-                let failure = Failure::panicked(slot.name(), &*payload);
+                let what = slot.name();
+                let failure = Failure::new(FailureKind::Panicked { what, message });
                 Some((Outcome::Panicked, failure.into()))
             }
             TaskEnd::Dropped if slot.told => {

@@ -10,16 +10,17 @@ use std::{
 use pin_project::pin_project;
 
 use super::{
-    failure::{Payload, contained},
+    failure::{Payload, contained, panic_message},
     machine::Scope,
     tasks::Feed,
 };
-use crate::{TaskResult, error::BoxError};
+use crate::{TaskResult, error::Cause};
 
-/// How one task came out.
+/// How one task came out. Nothing in it runs the application's code when it drops.
 pub(super) enum TaskEnd {
-    Returned(Result<(), BoxError>),
-    Panicked(Payload),
+    Returned(Result<(), Cause>),
+    /// With the panic's message.
+    Panicked(String),
     Dropped,
 }
 
@@ -31,7 +32,18 @@ pub(super) struct TaskReport {
 }
 
 impl TaskReport {
-    pub(super) fn tell(&mut self, end: TaskEnd) {
+    pub(super) fn tell(&mut self, result: Result<TaskResult, Payload>) {
+        match result {
+            Ok(result) => self.tell_end(TaskEnd::Returned(result.map_err(Cause::from))),
+            Err(payload) => {
+                self.tell_end(TaskEnd::Panicked(panic_message(&*payload)));
+                // It is the application's: it goes last, and may use the scope, or panic.
+                let _ = contained(|| drop(payload));
+            }
+        }
+    }
+
+    fn tell_end(&mut self, end: TaskEnd) {
         if let Some(scope) = self.scope.take() {
             scope.task_ended(self.key, self.number, end);
         }
@@ -40,7 +52,7 @@ impl TaskReport {
 
 impl Drop for TaskReport {
     fn drop(&mut self) {
-        self.tell(TaskEnd::Dropped);
+        self.tell_end(TaskEnd::Dropped);
     }
 }
 
@@ -63,14 +75,14 @@ impl<F: Future<Output = TaskResult>> Future for Tracked<F> {
         };
         // Until this returns, so that no stream ends whole before the failure is told.
         let _polling = this.feed.as_deref().map(Polling::begin);
-        let mut end = match contained(|| future.poll(cx)) {
-            Ok(poll) => TaskEnd::Returned(ready!(poll)),
-            Err(payload) => TaskEnd::Panicked(payload),
+        let mut result = match contained(|| future.poll(cx)) {
+            Ok(poll) => Ok(ready!(poll)),
+            Err(payload) => Err(payload),
         };
         if let Err(payload) = contained(|| this.future.set(None)) {
-            end = TaskEnd::Panicked(payload);
+            result = Err(payload);
         }
-        this.report.tell(end);
+        this.report.tell(result);
         Poll::Ready(())
     }
 }

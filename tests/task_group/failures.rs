@@ -16,7 +16,7 @@ use bodyguard::{
 use http::StatusCode;
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use tokio::time::Instant;
+use tokio::{task::JoinSet, time::Instant};
 
 use crate::support::{App, Live, boom, drain, messages, until, within};
 
@@ -297,4 +297,102 @@ async fn another_cap_on_tasks_strands_nobody_who_waits() {
     });
     app.get().await;
     assert_eq!(app.report().await.counts.tasks_joined, 1);
+}
+
+/// What a task panics with; it uses the scope, or panics again, as it goes.
+struct Payload {
+    _hold: Option<Hold>,
+    bursts: bool,
+}
+
+impl Drop for Payload {
+    fn drop(&mut self) {
+        assert!(!self.bursts, "burst");
+    }
+}
+
+#[test]
+fn what_a_task_panics_with_may_use_the_scope_and_burst() {
+    for bursts in [false, true] {
+        let (done, finished) = mpsc::channel();
+        // A thread of its own: what deadlocks is left behind.
+        std::thread::spawn(move || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_all().build().unwrap();
+            let report = runtime.block_on(async {
+                let app = App::new(move |group: TaskGroup| async move {
+                    let _hold = (!bursts).then(|| group.hold());
+                    group.body(move |tx| async move {
+                        tx.send("half").await?;
+                        tokio::task::yield_now().await;
+                        std::panic::resume_unwind(Box::new(Payload { _hold, bursts }))
+                    })
+                });
+                let (text, error) = drain(app.get().await.into_body()).await;
+                assert_eq!((text.as_str(), error.is_some()), ("half", true));
+                app.report().await
+            });
+            done.send(report).unwrap();
+        });
+        let report = finished.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert_eq!(report.outcome(), Outcome::Panicked);
+        assert_eq!(report.counts.tasks_panicked, 1);
+    }
+}
+
+/// A waker that uses the scope as it goes.
+struct Comeback(TaskGroup);
+
+impl Wake for Comeback {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for Comeback {
+    fn drop(&mut self) {
+        drop(self.0.hold());
+    }
+}
+
+/// Polls a body whose teardown waits, with one waker after the other.
+async fn poll_with_comebacks(app: &App, group: &Mutex<Option<TaskGroup>>) {
+    let mut body = app.get().await.into_body();
+    body.frame().await.unwrap().unwrap();
+    let group = group.lock().unwrap().take().unwrap();
+    for _ in 0..3 {
+        let waker = Waker::from(Arc::new(Comeback(group.clone())));
+        let mut cx = Context::from_waker(&waker);
+        assert!(Pin::new(&mut body).poll_frame(&mut cx).is_pending());
+        // So that the body's own waker is another, and nobody else has this one.
+        drop(waker);
+    }
+}
+
+#[test]
+fn wakers_of_who_waits_for_the_teardown_may_use_the_scope() {
+    for by_task in [true, false] {
+        let (done, finished) = mpsc::channel();
+        std::thread::spawn(move || {
+            let early = Arc::new(Mutex::new(JoinSet::new()));
+            // Without timers, which keep wakers of their own.
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            runtime.build().unwrap().block_on(async {
+                let kept = Arc::new(Mutex::new(None));
+                let keep = kept.clone();
+                let app = App::new(move |group: TaskGroup, cleanup: Cleanup| async move {
+                    *keep.lock().unwrap() = Some(group.clone());
+                    if by_task {
+                        group.spawn(std::future::pending()).unwrap();
+                    } else {
+                        let key = cleanup.defer(|_| std::future::pending());
+                        let close = key.close_now();
+                        early.lock().unwrap().spawn(close);
+                    }
+                    group.body(|tx| async move { Ok(tx.send("x").await?) })
+                });
+                poll_with_comebacks(&app, &kept).await;
+            });
+            done.send(()).unwrap();
+        });
+        finished.recv_timeout(Duration::from_secs(20)).unwrap();
+    }
 }
