@@ -94,6 +94,11 @@ impl Slot {
     fn name(&self) -> String {
         named("task", self.at)
     }
+
+    fn panicked(&self, message: String) -> Failure {
+        let what = self.name();
+        Failure::new(FailureKind::Panicked { what, message })
+    }
 }
 
 impl Tasks {
@@ -302,7 +307,7 @@ impl Scope {
         let cancel = self.task_token();
         let task = runtime.spawn_blocking(move || {
             let _place = place;
-            report.tell(contained(|| code(cancel)).map(judge));
+            report.tell(contained(|| code(cancel)).map(judge), None);
         });
         self.set_abort(key, number, task.abort_handle());
         Ok(())
@@ -429,7 +434,13 @@ impl Scope {
         }
     }
 
-    pub(super) fn task_ended(self: &Arc<Self>, key: usize, number: u64, end: TaskEnd) {
+    /// `burst` is the panic of its destructors behind a failure.
+    pub(super) fn task_ended(
+        self: &Arc<Self>,
+        (key, number): (usize, u64),
+        end: TaskEnd,
+        burst: Option<String>,
+    ) {
         let mut feeds = Vec::new();
         let mut cancellation = None;
         let mut interrupt = None;
@@ -455,6 +466,9 @@ impl Scope {
                     cancellation = Some(tasks.cancel_all());
                     interrupt = Some((outcome, cause));
                 }
+            }
+            if let Some(message) = burst {
+                state.note_failure(Outcome::Panicked, slot.panicked(message).into());
             }
             let lingering = state.lingering;
             let tasks = &mut state.work().tasks;
@@ -499,9 +513,7 @@ impl State {
             }
             TaskEnd::Panicked(message) => {
                 counts.tasks_panicked += 1;
-                let what = slot.name();
-                let failure = Failure::new(FailureKind::Panicked { what, message });
-                Some((Outcome::Panicked, failure.into()))
+                Some((Outcome::Panicked, slot.panicked(message).into()))
             }
             TaskEnd::Dropped if slot.told => {
                 counts.tasks_cancelled += 1;

@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use pin_project::pin_project;
+use pin_project::{pin_project, pinned_drop};
 
 use super::{
     failure::{Payload, contained, panic_message},
@@ -32,32 +32,38 @@ pub(super) struct TaskReport {
 }
 
 impl TaskReport {
-    pub(super) fn tell(&mut self, result: Result<TaskResult, Payload>) {
-        match result {
-            Ok(result) => self.tell_end(TaskEnd::Returned(result.map_err(Cause::from))),
-            Err(payload) => {
-                self.tell_end(TaskEnd::Panicked(panic_message(&*payload)));
-                // It is the application's: it goes last, and may use the scope, or panic.
-                let _ = contained(|| drop(payload));
-            }
+    /// How its code came out, and what its destructors panicked with.
+    pub(super) fn tell(&mut self, result: Result<TaskResult, Payload>, burst: Option<Payload>) {
+        let (result, burst) = match (result, burst) {
+            (Ok(Ok(())), Some(burst)) => (Err(burst), None),
+            told => told,
+        };
+        let (end, payload) = match result {
+            Ok(result) => (TaskEnd::Returned(result.map_err(Cause::from)), None),
+            Err(payload) => (TaskEnd::Panicked(panic_message(&*payload)), Some(payload)),
+        };
+        self.tell_end(end, burst.as_deref().map(panic_message));
+        // They are the application's: they go last, and may use the scope, or panic.
+        for payload in [payload, burst] {
+            let _ = contained(|| drop(payload));
         }
     }
 
-    fn tell_end(&mut self, end: TaskEnd) {
+    fn tell_end(&mut self, end: TaskEnd, burst: Option<String>) {
         if let Some(scope) = self.scope.take() {
-            scope.task_ended(self.key, self.number, end);
+            scope.task_ended((self.key, self.number), end, burst);
         }
     }
 }
 
 impl Drop for TaskReport {
     fn drop(&mut self) {
-        self.tell_end(TaskEnd::Dropped);
+        self.tell_end(TaskEnd::Dropped, None);
     }
 }
 
-/// A task's future. Field order is drop order: the future is gone before its end is told.
-#[pin_project]
+/// A task's future. Its drop lets the future go before its end is told.
+#[pin_project(PinnedDrop)]
 pub(super) struct Tracked<F> {
     #[pin]
     pub(super) future: Option<F>,
@@ -75,15 +81,24 @@ impl<F: Future<Output = TaskResult>> Future for Tracked<F> {
         };
         // Until this returns, so that no stream ends whole before the failure is told.
         let _polling = this.feed.as_deref().map(Polling::begin);
-        let mut result = match contained(|| future.poll(cx)) {
+        let result = match contained(|| future.poll(cx)) {
             Ok(poll) => Ok(ready!(poll)),
             Err(payload) => Err(payload),
         };
-        if let Err(payload) = contained(|| this.future.set(None)) {
-            result = Err(payload);
-        }
-        this.report.tell(result);
+        let burst = contained(|| this.future.set(None)).err();
+        this.report.tell(result, burst);
         Poll::Ready(())
+    }
+}
+
+#[pinned_drop]
+impl<F> PinnedDrop for Tracked<F> {
+    fn drop(self: Pin<&mut Self>) {
+        let mut this = self.project();
+        // Otherwise it is told as dropped, if it was not told before.
+        if let Err(payload) = contained(|| this.future.set(None)) {
+            this.report.tell(Err(payload), None);
+        }
     }
 }
 

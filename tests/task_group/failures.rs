@@ -396,3 +396,82 @@ fn wakers_of_who_waits_for_the_teardown_may_use_the_scope() {
         finished.recv_timeout(Duration::from_secs(20)).unwrap();
     }
 }
+
+/// Panics as it goes.
+struct Burst;
+
+impl Drop for Burst {
+    fn drop(&mut self) {
+        panic!("burst");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destructor_that_panics_at_the_abort_is_in_the_report() {
+    let app = App::new(|group: TaskGroup| async move {
+        let tasks = group.clone();
+        group.body(|tx| async move {
+            tasks.spawn(async {
+                let _burst = Burst;
+                std::future::pending().await
+            })?;
+            tx.send("half").await?;
+            std::future::pending().await
+        })
+    });
+    let mut body = app.get().await.into_body();
+    body.frame().await.unwrap().unwrap();
+    drop(body);
+    let report = app.report().await;
+    assert_eq!(report.outcome(), Outcome::Dropped);
+    assert_eq!(report.counts.tasks_panicked, 1);
+    let errors = messages(&report);
+    assert!(
+        errors.len() == 1 && errors[0].ends_with("panicked: burst"),
+        "{errors:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destructor_that_panics_behind_an_error_hides_it_not() {
+    for panics in [false, true] {
+        let app = App::new(move |group: TaskGroup| async move {
+            group.body(move |tx| {
+                let sent = async move {
+                    tx.send("half").await?;
+                    if panics {
+                        panic!("first");
+                    }
+                    Err(boom("first"))
+                };
+                Bursting(Box::pin(sent))
+            })
+        });
+        let (_, error) = within(drain(app.get().await.into_body())).await;
+        assert!(error.unwrap().cause().to_string().ends_with("first"));
+        let report = app.report().await;
+        let errors = messages(&report);
+        assert!(errors.len() == 2, "{errors:?}");
+        assert!(
+            errors[0].ends_with("first") && errors[1].ends_with("burst"),
+            "{errors:?}"
+        );
+    }
+}
+
+/// A future that is over and panics as it goes.
+struct Bursting(Pin<Box<dyn Future<Output = TaskResult> + Send>>);
+
+impl Future for Bursting {
+    type Output = TaskResult;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<TaskResult> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl Drop for Bursting {
+    fn drop(&mut self) {
+        panic!("burst");
+    }
+}
