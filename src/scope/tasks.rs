@@ -46,8 +46,8 @@ pub(crate) trait Feed: Send + Sync {
     /// False if that body is gone already, so that it cannot end anything.
     fn refuse(&self) -> bool;
 
-    /// Its body is gone.
-    fn is_abandoned(&self) -> bool;
+    /// Its body went before its senders did.
+    fn is_cut(&self) -> bool;
 
     /// Keeps its end back: a task is polled that may drop the last sender, and then fail.
     fn enter(&self);
@@ -339,16 +339,23 @@ impl Scope {
     /// Whether what its tasks feed may be closed on its own account. Otherwise a task that is told
     /// so was told by somebody else's stream.
     pub(crate) fn closes_streams(&self) -> bool {
-        let feeds = {
+        let (ended, feeds) = {
             let mut state = self.lock();
-            let live = state.phase == Phase::Live;
+            let (live, natural) = (state.phase == Phase::Live, state.natural);
             let work = state.work();
-            if !live || work.body_end.is_some() || work.tasks.refuses_frames() {
+            let whole = match &work.body_end {
+                Some((outcome, _)) => outcome.is_complete(),
+                None => natural,
+            };
+            if !whole || !work.tasks.open || work.tasks.refuses_frames() {
                 return true;
             }
-            work.tasks.feeds.clone()
+            let ended = !live || work.body_end.is_some();
+            (ended, work.tasks.feeds.clone())
         };
-        feeds.iter().any(|feed| feed.is_abandoned())
+        // A stream of ours that ended whole had no sender left. What else has fed the body, and may
+        // have been cut at its end, is not known here.
+        (ended && feeds.is_empty()) || feeds.iter().any(|feed| feed.is_cut())
     }
 
     /// Makes the frame that a failing body ends with, before its error.

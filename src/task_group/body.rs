@@ -51,8 +51,8 @@ impl Feed for ChannelHandle {
         self.close_senders()
     }
 
-    fn is_abandoned(&self) -> bool {
-        Self::is_abandoned(self)
+    fn is_cut(&self) -> bool {
+        Self::is_cut(self)
     }
 
     fn enter(&self) {

@@ -30,7 +30,8 @@ pub type TaskGroupLayer = ScopeLayer<TaskGroup>;
 /// At a natural end of the body they are awaited up to the join limit (30 s); on any other end they
 /// are cancelled and joined before the closers run. A task that returns an error or panics fails
 /// the response; one that returns [`Closed`], because the client has left, does not. While the
-/// response goes on, `Closed` is an error like any other: another stream has ended.
+/// response goes on, `Closed` is an error like any other: another stream has ended. So it is after
+/// the stream of the group has ended whole.
 ///
 /// **On drop**: nothing happens; the scope owns the tasks.
 #[derive(Clone)]

@@ -475,3 +475,45 @@ impl Drop for Bursting {
         panic!("burst");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_of_somebody_else_that_closes_is_a_failure_behind_the_end_too() {
+    let app = App::new(|group: TaskGroup| async move {
+        let tasks = group.clone();
+        group.body(|tx| async move {
+            let blocking = move |_| {
+                let _late = Late;
+                let tx = tx;
+                tx.send_blocking("half")?;
+                Ok(broken_stage().send_blocking("the rest")?)
+            };
+            Ok(tasks.spawn_blocking(blocking)?)
+        })
+    });
+    let (text, error) = within(drain(app.get().await.into_body())).await;
+    assert_eq!(text, "half");
+    assert!(error.is_some(), "half of it looks whole");
+    assert_eq!(app.report().await.counts.tasks_failed, 1);
+}
+
+/// The refusal of its own group is none of its making, at a natural end too.
+#[tokio::test(start_paused = true)]
+async fn a_task_that_its_own_ending_group_refuses_has_not_failed() {
+    let app = App::new(|group: TaskGroup| async move {
+        let tasks = group.clone();
+        group.body(|tx| async move {
+            let late = tasks.clone();
+            tasks.spawn_graceful(|cancel| async move {
+                cancel.cancelled().await;
+                Ok(late.spawn(async { Ok(()) })?)
+            })?;
+            Ok(tx.send("all").await?)
+        })
+    });
+    let (text, error) = drain(app.get().await.into_body()).await;
+    assert_eq!(text, "all");
+    // It overran the join limit, and that is all.
+    assert!(error.unwrap().cause().to_string().contains("overran"));
+    let report = app.report().await;
+    assert_eq!((report.counts.tasks_failed, report.errors.len()), (0, 1));
+}

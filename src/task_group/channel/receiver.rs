@@ -115,9 +115,9 @@ impl ChannelHandle {
         received
     }
 
-    /// The receiver is gone.
-    pub(crate) fn is_abandoned(&self) -> bool {
-        self.shared.lock().is_abandoned()
+    /// The receiver went before the end, so that senders may have been told.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.shared.lock().is_cut()
     }
 
     /// Counts as a sender from now on; an end that has come already stays.

@@ -33,6 +33,8 @@ pub(super) struct State {
     trailers: Option<Box<HeaderMap>>,
     preserve_frames: bool,
     end: Option<End>,
+    /// The receiver went before the senders did.
+    cut: bool,
     receiver: Option<Waker>,
     /// Who waits for the end: their tickets are drawn from the same numbers.
     watchers: Vec<(u64, Waker)>,
@@ -83,6 +85,7 @@ impl State {
             trailers: None,
             preserve_frames: false,
             end: None,
+            cut: false,
             receiver: None,
             watchers: Vec::new(),
         }
@@ -114,6 +117,11 @@ impl State {
     /// The receiver has gone.
     pub(super) fn is_abandoned(&self) -> bool {
         self.end == Some(End::Closed(Reason::Gone))
+    }
+
+    /// The receiver went, and senders were told.
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut
     }
 
     /// Nothing more goes in.
@@ -279,6 +287,7 @@ impl State {
     /// Gives what is discarded, to be dropped unlocked.
     #[must_use]
     pub(super) fn receiver_gone(&mut self, after: &mut After) -> (Buffer, Option<Box<HeaderMap>>) {
+        self.cut |= self.end != Some(End::Finished);
         self.finish(End::Closed(Reason::Gone), after);
         (mem::take(&mut self.buffer), self.trailers.take())
     }
