@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_sink::Sink;
 use loom::{future::block_on, model::Builder, thread};
 
 use crate::channel::{FrameReceiver, FrameSender, channel};
@@ -176,5 +177,33 @@ fn trailers_come_last_and_once() {
         last.join().expect("no panic");
         assert_eq!(trailers, 1);
         assert_eq!(bytes, if sent { &b"ab"[..] } else { &b"a"[..] });
+    });
+}
+
+/// A sink is granted room and not polled again: its room must go on to the other.
+#[test]
+fn a_sink_given_up_and_kept_holds_up_nobody() {
+    model(|| {
+        let (sender, receiver) = channel(1);
+        sender.try_send("a").expect("room");
+        let other = sender.clone();
+        let gives_up = thread::spawn(move || {
+            let mut sink = sender.into_sink();
+            let mut cx = Context::from_waker(Waker::noop());
+            pin!(&mut sink)
+                .start_send(Bytes::from_static(b"b"))
+                .expect("open");
+            let sent = pin!(&mut sink).poll_flush(&mut cx).is_ready();
+            (sink, sent)
+        });
+        let goes_on = thread::spawn(move || block_on(other.send("c")).expect("open"));
+        let collects = thread::spawn(move || collect(receiver));
+        // Kept until the other has sent.
+        goes_on.join().expect("no panic");
+        let (sink, sent) = gives_up.join().expect("no panic");
+        drop(sink);
+        let mut data = collects.join().expect("no panic");
+        data.sort_unstable();
+        assert_eq!(data, if sent { &b"abc"[..] } else { &b"ac"[..] });
     });
 }

@@ -16,7 +16,7 @@ use super::{
     failing::Failing,
     inner::{Inner, askable, end_hint, poll_inner, seen},
     judge::{End, Held, Judged, Next},
-    machine::Scope,
+    machine::{Parting, Scope},
     owner::{Finisher, Owner},
 };
 use crate::{
@@ -369,13 +369,12 @@ fn settle<B>(
             clean: true,
         };
     }
-    // With holds out there is no verdict to come: a broken body is shown as what it is now.
-    let broken = owner.verdict_now(end.outcome, &end.cause);
-    let torn_down = owner.end(end.outcome, end.cause);
+    let parting = owner.end(end.outcome, end.cause);
     inner.set(None);
-    if torn_down {
+    let Parting::Leave(broken) = parting else {
         return Stage::ending(held);
-    }
+    };
+    // With holds out there is no verdict to come: a broken body is shown as what it is now.
     finisher.leave_to_holds();
     match broken.and_then(|verdict| verdict.failing(held.clean, &owner.detector)) {
         Some(failing) => Stage::Failing(Box::new(failing)),

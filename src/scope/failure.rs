@@ -137,7 +137,7 @@ pub(super) fn named(what: &str, at: &Location<'_>) -> String {
     format!("{what} at {}:{}", at.file(), at.line())
 }
 
-fn panic_message(payload: &(dyn Any + Send)) -> String {
+pub(super) fn panic_message(payload: &(dyn Any + Send)) -> String {
     payload
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())

@@ -17,6 +17,7 @@ use super::{
     detector::{Detector, Head},
     failure::{Failure, FailureKind},
     judge::{End, Held, Judged, Next},
+    machine::Parting,
     owner::{Finisher, Owner},
     register::AtHead,
     state::{Verdict, failure_status},
@@ -90,12 +91,13 @@ where
                 this.inner.set(None);
                 match result {
                     None => {
-                        end_before_head(this.owner, this.finisher, Outcome::Cancelled, None);
+                        end_before_head(this.owner, this.finisher, Outcome::Cancelled, None, ());
                         Last::Interrupted
                     }
                     Some(Err(error)) => {
                         let cause = Failure::new(FailureKind::Service).into();
-                        end_before_head(this.owner, this.finisher, Outcome::Failed, Some(cause));
+                        let cause = Some(cause);
+                        end_before_head(this.owner, this.finisher, Outcome::Failed, cause, ());
                         Last::Error(error)
                     }
                     Some(Ok(response)) => match at_head(response, this.owner, this.finisher, cx) {
@@ -177,12 +179,11 @@ where
         }
         Head::Ended(outcome) => {
             let (parts, body) = response.into_parts();
-            drop(body);
             let end = match outcome {
                 Outcome::Complete => End::complete(None, None),
                 _ => End::nothing_of(Detector::promised_by(&parts.headers)),
             };
-            return Err(end_with(end, parts, kept, owner, finisher));
+            return Err(end_with(end, body, parts, kept, owner, finisher));
         }
     };
     owner.streams(detector);
@@ -216,43 +217,54 @@ where
                 Judged::End(end) => end,
             },
         };
-        drop(body);
-        return Err(end_with(end, parts, None, owner, finisher));
+        return Err(end_with(end, body, parts, None, owner, finisher));
     }
 }
 
-fn end_with(
+fn end_with<B>(
     end: End,
+    body: B,
     parts: Parts,
     hint: Option<SizeHint>,
     owner: &mut Owner,
     finisher: &mut Finisher,
 ) -> Over {
-    let torn_down = end_before_head(owner, finisher, end.outcome, end.cause);
+    let broken = end_before_head(owner, finisher, end.outcome, end.cause, body);
     Over {
         parts,
         held: end.held,
         hint,
-        broken: (!torn_down && !end.outcome.is_complete()).then_some(end.outcome),
+        broken: broken.map(|verdict| verdict.outcome),
     }
 }
 
 /// The end has come and there is no head yet: what fails from here on becomes the head's status.
-/// False if holds keep the scope open, so that the head goes out before the teardown.
-fn end_before_head(
+/// If holds keep the scope open, the head goes out before the teardown, with this verdict.
+///
+/// The body goes between the end's start, so that its senders are told on that account, and any
+/// teardown.
+fn end_before_head<B>(
     owner: &mut Owner,
     finisher: &mut Finisher,
     outcome: Outcome,
     cause: Option<Cause>,
-) -> bool {
+    body: B,
+) -> Option<Verdict> {
     let scope = owner.scope().cloned();
-    let torn_down = owner.end(outcome, cause);
-    match scope {
-        Some(scope) if torn_down => scope.lock().before_head = true,
-        Some(_) => finisher.leave_to_holds(),
-        None => {}
+    let parting = owner.end(outcome, cause);
+    drop(body);
+    match parting {
+        Parting::TearDown => {
+            if let Some(scope) = scope {
+                scope.lock().before_head = true;
+            }
+            None
+        }
+        Parting::Leave(broken) => {
+            finisher.leave_to_holds();
+            broken
+        }
     }
-    torn_down
 }
 
 /// The teardown is finished: the response as it was, or an error in its place.

@@ -26,14 +26,8 @@ impl Scope {
                 state.options(self).cancel_grace(),
             )
         };
-        if awaited && self.join(join, Tasks::awaits_nobody).await {
-            self.cancel_tasks(|tasks| tasks.cancellation(|kind| kind == TaskKind::Background));
-            if self.join(join, Tasks::is_idle).await {
-                return;
-            }
-        }
-        if awaited {
-            self.lock().overran(join);
+        if awaited && self.await_tasks(join).await {
+            return;
         }
         self.cancel_tasks(Tasks::cancel_all);
         if self.join(grace, Tasks::is_idle).await {
@@ -45,6 +39,23 @@ impl Scope {
             let work = state.work();
             work.stuck.extend(work.tasks.names());
         }
+    }
+
+    /// The join of a natural end: true if all are gone. A failure that cancels them ends it early,
+    /// and what is left has the grace; otherwise what is left has overrun.
+    async fn await_tasks(&self, limit: Duration) -> bool {
+        let over = |tasks: &Tasks| tasks.cancelling || tasks.awaits_nobody();
+        if self.join(limit, over).await {
+            if self.lock().work().tasks.cancelling {
+                return false;
+            }
+            self.cancel_tasks(|tasks| tasks.cancellation(|kind| kind == TaskKind::Background));
+            if self.join(limit, Tasks::is_idle).await {
+                return true;
+            }
+        }
+        self.lock().overran(limit);
+        false
     }
 
     /// Aborts whatever can be: the runtime is gone, or nobody can wait.
@@ -68,14 +79,16 @@ impl Scope {
     async fn join(&self, limit: Duration, met: impl Fn(&Tasks) -> bool) -> bool {
         let mut limit = Limit::new(limit);
         poll_fn(|cx| {
-            {
+            let waker = cx.waker().clone();
+            let replaced = {
                 let mut state = self.lock();
                 let tasks = &mut state.work().tasks;
                 if met(tasks) {
                     return Poll::Ready(true);
                 }
-                tasks.joiner = Some(cx.waker().clone());
-            }
+                tasks.joiner.replace(waker)
+            };
+            drop(replaced);
             limit.poll(cx).map(|()| false)
         })
         .await

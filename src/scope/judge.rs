@@ -10,7 +10,7 @@ use super::{
     detector::{Seen, stops_at_length},
     failure::{Failure, FailureKind},
     owner::Owner,
-    state::{ShutBy, Verdict},
+    state::ShutBy,
 };
 use crate::{
     error::{BodyError, BoxError, Cause},
@@ -240,12 +240,6 @@ impl Owner {
             false => Outcome::Cancelled,
         };
         End::failed(outcome, Failure::new(FailureKind::Ended { outcome }).into())
-    }
-
-    /// The verdict on a body that did not end well, before any teardown.
-    pub(super) fn verdict_now(&self, outcome: Outcome, cause: &Option<Cause>) -> Option<Verdict> {
-        let scope = self.known().filter(|_| !outcome.is_complete())?;
-        Some(scope.lock().verdict_on(scope, outcome, cause.clone()))
     }
 
     #[inline]

@@ -245,21 +245,27 @@ impl Scope {
 
     /// The owner's body (or its handler future) has come to an end.
     ///
-    /// True if the end has started, now or before, and the owner has to tear down; false if holds
-    /// keep the scope open, and the owner just leaves.
-    pub(super) fn owner_ended(&self, outcome: Outcome, cause: Option<Cause>) -> bool {
+    /// If the end has started, now or before, the owner has to tear down; if holds keep the scope
+    /// open, it just leaves.
+    pub(super) fn owner_ended(&self, outcome: Outcome, cause: Option<Cause>) -> Parting {
         let mut state = self.lock();
         state.owner_ended = true;
         let live = state.phase == Phase::Live;
         let Some(work) = state.work.as_mut().filter(|work| live && work.holds > 0) else {
             self.start(state, outcome, cause, false);
-            return true;
+            return Parting::TearDown;
         };
-        work.body_end = Some((outcome, cause));
+        // No join waits for the tasks now: what has failed by now has broken the body.
+        let (outcome, cause) = match work.tasks.failure() {
+            Some((failed, why)) if outcome.is_complete() => (*failed, Some(why.clone())),
+            _ => (outcome, cause),
+        };
+        work.body_end = Some((outcome, cause.clone()));
         let signals = state.signals.body_ended(outcome.is_complete());
+        let broken = state.broken_on(self, outcome, cause);
         drop(state);
         signals.fire();
-        false
+        Parting::Leave(broken)
     }
 
     /// The owner is about to go while holds are out. True if the end has started meanwhile.
@@ -385,6 +391,14 @@ pub(super) enum Started {
     UnderOwner,
     /// The owner has gone: the caller tears down.
     WithoutOwner,
+}
+
+/// What an owner does that has told its end.
+pub(super) enum Parting {
+    /// It tears down, and the verdict is to come.
+    TearDown,
+    /// It leaves; with the verdict on a body that is broken as it is now.
+    Leave(Option<Verdict>),
 }
 
 /// What the teardown does next.

@@ -90,5 +90,5 @@ pub(crate) use machine::Scope;
 pub use movable::{MovableBody, MovableFuture};
 pub use options::{FailurePolicy, OnLeave, Shutdown};
 pub(crate) use state::LastWords;
-pub(crate) use tasks::{TaskKey, TaskKind};
+pub(crate) use tasks::{Feed, TaskKey, TaskKind};
 pub use upload::{DrainRequest, DrainRequestService, RequestBody};

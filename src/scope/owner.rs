@@ -14,7 +14,7 @@ use super::{
     connection::Watch,
     detector::Detector,
     failure::{Failure, FailureKind},
-    machine::Scope,
+    machine::{Parting, Scope},
     state::Verdict,
     teardown::{self, Teardown},
 };
@@ -127,16 +127,19 @@ impl Owner {
         self.body = true;
     }
 
-    /// Tells how the end came. False if holds keep the scope open.
-    pub(super) fn end(&mut self, outcome: Outcome, failure: Option<crate::Cause>) -> bool {
+    /// Tells how the end came.
+    pub(super) fn end(&mut self, outcome: Outcome, failure: Option<crate::Cause>) -> Parting {
         match mem::replace(&mut self.role, Role::Free) {
             Role::Root(scope) => {
                 close_upload(&scope);
                 scope.owner_ended(outcome, failure)
             }
             // There is no teardown to wait for.
-            Role::Unreached(_) => false,
-            Role::Joined(_) | Role::Free => true,
+            Role::Unreached(_) if outcome.is_complete() => Parting::Leave(None),
+            Role::Unreached(scope) => {
+                Parting::Leave(scope.lock().broken_on(&scope, outcome, failure))
+            }
+            Role::Joined(_) | Role::Free => Parting::TearDown,
         }
     }
 

@@ -101,11 +101,15 @@ impl Scope {
     /// Ready once no closer runs ahead of the teardown.
     pub(super) async fn early_done(&self) {
         poll_fn(|cx| {
-            let mut state = self.lock();
-            if state.work().early == 0 {
-                return Poll::Ready(());
-            }
-            state.work().early_waiter = Some(cx.waker().clone());
+            let waker = cx.waker().clone();
+            let replaced = {
+                let mut state = self.lock();
+                if state.work().early == 0 {
+                    return Poll::Ready(());
+                }
+                state.work().early_waiter.replace(waker)
+            };
+            drop(replaced);
             Poll::Pending
         })
         .await;

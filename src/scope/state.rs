@@ -283,6 +283,16 @@ impl State {
         Verdict { outcome, fault }
     }
 
+    /// The verdict on a body that did not end well, before any teardown.
+    pub(super) fn broken_on(
+        &self,
+        scope: &Scope,
+        outcome: Outcome,
+        cause: Option<Cause>,
+    ) -> Option<Verdict> {
+        (!outcome.is_complete()).then(|| self.verdict_on(scope, outcome, cause))
+    }
+
     /// Whether its end is to come, and concerns nobody: nothing is registered, no token given out, no
     /// report wanted.
     pub(super) fn is_untouched(&self, scope: &Scope) -> bool {

@@ -39,10 +39,22 @@ pub(crate) struct TaskKey {
     number: u64,
 }
 
-/// Called when a failure cancels the siblings: the channel closes, so that the body ends.
-///
-/// False if that body is gone already, so that it cannot end anything.
-pub(crate) type FailureHook = Box<dyn Fn() -> bool + Send>;
+/// The stream of a body that tasks of the scope feed.
+pub(crate) trait Feed: Send + Sync {
+    /// A failure cancels the siblings: takes nothing more, so that the body ends.
+    ///
+    /// False if that body is gone already, so that it cannot end anything.
+    fn refuse(&self) -> bool;
+
+    /// Its body went before its senders did.
+    fn is_cut(&self) -> bool;
+
+    /// Keeps its end back: a task is polled that may drop the last sender, and then fail.
+    fn enter(&self);
+
+    /// The task waits, or the scope knows how it ended.
+    fn leave(&self);
+}
 
 pub(super) struct Tasks {
     slots: Slab<Slot>,
@@ -56,9 +68,17 @@ pub(super) struct Tasks {
     failure: Option<(Outcome, Cause)>,
     cancel: Option<CancellationToken>,
     pub(super) joiner: Option<Waker>,
-    on_failure: Vec<FailureHook>,
+    feeds: Vec<Arc<dyn Feed>>,
     /// How many tasks may run at once, where the application has set it.
     places: Option<Arc<Semaphore>>,
+}
+
+/// A task that may be spawned.
+struct Entered {
+    runtime: Handle,
+    report: TaskReport,
+    /// What it feeds, as far as can be known.
+    feed: Option<Arc<dyn Feed>>,
 }
 
 struct Slot {
@@ -74,6 +94,11 @@ impl Slot {
     fn name(&self) -> String {
         named("task", self.at)
     }
+
+    fn panicked(&self, message: String) -> Failure {
+        let what = self.name();
+        Failure::new(FailureKind::Panicked { what, message })
+    }
 }
 
 impl Tasks {
@@ -88,7 +113,7 @@ impl Tasks {
             failure: None,
             cancel: None,
             joiner: None,
-            on_failure: Vec::new(),
+            feeds: Vec::new(),
             places: None,
         }
     }
@@ -115,6 +140,17 @@ impl Tasks {
 
     pub(super) fn refuse_new(&mut self) {
         self.open = false;
+    }
+
+    /// A failure, or the end, has closed the streams.
+    fn refuses_frames(&self) -> bool {
+        let failed = self.failed && self.policy == FailurePolicy::CancelSiblings;
+        failed || self.cancelling
+    }
+
+    /// The first failure while the scope is live.
+    pub(super) fn failure(&self) -> Option<&(Outcome, Cause)> {
+        self.failure.as_ref()
     }
 
     pub(super) fn take_failure(&mut self) -> Option<(Outcome, Cause)> {
@@ -211,13 +247,19 @@ impl Scope {
     where
         F: Future<Output = TaskResult> + Send + 'static,
     {
-        let Some((runtime, report)) = self.enter_task(kind, at) else {
+        let Some(Entered {
+            runtime,
+            report,
+            feed,
+        }) = self.enter_task(kind, at)
+        else {
             return Err(future);
         };
         let (key, number) = (report.key, report.number);
         let task = runtime.spawn(Tracked {
             future: Some(future),
             report,
+            feed,
         });
         self.set_abort(key, number, task.abort_handle());
         Ok(TaskKey { key, number })
@@ -248,24 +290,24 @@ impl Scope {
         at: &'static Location<'static>,
         place: Option<OwnedSemaphorePermit>,
         code: C,
-        judge: fn(TaskResult) -> TaskResult,
+        judge: impl FnOnce(TaskResult) -> TaskResult + Send + 'static,
     ) -> Result<(), C>
     where
         C: FnOnce(CancellationToken) -> TaskResult + Send + 'static,
     {
-        let Some((runtime, report)) = self.enter_task(TaskKind::Blocking, at) else {
+        let Some(entered) = self.enter_task(TaskKind::Blocking, at) else {
             return Err(code);
         };
+        let Entered {
+            runtime,
+            mut report,
+            ..
+        } = entered;
         let (key, number) = (report.key, report.number);
         let cancel = self.task_token();
-        let mut report = report;
         let task = runtime.spawn_blocking(move || {
             let _place = place;
-            let end = match contained(|| code(cancel)) {
-                Ok(result) => TaskEnd::Returned(judge(result)),
-                Err(payload) => TaskEnd::Panicked(payload),
-            };
-            report.tell(end);
+            report.tell(contained(|| code(cancel)).map(judge), None);
         });
         self.set_abort(key, number, task.abort_handle());
         Ok(())
@@ -276,21 +318,44 @@ impl Scope {
         self.lock().work().tasks.token().child_token()
     }
 
-    /// Calls the hook when a failure cancels the siblings; at once if that has happened.
-    pub(crate) fn on_task_failure(&self, hook: FailureHook) {
+    /// Tasks from now on feed this stream. Refused when a failure cancels the siblings; at once if
+    /// that has happened.
+    pub(crate) fn feed(&self, feed: Arc<dyn Feed>) {
         let now = {
             let mut state = self.lock();
             let tasks = &mut state.work().tasks;
-            if tasks.failed && tasks.policy == FailurePolicy::CancelSiblings {
-                Some(hook)
+            if tasks.refuses_frames() {
+                Some(feed)
             } else {
-                tasks.on_failure.push(hook);
+                tasks.feeds.push(feed);
                 None
             }
         };
-        if let Some(hook) = now {
-            hook();
+        if let Some(feed) = now {
+            feed.refuse();
         }
+    }
+
+    /// Whether what its tasks feed may be closed on its own account. Otherwise a task that is told
+    /// so was told by somebody else's stream.
+    pub(crate) fn closes_streams(&self) -> bool {
+        let (ended, feeds) = {
+            let mut state = self.lock();
+            let (live, natural) = (state.phase == Phase::Live, state.natural);
+            let work = state.work();
+            let whole = match &work.body_end {
+                Some((outcome, _)) => outcome.is_complete(),
+                None => natural,
+            };
+            if !whole || !work.tasks.open || work.tasks.refuses_frames() {
+                return true;
+            }
+            let ended = !live || work.body_end.is_some();
+            (ended, work.tasks.feeds.clone())
+        };
+        // A stream of ours that ended whole had no sender left. What else has fed the body, and may
+        // have been cut at its end, is not known here.
+        (ended && feeds.is_empty()) || feeds.iter().any(|feed| feed.is_cut())
     }
 
     /// Makes the frame that a failing body ends with, before its error.
@@ -307,7 +372,11 @@ impl Scope {
     /// Lets at most so many tasks run at once, of those that take a place.
     pub(crate) fn set_places(&self, places: usize) {
         let places = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
-        self.lock().work().tasks.places = Some(places);
+        let replaced = self.lock().work().tasks.places.replace(places);
+        // Who waits for a place looks for the new ones.
+        if let Some(replaced) = replaced {
+            replaced.close();
+        }
     }
 
     pub(crate) fn places(&self) -> Option<Arc<Semaphore>> {
@@ -322,13 +391,15 @@ impl Scope {
         self: &Arc<Self>,
         kind: TaskKind,
         at: &'static Location<'static>,
-    ) -> Option<(Handle, TaskReport)> {
+    ) -> Option<Entered> {
         let runtime = self
             .runtime
             .clone()
             .or_else(|| Handle::try_current().ok())?;
         let mut state = self.lock();
-        if !state.work().tasks.open {
+        let tasks = &state.work().tasks;
+        // Whoever came now would be neither told nor aborted before the grace is over.
+        if !tasks.open || tasks.cancelling {
             return None;
         }
         state.used = true;
@@ -347,7 +418,12 @@ impl Scope {
             key,
             number,
         };
-        Some((runtime, report))
+        let feed = tasks.feeds.last().cloned();
+        Some(Entered {
+            runtime,
+            report,
+            feed,
+        })
     }
 
     /// A task may have ended, or been cancelled, before its handle is known.
@@ -365,8 +441,14 @@ impl Scope {
         }
     }
 
-    pub(super) fn task_ended(self: &Arc<Self>, key: usize, number: u64, end: TaskEnd) {
-        let mut hooks = Vec::new();
+    /// `burst` is the panic of its destructors behind a failure.
+    pub(super) fn task_ended(
+        self: &Arc<Self>,
+        (key, number): (usize, u64),
+        end: TaskEnd,
+        burst: Option<String>,
+    ) {
+        let mut feeds = Vec::new();
         let mut cancellation = None;
         let mut interrupt = None;
         let (waker, release) = {
@@ -387,10 +469,13 @@ impl Scope {
                 state.note_failure(outcome, cause.clone());
                 let tasks = &mut state.work().tasks;
                 if tasks.policy == FailurePolicy::CancelSiblings && first {
-                    hooks = std::mem::take(&mut tasks.on_failure);
+                    feeds = std::mem::take(&mut tasks.feeds);
                     cancellation = Some(tasks.cancel_all());
                     interrupt = Some((outcome, cause));
                 }
+            }
+            if let Some(message) = burst {
+                state.note_failure(Outcome::Panicked, slot.panicked(message).into());
             }
             let lingering = state.lingering;
             let tasks = &mut state.work().tasks;
@@ -402,10 +487,10 @@ impl Scope {
         if let Some(cancellation) = cancellation {
             cancellation.carry_out();
         }
-        // Each of them is called, whatever the others say.
+        // Each of them is told, whatever the others say.
         let mut fed = false;
-        for hook in hooks {
-            fed |= hook();
+        for feed in feeds {
+            fed |= feed.refuse();
         }
         // A body that is not fed by a channel of ours would go on: end it.
         if let Some((outcome, cause)) = interrupt.filter(|_| !fed) {
@@ -428,15 +513,14 @@ impl State {
                 counts.tasks_joined += 1;
                 None
             }
-            TaskEnd::Returned(Err(error)) => {
+            TaskEnd::Returned(Err(cause)) => {
                 counts.tasks_joined += 1;
                 counts.tasks_failed += 1;
-                Some((Outcome::Failed, Cause::from(error)))
+                Some((Outcome::Failed, cause))
             }
-            TaskEnd::Panicked(payload) => {
+            TaskEnd::Panicked(message) => {
                 counts.tasks_panicked += 1;
-                let failure = Failure::panicked(slot.name(), &*payload);
-                Some((Outcome::Panicked, failure.into()))
+                Some((Outcome::Panicked, slot.panicked(message).into()))
             }
             TaskEnd::Dropped if slot.told => {
                 counts.tasks_cancelled += 1;

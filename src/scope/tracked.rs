@@ -7,18 +7,20 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use pin_project::pin_project;
+use pin_project::{pin_project, pinned_drop};
 
 use super::{
-    failure::{Payload, contained},
+    failure::{Payload, contained, panic_message},
     machine::Scope,
+    tasks::Feed,
 };
-use crate::{TaskResult, error::BoxError};
+use crate::{TaskResult, error::Cause};
 
-/// How one task came out.
+/// How one task came out. Nothing in it runs the application's code when it drops.
 pub(super) enum TaskEnd {
-    Returned(Result<(), BoxError>),
-    Panicked(Payload),
+    Returned(Result<(), Cause>),
+    /// With the panic's message.
+    Panicked(String),
     Dropped,
 }
 
@@ -30,25 +32,43 @@ pub(super) struct TaskReport {
 }
 
 impl TaskReport {
-    pub(super) fn tell(&mut self, end: TaskEnd) {
+    /// How its code came out, and what its destructors panicked with.
+    pub(super) fn tell(&mut self, result: Result<TaskResult, Payload>, burst: Option<Payload>) {
+        let (result, burst) = match (result, burst) {
+            (Ok(Ok(())), Some(burst)) => (Err(burst), None),
+            told => told,
+        };
+        let (end, payload) = match result {
+            Ok(result) => (TaskEnd::Returned(result.map_err(Cause::from)), None),
+            Err(payload) => (TaskEnd::Panicked(panic_message(&*payload)), Some(payload)),
+        };
+        self.tell_end(end, burst.as_deref().map(panic_message));
+        // They are the application's: they go last, and may use the scope, or panic.
+        for payload in [payload, burst] {
+            let _ = contained(|| drop(payload));
+        }
+    }
+
+    fn tell_end(&mut self, end: TaskEnd, burst: Option<String>) {
         if let Some(scope) = self.scope.take() {
-            scope.task_ended(self.key, self.number, end);
+            scope.task_ended((self.key, self.number), end, burst);
         }
     }
 }
 
 impl Drop for TaskReport {
     fn drop(&mut self) {
-        self.tell(TaskEnd::Dropped);
+        self.tell_end(TaskEnd::Dropped, None);
     }
 }
 
-/// A task's future. Field order is drop order: the future is gone before its end is told.
-#[pin_project]
+/// A task's future. Its drop lets the future go before its end is told.
+#[pin_project(PinnedDrop)]
 pub(super) struct Tracked<F> {
     #[pin]
     pub(super) future: Option<F>,
     pub(super) report: TaskReport,
+    pub(super) feed: Option<Arc<dyn Feed>>,
 }
 
 impl<F: Future<Output = TaskResult>> Future for Tracked<F> {
@@ -59,14 +79,41 @@ impl<F: Future<Output = TaskResult>> Future for Tracked<F> {
         let Some(future) = this.future.as_mut().as_pin_mut() else {
             return Poll::Ready(());
         };
-        let mut end = match contained(|| future.poll(cx)) {
-            Ok(poll) => TaskEnd::Returned(ready!(poll)),
-            Err(payload) => TaskEnd::Panicked(payload),
+        // Until this returns, so that no stream ends whole before the failure is told.
+        let _polling = this.feed.as_deref().map(Polling::begin);
+        let result = match contained(|| future.poll(cx)) {
+            Ok(poll) => Ok(ready!(poll)),
+            Err(payload) => Err(payload),
         };
-        if let Err(payload) = contained(|| this.future.set(None)) {
-            end = TaskEnd::Panicked(payload);
-        }
-        this.report.tell(end);
+        let burst = contained(|| this.future.set(None)).err();
+        this.report.tell(result, burst);
         Poll::Ready(())
+    }
+}
+
+#[pinned_drop]
+impl<F> PinnedDrop for Tracked<F> {
+    fn drop(self: Pin<&mut Self>) {
+        let mut this = self.project();
+        // Otherwise it is told as dropped, if it was not told before.
+        if let Err(payload) = contained(|| this.future.set(None)) {
+            this.report.tell(Err(payload), None);
+        }
+    }
+}
+
+/// A poll of a task that may feed a stream.
+struct Polling<'a>(&'a dyn Feed);
+
+impl<'a> Polling<'a> {
+    fn begin(feed: &'a dyn Feed) -> Self {
+        feed.enter();
+        Self(feed)
+    }
+}
+
+impl Drop for Polling<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
     }
 }

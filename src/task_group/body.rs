@@ -14,13 +14,13 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
 use super::{
-    channel::{FrameReceiver, FrameSender, channel},
+    channel::{ChannelHandle, FrameReceiver, FrameSender, channel},
     group::{Forgiving, TaskGroup},
     merge::Sources,
 };
 use crate::{
     BodyError, TaskResult,
-    scope::{LastWords, Scope, ScopeBody, Sealed, TaskKey, TaskKind},
+    scope::{Feed, LastWords, Scope, ScopeBody, Sealed, TaskKey, TaskKind},
 };
 
 /// Bytes that producers may be ahead of the client (16 KiB); a larger frame passes alone.
@@ -46,6 +46,24 @@ pub struct GroupBody {
 /// Spawns the producer.
 type Start = Box<dyn FnOnce(&Arc<Scope>) -> Option<TaskKey> + Send>;
 
+impl Feed for ChannelHandle {
+    fn refuse(&self) -> bool {
+        self.close_senders()
+    }
+
+    fn is_cut(&self) -> bool {
+        Self::is_cut(self)
+    }
+
+    fn enter(&self) {
+        self.add_sender();
+    }
+
+    fn leave(&self) {
+        self.remove_sender();
+    }
+}
+
 impl GroupBody {
     pub(super) fn new<F, Fut>(
         group: &TaskGroup,
@@ -59,9 +77,9 @@ impl GroupBody {
         let (sender, receiver) = channel(BUFFER);
         let handle = receiver.handle();
         let scope = group.scope().clone();
-        scope.on_task_failure(Box::new(move || handle.close_senders()));
+        scope.feed(Arc::new(handle));
         let start: Start = Box::new(move |scope| {
-            let producer = Forgiving::new(producer(sender));
+            let producer = Forgiving::new(scope, producer(sender));
             scope.spawn(TaskKind::Plain, at, producer).ok()
         });
         Self {

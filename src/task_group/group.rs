@@ -9,7 +9,7 @@ use std::{
 };
 
 use http::Request;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -29,7 +29,9 @@ pub type TaskGroupLayer = ScopeLayer<TaskGroup>;
 ///
 /// At a natural end of the body they are awaited up to the join limit (30 s); on any other end they
 /// are cancelled and joined before the closers run. A task that returns an error or panics fails
-/// the response; one that returns [`Closed`], because the client has left, does not.
+/// the response; one that returns [`Closed`], because the client has left, does not. While the
+/// response goes on, `Closed` is an error like any other: another stream has ended. So it is after
+/// the stream of the group has ended whole.
 ///
 /// **On drop**: nothing happens; the scope owns the tasks.
 #[derive(Clone)]
@@ -101,8 +103,10 @@ impl TaskGroup {
             Ok(place) => place,
             Err(Full) => return Err(SpawnError::full(code)),
         };
+        let scope = self.scope.clone();
+        let judge = move |result| forgive(&scope, result);
         self.scope
-            .spawn_blocking(Location::caller(), place, code, forgive)
+            .spawn_blocking(Location::caller(), place, code, judge)
             .map_err(SpawnError::ending)
     }
 
@@ -157,16 +161,8 @@ impl TaskGroup {
     {
         let at = Location::caller();
         async move {
-            let place = match self.scope.places() {
-                None => None,
-                Some(places) => {
-                    let cancel = self.scope.task_token();
-                    tokio::select! {
-                        biased;
-                        () = cancel.cancelled() => return Err(SpawnError::ending(task)),
-                        place = places.acquire_owned() => place.ok(),
-                    }
-                }
+            let Some(place) = self.wait_for_place().await else {
+                return Err(SpawnError::ending(task));
             };
             self.spawn_at(place, at, TaskKind::Plain, task)
         }
@@ -183,6 +179,10 @@ impl TaskGroup {
     }
 
     /// Keeps the scope open past its body. See [`Hold`].
+    ///
+    /// The body's end does not wait for tasks then: it fails for those that have failed by that
+    /// time. Of one that fails as its sender goes the body hears, unless it is blocking code or
+    /// older than the body; a later failure is only the scope's.
     pub fn hold(&self) -> Hold {
         Hold::on(&self.scope)
     }
@@ -212,18 +212,41 @@ impl TaskGroup {
     where
         F: Future<Output = TaskResult> + Send + 'static,
     {
-        let _place = place;
+        let mut task = Forgiving::new(&self.scope, task);
+        task._place = place;
         self.scope
-            .spawn(kind, at, Forgiving { task, _place })
+            .spawn(kind, at, task)
             .map(drop)
             .map_err(|refused| SpawnError::ending(refused.task))
+    }
+
+    /// The same in turn; `None` once the tasks are cancelled.
+    async fn wait_for_place(&self) -> Option<Option<OwnedSemaphorePermit>> {
+        while let Some(places) = self.scope.places() {
+            let cancel = self.scope.task_token();
+            let place = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return None,
+                place = places.acquire_owned() => place,
+            };
+            // Otherwise the limit is another by now.
+            if place.is_ok() {
+                return Some(place.ok());
+            }
+        }
+        Some(None)
     }
 
     /// A place among the most tasks allowed, if there is such a limit.
     fn take_place(&self) -> Result<Option<OwnedSemaphorePermit>, Full> {
         match self.scope.places() {
             None => Ok(None),
-            Some(places) => places.try_acquire_owned().map(Some).map_err(|_| Full),
+            Some(places) => match places.try_acquire_owned() {
+                Ok(place) => Ok(Some(place)),
+                Err(TryAcquireError::NoPermits) => Err(Full),
+                // The limit is another by now.
+                Err(TryAcquireError::Closed) => self.take_place(),
+            },
         }
     }
 }
@@ -236,13 +259,18 @@ struct Full;
 pub(super) struct Forgiving<F> {
     #[pin]
     task: F,
+    scope: Arc<Scope>,
     /// Given back when the task is over.
     _place: Option<OwnedSemaphorePermit>,
 }
 
 impl<F> Forgiving<F> {
-    pub(super) fn new(task: F) -> Self {
-        Self { task, _place: None }
+    pub(super) fn new(scope: &Arc<Scope>, task: F) -> Self {
+        Self {
+            task,
+            scope: scope.clone(),
+            _place: None,
+        }
     }
 }
 
@@ -253,14 +281,17 @@ impl<F: Future<Output = TaskResult>> Future for Forgiving<F> {
         self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<TaskResult> {
-        self.project().task.poll(cx).map(forgive)
+        let this = self.project();
+        this.task.poll(cx).map(|result| forgive(this.scope, result))
     }
 }
 
 /// The client has left, or the group has failed already: no error of this task's making.
-fn forgive(result: TaskResult) -> TaskResult {
+///
+/// Not if the response goes on: then it was another stream, or group, that took nothing more.
+fn forgive(scope: &Scope, result: TaskResult) -> TaskResult {
     match result {
-        Err(error) if is_closed(&error) => Ok(()),
+        Err(error) if is_closed(&error) && scope.closes_streams() => Ok(()),
         result => result,
     }
 }

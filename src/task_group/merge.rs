@@ -132,9 +132,8 @@ fn start<F>(group: &TaskGroup, at: &'static Location<'static>, source: F)
 where
     F: Future<Output = TaskResult> + Send + 'static,
 {
-    let _ = group
-        .scope()
-        .spawn(TaskKind::Plain, at, Forgiving::new(source));
+    let scope = group.scope();
+    let _ = scope.spawn(TaskKind::Plain, at, Forgiving::new(scope, source));
 }
 
 /// Why a source stopped before its stream was over.

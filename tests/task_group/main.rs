@@ -1,6 +1,7 @@
 //! Task groups: cancellation, backpressure, last words, merged streams, policies.
 
 mod cancellation;
+mod failures;
 mod last_words;
 mod merge;
 mod run_ahead;

@@ -7,7 +7,8 @@ use bytes::Bytes;
 /// The stream takes no more frames: mostly, the client has left.
 ///
 /// This is no error of the task's making. A producer that gets it has nothing left to do and
-/// should return; a task group does not count it as a failure.
+/// should return; a task group does not count it as a failure, unless its response goes on and
+/// the stream was another.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Closed {
     pub(super) reason: Reason,

@@ -15,9 +15,12 @@
 //!    `send` that is dropped before it was ready was not sent; what it had reserved goes to the
 //!    next in line.
 //! 4. If somebody waits in line, then the buffer is not empty (the receiver's next poll serves
-//!    the line), or a woken sender holds a grant (its poll or its drop serves the line).
-//! 5. If the receiver waits, then its waker is in the state and the buffer is empty. Whoever
-//!    changes that takes the waker.
+//!    the line), or a woken sender holds a grant (its poll or its drop serves the line), or the
+//!    receiver is awake.
+//! 5. If the receiver waits, then its waker is in the state, the buffer is empty and no loan is
+//!    out. Whoever changes that takes the waker.
+//!    A loan is a grant to a writer or a sink: their waits have no future whose drop would show that
+//!    they were given up. The receiver that finds nothing takes loans back at its second look.
 //! 6. Under the lock nobody is woken, and no waker or frame of the user's is dropped: either may
 //!    run code that comes back here. `After` carries them out.
 //!
@@ -38,7 +41,7 @@ mod writer;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub(crate) use self::receiver::FrameReceiver;
+pub(crate) use self::receiver::{ChannelHandle, FrameReceiver};
 pub use self::{
     body::FrameBody,
     error::{Closed, TrySendError},

@@ -115,6 +115,21 @@ impl ChannelHandle {
         received
     }
 
+    /// The receiver went before the end, so that senders may have been told.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.shared.lock().is_cut()
+    }
+
+    /// Counts as a sender from now on; an end that has come already stays.
+    pub(crate) fn add_sender(&self) {
+        self.shared.add_sender();
+    }
+
+    /// Counts no more.
+    pub(crate) fn remove_sender(&self) {
+        self.shared.remove_sender();
+    }
+
     /// Nothing more goes in, whatever the reason.
     #[cfg(test)]
     pub(crate) fn is_closed(&self) -> bool {

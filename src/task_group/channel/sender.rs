@@ -194,7 +194,8 @@ pub struct SendFrame<'a> {
 
 impl SendFrame<'_> {
     fn poll_put(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        poll_put(self.shared, &mut self.frame, &mut self.ticket, cx)
+        let need = Need::Bytes(self.frame.len());
+        poll_put(self.shared, &mut self.frame, need, &mut self.ticket, cx)
     }
 }
 
@@ -202,6 +203,7 @@ impl SendFrame<'_> {
 pub(super) fn poll_put(
     shared: &Shared,
     frame: &mut Bytes,
+    need: Need,
     ticket: &mut Option<u64>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), Closed>> {
@@ -209,7 +211,7 @@ pub(super) fn poll_put(
         if frame.is_empty() {
             return Poll::Ready(state.open());
         }
-        ready!(state.poll_turn(ticket, Need::Bytes(frame.len()), cx, after))?;
+        ready!(state.poll_turn(ticket, need, cx, after))?;
         state.put(std::mem::take(frame), after);
         Poll::Ready(Ok(()))
     })

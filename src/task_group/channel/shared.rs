@@ -38,7 +38,8 @@ impl Shared {
     }
 
     pub(super) fn add_sender(&self) {
-        // Relaxed: whoever adds one holds one, so the count cannot reach 0 meanwhile.
+        // Relaxed: whoever adds one holds one, so the count cannot reach 0 meanwhile. A handle may
+        // come too late, and then finds the end under the lock.
         self.senders.fetch_add(1, Ordering::Relaxed);
     }
 

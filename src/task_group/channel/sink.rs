@@ -20,7 +20,8 @@ use super::{
 /// A [`FrameSender`] as a `Sink<Bytes>`.
 ///
 /// It holds one frame at most, while there is no room in the body's buffer. Flushed means accepted
-/// by the buffer, not received by the client.
+/// by the buffer, not received by the client. A flush that was given up, as by a timeout, holds up no
+/// other sender; the frame goes in with the next.
 ///
 /// # On drop
 /// A frame that was started and not flushed is not sent.
@@ -43,7 +44,7 @@ impl FrameSink {
 
     fn leave(&mut self) {
         if let Some(sender) = &self.sender {
-            let need = Need::Bytes(self.frame.len());
+            let need = Need::Loan(self.frame.len());
             leave(sender.shared(), &mut self.ticket, need);
         }
     }
@@ -79,7 +80,10 @@ impl Sink<Bytes> for FrameSink {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
         let this = &mut *self;
         match &this.sender {
-            Some(sender) => poll_put(sender.shared(), &mut this.frame, &mut this.ticket, cx),
+            Some(sender) => {
+                let need = Need::Loan(this.frame.len());
+                poll_put(sender.shared(), &mut this.frame, need, &mut this.ticket, cx)
+            }
             None => Poll::Ready(Err(SINK_CLOSED)),
         }
     }

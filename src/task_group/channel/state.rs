@@ -21,16 +21,20 @@ pub(super) struct State {
     bound: usize,
     /// Bytes granted to woken senders and not yet put in.
     reserved: usize,
+    /// What of it can be taken back, by the tickets of those who have it.
+    lent: VecDeque<(u64, usize)>,
+    /// The receiver has found nothing since the last of them was made.
+    looked: bool,
     /// Who waits for room, in the order of their tickets.
     line: VecDeque<Waiter>,
     next_ticket: u64,
-    /// Tickets below this have been granted, or given up.
-    served: u64,
     /// The sender of the trailers has been granted: nobody else gets in.
     trailers_granted: bool,
     trailers: Option<Box<HeaderMap>>,
     preserve_frames: bool,
     end: Option<End>,
+    /// The receiver went before the senders did.
+    cut: bool,
     receiver: Option<Waker>,
     /// Who waits for the end: their tickets are drawn from the same numbers.
     watchers: Vec<(u64, Waker)>,
@@ -54,6 +58,9 @@ struct Waiter {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Need {
     Bytes(usize),
+    /// The same for one who may wait without a future, whose going nobody would see: what it is
+    /// granted can be taken back, and then it is the first in line again.
+    Loan(usize),
     /// No room, but the end: what was granted before has to be in.
     Trailers,
 }
@@ -70,13 +77,15 @@ impl State {
             buffer: Buffer::default(),
             bound: bound.max(1),
             reserved: 0,
+            lent: VecDeque::new(),
+            looked: false,
             line: VecDeque::new(),
             next_ticket: 0,
-            served: 0,
             trailers_granted: false,
             trailers: None,
             preserve_frames: false,
             end: None,
+            cut: false,
             receiver: None,
             watchers: Vec::new(),
         }
@@ -108,6 +117,11 @@ impl State {
     /// The receiver has gone.
     pub(super) fn is_abandoned(&self) -> bool {
         self.end == Some(End::Closed(Reason::Gone))
+    }
+
+    /// The receiver went, and senders were told.
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut
     }
 
     /// Nothing more goes in.
@@ -156,18 +170,33 @@ impl State {
                 });
                 Poll::Pending
             }
-            Some(granted) if granted < self.served => {
-                *ticket = None;
-                self.give_back(need);
-                Poll::Ready(Ok(()))
-            }
-            Some(waiting) => {
-                if let Ok(place) = self.place(waiting) {
+            Some(drawn) => match self.place(drawn) {
+                Ok(place) => {
                     refresh(&mut self.line[place].waker, cx, after);
+                    Poll::Pending
                 }
-                Poll::Pending
-            }
+                Err(place) if !self.keeps_grant(drawn, need) => {
+                    self.line.insert(
+                        place,
+                        Waiter {
+                            ticket: drawn,
+                            need,
+                            waker: cx.waker().clone(),
+                        },
+                    );
+                    Poll::Pending
+                }
+                Err(_) => {
+                    *ticket = None;
+                    Poll::Ready(Ok(()))
+                }
+            },
         }
+    }
+
+    /// Gives back what was granted, to be used now. False if it was taken back, and is gone.
+    fn keeps_grant(&mut self, ticket: u64, need: Need) -> bool {
+        self.give_back(ticket, need) || (!self.trailers_granted && self.fits(need))
     }
 
     /// Leaves the line, or gives back what was granted.
@@ -175,10 +204,11 @@ impl State {
         if self.end.is_some() {
             return;
         }
-        if ticket < self.served {
-            self.give_back(need);
-        } else if let Ok(place) = self.place(ticket) {
-            after.stale = self.line.remove(place).map(|waiter| waiter.waker);
+        match self.place(ticket) {
+            Ok(place) => after.stale = self.line.remove(place).map(|waiter| waiter.waker),
+            Err(_) => {
+                self.give_back(ticket, need);
+            }
         }
         self.serve(after);
     }
@@ -228,8 +258,12 @@ impl State {
         if self.end.is_some() {
             return Poll::Ready(None);
         }
+        if !self.lent.is_empty() {
+            self.call_in(cx, after);
+        }
         self.buffer.rest();
         rest(&mut self.line);
+        rest(&mut self.lent);
         match &mut self.receiver {
             Some(waker) => refresh(waker, cx, after),
             none => *none = Some(cx.waker().clone()),
@@ -253,6 +287,7 @@ impl State {
     /// Gives what is discarded, to be dropped unlocked.
     #[must_use]
     pub(super) fn receiver_gone(&mut self, after: &mut After) -> (Buffer, Option<Box<HeaderMap>>) {
+        self.cut |= self.end != Some(End::Finished);
         self.finish(End::Closed(Reason::Gone), after);
         (mem::take(&mut self.buffer), self.trailers.take())
     }
@@ -317,7 +352,7 @@ impl State {
 
     fn fits(&self, need: Need) -> bool {
         match need {
-            Need::Bytes(len) => {
+            Need::Bytes(len) | Need::Loan(len) => {
                 let taken = self.taken();
                 taken == 0 || taken.saturating_add(len) <= self.bound
             }
@@ -331,7 +366,9 @@ impl State {
             return;
         };
         let due = match front.need {
-            Need::Bytes(_) => self.taken() <= self.bound / 2 || self.buffer.is_empty(),
+            Need::Bytes(_) | Need::Loan(_) => {
+                self.taken() <= self.bound / 2 || self.buffer.is_empty()
+            }
             Need::Trailers => true,
         };
         if due {
@@ -351,17 +388,50 @@ impl State {
             };
             match front.need {
                 Need::Bytes(len) => self.reserved = self.reserved.saturating_add(len),
+                Need::Loan(len) => {
+                    self.reserved = self.reserved.saturating_add(len);
+                    self.lent.push_back((front.ticket, len));
+                    self.looked = false;
+                    // It does not sleep while loans are out.
+                    if let Some(receiver) = self.receiver.take() {
+                        after.receiver = Some(receiver);
+                    }
+                }
                 Need::Trailers => self.trailers_granted = true,
             }
-            self.served = front.ticket + 1;
             after.wake(front.waker);
         }
     }
 
-    fn give_back(&mut self, need: Need) {
+    /// False if there is nothing to give back.
+    fn give_back(&mut self, ticket: u64, need: Need) -> bool {
         match need {
             Need::Bytes(len) => self.reserved -= len,
+            Need::Loan(_) => {
+                let mut lent = self.lent.iter();
+                let place = lent.position(|loan| loan.0 == ticket);
+                let Some((_, len)) = place.and_then(|place| self.lent.remove(place)) else {
+                    return false;
+                };
+                self.reserved -= len;
+            }
             Need::Trailers => self.trailers_granted = false,
+        }
+        true
+    }
+
+    /// There is nothing to receive, and loans are out: whoever has one may have been given up, so it
+    /// is taken back at the second look. The first lets those who were woken come in between.
+    fn call_in(&mut self, cx: &Context<'_>, after: &mut After) {
+        if self.looked {
+            for (_, len) in self.lent.drain(..) {
+                self.reserved -= len;
+            }
+            self.serve(after);
+        }
+        self.looked = true;
+        if !self.lent.is_empty() {
+            after.receiver = Some(cx.waker().clone());
         }
     }
 
@@ -369,6 +439,7 @@ impl State {
     fn finish(&mut self, end: End, after: &mut After) {
         self.end = Some(end);
         self.reserved = 0;
+        self.lent.clear();
         let line = mem::take(&mut self.line);
         let watchers = mem::take(&mut self.watchers);
         let waiting = line.into_iter().map(|waiter| waiter.waker);

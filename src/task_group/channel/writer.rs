@@ -14,7 +14,8 @@ use super::{FrameSender, error::Closed, sender::leave, state::Need};
 ///
 /// Writes are copied straight into the body's buffer; one that is larger than the room there is
 /// cut. Flushing has nothing to do: what was written is on its way. Shutting down drops the
-/// sender.
+/// sender. A write that was given up, as by a timeout, holds up no other sender; it keeps its place
+/// in line for the next.
 ///
 /// # Errors
 /// `BrokenPipe`, with [`Closed`] as its source, once the stream takes no more frames.
@@ -53,7 +54,7 @@ impl FrameWriter {
                     room => data.len().min(room),
                 };
             }
-            let need = Need::Bytes(self.need);
+            let need = Need::Loan(self.need);
             ready!(state.poll_turn(&mut self.ticket, need, cx, after))?;
             // The caller may come back with other, and less, data than it waited with.
             let granted = &data[..data.len().min(self.need)];
@@ -97,7 +98,7 @@ impl AsyncWrite for FrameWriter {
 impl FrameWriter {
     fn leave(&mut self) {
         if let Some(sender) = &self.sender {
-            leave(sender.shared(), &mut self.ticket, Need::Bytes(self.need));
+            leave(sender.shared(), &mut self.ticket, Need::Loan(self.need));
         }
     }
 }

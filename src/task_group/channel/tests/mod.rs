@@ -2,6 +2,7 @@
 
 mod cancel;
 mod flow;
+mod given_up;
 mod stress;
 mod ways;
 
