@@ -166,7 +166,8 @@ async fn relay(url: String, name: &'static str, tx: FrameSender) -> Result<(), B
     Err(format!("the {name} feed has ended").into())
 }
 
-/// The whole table in one transaction: committed if the client got all of it, else rolled back.
+/// The whole table in one transaction: committed if all of it was read and handed to the server, else
+/// rolled back. What the client received of it, nobody here can know.
 async fn export(
     State(newsroom): Shared,
     group: TaskGroup,
@@ -182,7 +183,7 @@ async fn export(
         let Some(export) = transaction.lock().await.take() else {
             return Ok(());
         };
-        if ending.succeeded() {
+        if ending.succeeded() && export.is_finished() {
             export.commit().await?;
             newsroom.board.export_committed();
         } else {

@@ -90,8 +90,9 @@ async fn generate(
     let request = relay.ids.next();
     let tokens = Arc::new(AtomicU64::new(0));
 
-    // From here on this request is written down: when its client has all of it, before it sees the
-    // end; else when the upstream request has been dropped, so that the count is the last word.
+    // From here on this request is written down: when all of it was handed to the server, before the
+    // client sees the end; else when the upstream request has been dropped, so that the count is the
+    // last word.
     let (ledger, name, used) = (relay.ledger, request.clone(), tokens.clone());
     cleanup.defer(move |ending| async move {
         let used = used.load(Relaxed);
