@@ -9,7 +9,6 @@ use std::{env, process::ExitCode, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    body::Body,
     extract::State,
     http::{StatusCode, header},
     response::{Html, IntoResponse, Response},
@@ -248,8 +247,9 @@ async fn streams(State(newsroom): Shared) -> Json<board::View> {
     Json(newsroom.board.view(newsroom.feeds.open_connections()))
 }
 
-async fn metrics(State(newsroom): Shared) -> Body {
-    Body::from(newsroom.metrics.render())
+async fn metrics(State(newsroom): Shared) -> impl IntoResponse {
+    let text = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, text)], newsroom.metrics.render())
 }
 
 /// Ctrl-C, or SIGTERM from a service manager.
