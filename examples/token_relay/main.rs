@@ -53,7 +53,7 @@ fn print_help(url: &str) {
   curl -N -d 'to be or not to be' '{url}/v1/generate?on_leave=finish'
       Press Ctrl-C in curl half way: it is finished all the same, and recorded whole.
   curl -N -d 'to be or not to be' '{url}/v1/generate?fault=close'
-      The upstream goes wrong half way; also: busy, mute, hang, fail, panic. curl sees a broken transfer.
+      The upstream goes wrong half way; also: busy, mute, hang, cut, fail, panic. curl sees a broken transfer.
   curl {url}/usage
       What was recorded: one row for each request.
 "

@@ -30,8 +30,9 @@ use super::{meter::Meter, usage::Ledger};
 
 /// How long a generation may run on when its client has left.
 const FINISH_LIMIT: Duration = Duration::from_secs(120);
-/// What clients are told at a shutdown, so that they know the answer for cut off.
-const GOODBYE: &str = "event: error\ndata: {\"error\":\"the relay is shutting down\"}\n\n";
+/// What clients are told at a shutdown, so that they know the answer for cut off. The blank line ends
+/// the event that the upstream may be in the middle of.
+const GOODBYE: &str = "\n\nevent: error\ndata: {\"error\":\"the relay is shutting down\"}\n\n";
 
 #[derive(Clone)]
 struct Relay {
