@@ -10,7 +10,7 @@ use std::{env, process::ExitCode, sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderName, StatusCode, header},
     response::{Html, IntoResponse, Response},
     routing::get,
 };
@@ -25,6 +25,7 @@ mod board;
 mod db;
 mod feeds;
 mod report;
+mod sse;
 
 use board::Board;
 use db::Db;
@@ -153,14 +154,19 @@ async fn stream(State(newsroom): Shared, group: TaskGroup, cleanup: Cleanup) -> 
         relays.spawn(relay(weather, "weather", tx))?;
         Ok(())
     });
-    ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-cache"),
+        // Or nginx holds events back until its buffer is full.
+        (HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    (headers, body).into_response()
 }
 
 async fn relay(url: String, name: &'static str, tx: FrameSender) -> Result<(), BoxError> {
     let mut items = feeds::subscribe(url).await?;
     while let Some(item) = items.next().await {
-        let event = format!("event: {name}\ndata: {}\n\n", item?);
-        tx.send(event).await?;
+        tx.send(sse::event(name, &item?)).await?;
     }
     Err(format!("the {name} feed has ended").into())
 }

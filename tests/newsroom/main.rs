@@ -22,4 +22,5 @@ mod shutdown;
 mod parts {
     mod db;
     mod feeds;
+    mod sse;
 }
