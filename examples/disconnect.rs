@@ -64,7 +64,11 @@ async fn main() -> Result<(), BoxError> {
     println!("listening on http://{}", listener.local_addr()?);
     net::serve(listener, app)
         .supervisor(&supervisor)
-        .shutdown(async { tokio::signal::ctrl_c().await.unwrap_or_default() })
+        .shutdown(async {
+            if tokio::signal::ctrl_c().await.is_err() {
+                std::future::pending().await // It cannot be listened for: serve on.
+            }
+        })
         .await?;
     Ok(())
 }

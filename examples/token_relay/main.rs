@@ -31,7 +31,11 @@ async fn main() -> Result<(), BoxError> {
     print_help(&format!("http://{}", listener.local_addr()?));
     let report = net::serve(listener, app)
         .supervisor(&supervisor)
-        .shutdown(async { tokio::signal::ctrl_c().await.unwrap_or_default() })
+        .shutdown(async {
+            if tokio::signal::ctrl_c().await.is_err() {
+                std::future::pending().await // It cannot be listened for: serve on.
+            }
+        })
         .await?;
     println!("drained: {report}");
     println!(
