@@ -260,16 +260,22 @@ async fn metrics(State(newsroom): Shared) -> impl IntoResponse {
 
 /// Ctrl-C, or SIGTERM from a service manager.
 async fn stop_signal() {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
-    let terminated = async {
-        match &mut terminate {
-            Ok(terminate) => terminate.recv().await,
-            Err(_) => std::future::pending().await,
-        }
-    };
     tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminated => {}
+        Ok(()) = tokio::signal::ctrl_c() => {}
+        () = terminated() => {}
     }
     println!("shutting down");
+}
+
+/// Never, where there is no such signal or it cannot be listened for.
+async fn terminated() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            terminate.recv().await;
+            return;
+        }
+    }
+    std::future::pending().await
 }
