@@ -1,3 +1,4 @@
+#![cfg_attr(docsrs, feature(doc_cfg))]
 //! Tower layers that give every streaming HTTP response an owner.
 //!
 //! What a request started is stopped, closed and accounted for when its body ends, however it ends,

@@ -41,6 +41,7 @@ use crate::{
 ///
 /// `M` is its mode: [`Fixed`], or [`Movable`] once it is armed with
 /// [`stall_timeout`](Self::stall_timeout) or [`detachable`](Self::detachable).
+#[must_use = "a layer does nothing unless it is applied to a service"]
 pub struct ScopeLayer<V, M = Fixed> {
     options: Arc<Options>,
     marks: PhantomData<fn() -> (V, M)>,

@@ -90,6 +90,7 @@ impl Shutdown {
 
     /// With [`Shutdown::end_now`]: the last frame of bodies whose Content-Type starts so.
     ///
+    /// Any other policy has no last frames: there this changes nothing.
     /// It tells the client that the stream was ended, so the body may end cleanly. An empty frame
     /// just ends it: for formats whose streams may stop anywhere. A body whose frames may end in the
     /// middle of a line, as one passed on from elsewhere, needs an event that begins with `\n\n`.
