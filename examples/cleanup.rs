@@ -6,6 +6,8 @@
 //! curl -N -m 2 http://127.0.0.1:3000/import    leaves after two seconds     rolled back 3 rows: Disconnected
 //! curl http://127.0.0.1:3000/refused           answers 409                  rolled back 0 rows: Complete
 //! ```
+//!
+//! Ctrl-C lets imports come to their end.
 
 use std::{
     sync::Arc,
@@ -74,6 +76,14 @@ async fn main() -> Result<(), BoxError> {
     let bind = std::env::var("BIND").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
     let listener = net::WatchedListener::bind(&bind).await?;
     println!("listening on http://{}", listener.local_addr()?);
-    net::serve(listener, app).supervisor(&supervisor).await?;
+    let report = net::serve(listener, app)
+        .supervisor(&supervisor)
+        .shutdown(async {
+            if tokio::signal::ctrl_c().await.is_err() {
+                std::future::pending().await // It cannot be listened for: serve on.
+            }
+        })
+        .await?;
+    println!("drained: {report}");
     Ok(())
 }

@@ -74,6 +74,14 @@ async fn main() -> Result<(), BoxError> {
     let bind = std::env::var("BIND").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
     let listener = net::WatchedListener::bind(&bind).await?;
     println!("listening on http://{}", listener.local_addr()?);
-    net::serve(listener, app).await?;
+    net::serve(listener, app)
+        // Its event streams have no end, and without a scope nobody to end them but this.
+        .deadline(Duration::from_secs(1))
+        .shutdown(async {
+            if tokio::signal::ctrl_c().await.is_err() {
+                std::future::pending().await // It cannot be listened for: serve on.
+            }
+        })
+        .await?;
     Ok(())
 }

@@ -19,10 +19,13 @@ use bodyguard::{BoxError, Disconnect, DisconnectLayer, EndReport, Supervisor, ne
 /// Where a search that gave up had got to.
 struct Stopped(u64);
 
-/// The smallest factor of an odd number, by trying them all. Looks up now and then.
+/// The smallest factor of a number, by trying them all. Looks up now and then.
 fn smallest_factor(n: u64, disconnect: &Disconnect) -> Result<u64, Stopped> {
-    let mut candidate = 3;
-    while candidate * candidate <= n {
+    if n > 2 && n % 2 == 0 {
+        return Ok(2);
+    }
+    let (mut candidate, root) = (3, n.isqrt());
+    while candidate <= root {
         if n % candidate == 0 {
             return Ok(candidate);
         }
@@ -64,7 +67,11 @@ async fn main() -> Result<(), BoxError> {
     println!("listening on http://{}", listener.local_addr()?);
     net::serve(listener, app)
         .supervisor(&supervisor)
-        .shutdown(async { tokio::signal::ctrl_c().await.unwrap_or_default() })
+        .shutdown(async {
+            if tokio::signal::ctrl_c().await.is_err() {
+                std::future::pending().await // It cannot be listened for: serve on.
+            }
+        })
         .await?;
     Ok(())
 }

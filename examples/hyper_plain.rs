@@ -9,17 +9,21 @@
 //! Leave with Ctrl-C in curl: the server prints `Dropped after 3 frames`. Ctrl-C in the server
 //! ends every clock with an error, and prints what the drain found.
 
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, pin::pin, time::Duration};
 
 use bodyguard::{BoxError, EndReport, Shutdown, Supervisor, TaskGroupBody, TaskGroupLayer};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
     service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, task::JoinSet, time::interval};
+use tokio::{
+    net::TcpListener,
+    task::JoinSet,
+    time::{interval, sleep},
+};
 use tower::{ServiceBuilder, service_fn};
 
 async fn clock(_: Request<Incoming>) -> Result<Response<TaskGroupBody>, Infallible> {
@@ -54,17 +58,30 @@ async fn main() -> Result<(), BoxError> {
         .layer(layer)
         .service(service_fn(clock));
 
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    // Without a timer hyper's time-out for request heads does nothing.
+    http.http1().timer(TokioTimer::new());
+    http.http2().timer(TokioTimer::new());
+    let mut stop = pin!(tokio::signal::ctrl_c());
     let mut connections = JoinSet::new();
     loop {
-        let (socket, _) = tokio::select! {
-            accepted = listener.accept() => accepted?,
-            _ = tokio::signal::ctrl_c() => break,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            // Or a set of tasks keeps those that have ended.
+            Some(_ended) = connections.join_next() => continue,
+            stopped = &mut stop => break stopped?,
         };
-        // A held last frame would wait for the client's delayed acknowledgement.
-        socket.set_nodelay(true)?;
+        let Ok((socket, _)) = accepted else {
+            // Out of descriptors, most likely: some come back.
+            sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        // A held last frame would wait for the client's delayed acknowledgement. Fails only if the
+        // client has gone already.
+        let _ = socket.set_nodelay(true);
         let service = TowerToHyperService::new(service.clone());
+        let http = http.clone();
         connections.spawn(async move {
-            let http = auto::Builder::new(TokioExecutor::new());
             // Fails when the client goes: that is in the end report.
             http.serve_connection(TokioIo::new(socket), service)
                 .await

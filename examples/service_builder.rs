@@ -57,7 +57,11 @@ async fn main() -> Result<(), BoxError> {
     let report = net::serve(listener, service)
         .supervisor(&supervisor)
         .deadline(Duration::from_secs(10))
-        .shutdown(async { tokio::signal::ctrl_c().await.unwrap_or_default() })
+        .shutdown(async {
+            if tokio::signal::ctrl_c().await.is_err() {
+                std::future::pending().await // It cannot be listened for: serve on.
+            }
+        })
         .await?;
     println!("drained: {report}");
     Ok(())

@@ -1,3 +1,4 @@
+#![cfg_attr(docsrs, feature(doc_cfg))]
 //! Tower layers that give every streaming HTTP response an owner.
 //!
 //! What a request started is stopped, closed and accounted for when its body ends, however it ends,
@@ -43,7 +44,12 @@
 //!     let listener = net::WatchedListener::bind("127.0.0.1:3000").await?;
 //!     let report = net::serve(listener, app)
 //!         .supervisor(&supervisor)
-//!         .shutdown(async { tokio::signal::ctrl_c().await.unwrap_or_default() })
+//!         // A service manager sends SIGTERM: see `tokio::signal::unix`.
+//!         .shutdown(async {
+//!             if tokio::signal::ctrl_c().await.is_err() {
+//!                 std::future::pending().await // It cannot be listened for: serve on.
+//!             }
+//!         })
 //!         .await?;
 //!     println!("{report}");
 //!     Ok(())

@@ -112,6 +112,9 @@ impl Ending {
 
     /// What commit-or-rollback code branches on: complete, and a status below 400.
     ///
+    /// A response to HEAD is complete although its body was never polled: code that commits what a
+    /// body has done asks that too (axum's `get` answers HEAD).
+    ///
     /// False once any task or closer has failed, and when the handler under the owner was dropped
     /// or panicked although someone else answered for it. A layer can set another rule for status
     /// and outcome with [`ScopeLayer::succeeded_when`](crate::scope::ScopeLayer::succeeded_when).

@@ -52,6 +52,7 @@ type Stacked<S, M> = ScopeService<S, AllViews, M>;
 /// Further layers of this crate inside it, on single routes, set options for those routes.
 ///
 /// `M` is its mode: see [`ScopeLayer`].
+#[must_use = "a layer does nothing unless it is applied to a service"]
 pub struct Stack<M = Fixed> {
     scope: ScopeLayer<AllViews, M>,
     #[cfg(feature = "compression")]

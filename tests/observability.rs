@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-use bodyguard::{Cleanup, CleanupLayer, testing::Script};
-use http::{Request, Response};
+use bodyguard::{Cleanup, CleanupLayer, CompressionLayer, testing::Script};
+use http::{Request, Response, header};
 use http_body_util::BodyExt;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tower::{Layer, ServiceExt, service_fn};
@@ -192,4 +192,47 @@ fn metrics_have_the_names_of_the_documentation() {
     ];
     let expected: BTreeMap<_, _> = expected.map(|(name, n)| (name.to_owned(), n)).into();
     assert_eq!(histograms, expected);
+}
+
+#[test]
+fn metrics_of_compression_have_the_names_of_the_documentation() {
+    let recorder = DebuggingRecorder::new();
+    let snapshots = recorder.snapshotter();
+    metrics::with_local_recorder(&recorder, || {
+        runtime().block_on(async {
+            let handler = service_fn(|_: Request<()>| async {
+                let body = Script::new().data("data: news\n\n").pending();
+                let head = Response::builder().header(header::CONTENT_TYPE, "text/event-stream");
+                Ok::<_, Infallible>(head.body(body).unwrap())
+            });
+            // None may stay with a stream that waits.
+            let service = CompressionLayer::new().resident_limit(0).layer(handler);
+            let request = Request::builder().header(header::ACCEPT_ENCODING, "gzip");
+            let response = service.oneshot(request.body(()).unwrap()).await.unwrap();
+            response.into_body().collect().await.unwrap();
+        });
+    });
+    let mut seen = BTreeMap::new();
+    for (key, _, _, value) in snapshots.snapshot().into_vec() {
+        let kind = match value {
+            DebugValue::Counter(value) => {
+                assert!(value > 0, "{key:?}");
+                "counter"
+            }
+            DebugValue::Gauge(value) => {
+                assert_eq!(value.into_inner(), 0.0, "{key:?}");
+                "gauge"
+            }
+            DebugValue::Histogram(_) => "histogram",
+        };
+        seen.insert(key.key().name().to_owned(), kind);
+    }
+    let expected = [
+        ("bodyguard_compression_bytes_in_total", "counter"),
+        ("bodyguard_compression_bytes_out_total", "counter"),
+        ("bodyguard_compression_parked", "gauge"),
+        ("bodyguard_compression_streams", "gauge"),
+    ];
+    let expected: BTreeMap<_, _> = expected.map(|(name, kind)| (name.to_owned(), kind)).into();
+    assert_eq!(seen, expected);
 }

@@ -96,7 +96,11 @@ async fn main() -> io::Result<()> {
     println!("local_engine: http://{}/?rows=3", listener.local_addr()?);
     let report = net::serve(listener, app(&supervisor))
         .supervisor(&supervisor)
-        .shutdown(async { tokio::signal::ctrl_c().await.unwrap_or_default() })
+        .shutdown(async {
+            if tokio::signal::ctrl_c().await.is_err() {
+                std::future::pending().await // It cannot be listened for: serve on.
+            }
+        })
         .await?;
     println!("drained: {report}");
     Ok(())

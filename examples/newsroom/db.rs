@@ -75,6 +75,7 @@ pub(crate) struct Export {
     id: i64,
     rows: i64,
     last: Option<String>,
+    finished: bool,
 }
 
 #[derive(Debug)]
@@ -216,6 +217,7 @@ impl Db {
             id,
             rows: 0,
             last: None,
+            finished: false,
         })
     }
 
@@ -235,6 +237,11 @@ impl Export {
         self.rows
     }
 
+    /// Whether all rows have been read: none are for a HEAD request, although its response is complete.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.finished
+    }
+
     /// Wraps the export for a producer and a closer to share.
     pub(crate) fn shared(self) -> SharedExport {
         Arc::new(Mutex::new(Some(self)))
@@ -249,6 +256,7 @@ impl Export {
             sqlx::query_as(NEXT_PAGE).bind(after).bind(PAGE).fetch_all(conn).await
         })?;
         let Some((last, ..)) = page.last() else {
+            self.finished = true;
             return Ok(None);
         };
         let mut csv = String::from(if self.last.is_none() { csv::HEADER } else { "" });

@@ -9,9 +9,8 @@ use std::{env, process::ExitCode, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    body::Body,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderName, StatusCode, header},
     response::{Html, IntoResponse, Response},
     routing::get,
 };
@@ -26,6 +25,7 @@ mod board;
 mod db;
 mod feeds;
 mod report;
+mod sse;
 
 use board::Board;
 use db::Db;
@@ -154,19 +154,25 @@ async fn stream(State(newsroom): Shared, group: TaskGroup, cleanup: Cleanup) -> 
         relays.spawn(relay(weather, "weather", tx))?;
         Ok(())
     });
-    ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-cache"),
+        // Or nginx holds events back until its buffer is full.
+        (HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    (headers, body).into_response()
 }
 
 async fn relay(url: String, name: &'static str, tx: FrameSender) -> Result<(), BoxError> {
     let mut items = feeds::subscribe(url).await?;
     while let Some(item) = items.next().await {
-        let event = format!("event: {name}\ndata: {}\n\n", item?);
-        tx.send(event).await?;
+        tx.send(sse::event(name, &item?)).await?;
     }
     Err(format!("the {name} feed has ended").into())
 }
 
-/// The whole table in one transaction: committed if the client got all of it, else rolled back.
+/// The whole table in one transaction: committed if all of it was read and handed to the server, else
+/// rolled back. What the client received of it, nobody here can know.
 async fn export(
     State(newsroom): Shared,
     group: TaskGroup,
@@ -182,7 +188,7 @@ async fn export(
         let Some(export) = transaction.lock().await.take() else {
             return Ok(());
         };
-        if ending.succeeded() {
+        if ending.succeeded() && export.is_finished() {
             export.commit().await?;
             newsroom.board.export_committed();
         } else {
@@ -247,22 +253,29 @@ async fn streams(State(newsroom): Shared) -> Json<board::View> {
     Json(newsroom.board.view(newsroom.feeds.open_connections()))
 }
 
-async fn metrics(State(newsroom): Shared) -> Body {
-    Body::from(newsroom.metrics.render())
+async fn metrics(State(newsroom): Shared) -> impl IntoResponse {
+    let text = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, text)], newsroom.metrics.render())
 }
 
 /// Ctrl-C, or SIGTERM from a service manager.
 async fn stop_signal() {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
-    let terminated = async {
-        match &mut terminate {
-            Ok(terminate) => terminate.recv().await,
-            Err(_) => std::future::pending().await,
-        }
-    };
     tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminated => {}
+        Ok(()) = tokio::signal::ctrl_c() => {}
+        () = terminated() => {}
     }
     println!("shutting down");
+}
+
+/// Never, where there is no such signal or it cannot be listened for.
+async fn terminated() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            terminate.recv().await;
+            return;
+        }
+    }
+    std::future::pending().await
 }

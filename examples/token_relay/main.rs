@@ -31,7 +31,11 @@ async fn main() -> Result<(), BoxError> {
     print_help(&format!("http://{}", listener.local_addr()?));
     let report = net::serve(listener, app)
         .supervisor(&supervisor)
-        .shutdown(async { tokio::signal::ctrl_c().await.unwrap_or_default() })
+        .shutdown(async {
+            if tokio::signal::ctrl_c().await.is_err() {
+                std::future::pending().await // It cannot be listened for: serve on.
+            }
+        })
         .await?;
     println!("drained: {report}");
     println!(
@@ -53,7 +57,7 @@ fn print_help(url: &str) {
   curl -N -d 'to be or not to be' '{url}/v1/generate?on_leave=finish'
       Press Ctrl-C in curl half way: it is finished all the same, and recorded whole.
   curl -N -d 'to be or not to be' '{url}/v1/generate?fault=close'
-      The upstream goes wrong half way; also: busy, mute, hang, fail, panic. curl sees a broken transfer.
+      The upstream goes wrong half way; also: busy, mute, hang, cut, fail, panic. curl sees a broken transfer.
   curl {url}/usage
       What was recorded: one row for each request.
 "

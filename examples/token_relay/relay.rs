@@ -30,8 +30,9 @@ use super::{meter::Meter, usage::Ledger};
 
 /// How long a generation may run on when its client has left.
 const FINISH_LIMIT: Duration = Duration::from_secs(120);
-/// What clients are told at a shutdown, so that they know the answer for cut off.
-const GOODBYE: &str = "event: error\ndata: {\"error\":\"the relay is shutting down\"}\n\n";
+/// What clients are told at a shutdown, so that they know the answer for cut off. The blank line ends
+/// the event that the upstream may be in the middle of.
+const GOODBYE: &str = "\n\nevent: error\ndata: {\"error\":\"the relay is shutting down\"}\n\n";
 
 #[derive(Clone)]
 struct Relay {
@@ -90,8 +91,9 @@ async fn generate(
     let request = relay.ids.next();
     let tokens = Arc::new(AtomicU64::new(0));
 
-    // From here on this request is written down: when its client has all of it, before it sees the
-    // end; else when the upstream request has been dropped, so that the count is the last word.
+    // From here on this request is written down: when all of it was handed to the server, before the
+    // client sees the end; else when the upstream request has been dropped, so that the count is the
+    // last word.
     let (ledger, name, used) = (relay.ledger, request.clone(), tokens.clone());
     cleanup.defer(move |ending| async move {
         let used = used.load(Relaxed);

@@ -69,6 +69,8 @@ enum Fault {
     Mute,
     /// It says nothing more, and does not end either.
     Hang,
+    /// The same, in the middle of an event.
+    Cut,
     /// Its body fails: a broken transfer.
     Fail,
     /// It panics: a broken connection.
@@ -177,6 +179,10 @@ impl Answer {
         if self.sent == self.wish.at.unwrap_or(self.wish.tokens / 2) {
             match self.wish.fault {
                 Some(Fault::Hang) => pending().await,
+                Some(Fault::Cut) => {
+                    self.wish.fault = Some(Fault::Hang);
+                    return Ok(Some("data: {\"tok".to_owned()));
+                }
                 Some(Fault::Panic) => panic!("the upstream panics, as it was told to"),
                 Some(Fault::Fail) => {
                     self.done = true;

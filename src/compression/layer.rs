@@ -45,6 +45,7 @@ use super::{
 ///
 /// `CompressionLayer::new()` is the same line. Codings other than gzip are switched on by method,
 /// never by a feature alone; `compress_when` narrows the default rules instead of replacing them.
+#[must_use = "a layer does nothing unless it is applied to a service"]
 #[derive(Clone, Debug)]
 pub struct CompressionLayer {
     core: Arc<Core>,

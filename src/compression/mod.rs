@@ -11,6 +11,9 @@
 //! digests, `Vary`, HEAD, 204, 206, 304 and `no-transform` follow RFC 9110. An inner body that ends
 //! short of its promised length, fails or panics never looks complete to the client. Codings
 //! other than gzip are switched on one by one, so another crate's features cannot change yours.
+//!
+//! What it counts: [`CompressionStats`], and with the feature `metrics` the last rows of the table in
+//! [`scope`](crate::scope).
 
 mod away;
 mod body;

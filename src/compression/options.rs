@@ -55,8 +55,9 @@ impl Default for Options {
         Self {
             codings: vec![Coding::Gzip],
             preference: vec![Coding::Zstd, Coding::Brotli, Coding::Gzip, Coding::Deflate],
-            // The table of `cargo bench --bench gzip`: the fastest level within 2 % of the size that
-            // tower-http's default gives, on prose, JSON and source text.
+            // The table of `cargo bench --bench compare -- --only gzip_levels`: the fastest level
+            // within 2 % of the size that tower-http's default gives, on prose and JSON, and on
+            // source text (`GZIP_FILE`).
             level: 5,
             #[cfg(feature = "br")]
             br_level: 4,
@@ -64,8 +65,8 @@ impl Default for Options {
             zstd_level: 3,
             min_size: 200,
             flush: Flush::WhenIdle,
-            // The table of `cargo bench --bench idle_streams`: 8 KiB of heap for an idle stream, at
-            // most 1.11 times the bytes of one never parked.
+            // The table of `cargo bench --bench compare -- --only idle_table`: 8 KiB of heap for an
+            // idle stream, at most 1.11 times the bytes of one never parked.
             history: 6 << 10,
             resident_limit: 32,
             parallel: false,

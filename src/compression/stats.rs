@@ -37,8 +37,8 @@ impl Stats {
         self.bytes_out.fetch_add(bytes_out, Relaxed);
         #[cfg(feature = "metrics")]
         {
-            metrics::counter!("bodyguard_compression_bytes_in").increment(bytes_in);
-            metrics::counter!("bodyguard_compression_bytes_out").increment(bytes_out);
+            metrics::counter!("bodyguard_compression_bytes_in_total").increment(bytes_in);
+            metrics::counter!("bodyguard_compression_bytes_out_total").increment(bytes_out);
         }
     }
 

@@ -59,7 +59,7 @@ type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// let listener = net::WatchedListener::bind("127.0.0.1:3000").await?;
 /// let report = net::serve(listener, app)
 ///     .supervisor(&supervisor)
-///     .shutdown(async { tokio::signal::ctrl_c().await.unwrap_or_default() })
+///     .shutdown(async { tokio::signal::ctrl_c().await.expect("signals") })
 ///     .await?;
 /// println!("{report}");
 /// # Ok(())

@@ -41,6 +41,7 @@ use crate::{
 ///
 /// `M` is its mode: [`Fixed`], or [`Movable`] once it is armed with
 /// [`stall_timeout`](Self::stall_timeout) or [`detachable`](Self::detachable).
+#[must_use = "a layer does nothing unless it is applied to a service"]
 pub struct ScopeLayer<V, M = Fixed> {
     options: Arc<Options>,
     marks: PhantomData<fn() -> (V, M)>,
@@ -179,7 +180,8 @@ impl<V, M> ScopeLayer<V, M> {
 
     /// Lets handlers choose to run on, for at most `limit`, when their client has left.
     ///
-    /// See [`Disconnect::on_leave`](crate::Disconnect::on_leave). Whoever drops the response before
+    /// Changes nothing by itself: a handler asks for it with
+    /// [`Disconnect::on_leave`](crate::Disconnect::on_leave). Whoever drops the response before
     /// its end counts as the client, an outer time-out too: put layers that should still stop the
     /// work *inside* this one. Armed inside another scope layer that is not, the work has a scope of its
     /// own: the outer layer's hooks hear that the client left, and its own hooks how the work ended.
@@ -195,7 +197,7 @@ impl<V, M> ScopeLayer<V, M> {
     ///     .route("/generate", post(generate))
     ///     // Inside: after a minute the work is stopped, whether the client is there or not.
     ///     .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, Duration::from_secs(60)))
-    ///     // Outside: what a client leaves behind runs on, up to two minutes.
+    ///     // Outside: what a client leaves behind runs on if it asked to, up to two minutes.
     ///     .layer(DisconnectLayer::new().detachable(Duration::from_secs(120)));
     ///     // A time-out out here would only stop the waiting for it.
     /// ```

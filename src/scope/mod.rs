@@ -35,8 +35,13 @@
 //! | `bodyguard_closers_failed_total` | counter | |
 //! | `bodyguard_closers_unrun_total` | counter | |
 //! | `bodyguard_tasks_cancelled_total` | counter | |
+//! | `bodyguard_compression_streams` | gauge | |
+//! | `bodyguard_compression_parked` | gauge | |
+//! | `bodyguard_compression_bytes_in_total` | counter | |
+//! | `bodyguard_compression_bytes_out_total` | counter | |
 //!
-//! Durations run from the call to the start of the end, and from there to the report.
+//! Durations run from the call to the start of the end, and from there to the report. The last four are
+//! those of `CompressionStats`, summed over all layers.
 
 mod annex;
 mod body;

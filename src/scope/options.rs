@@ -91,7 +91,10 @@ impl Shutdown {
     /// With [`Shutdown::end_now`]: the last frame of bodies whose Content-Type starts so.
     ///
     /// It tells the client that the stream was ended, so the body may end cleanly. An empty frame
-    /// just ends it: for formats whose streams may stop anywhere.
+    /// just ends it: for formats whose streams may stop anywhere. A body whose frames may end in the
+    /// middle of a line, as one passed on from elsewhere, needs an event that begins with `\n\n`.
+    ///
+    /// Policies other than [`Shutdown::end_now`] have no last frames: with them this changes nothing.
     pub fn last_frame(mut self, content_type: &str, frame: impl Into<Bytes>) -> Self {
         if let ShutdownKind::EndNow { last_frames } = &mut self.kind {
             last_frames.push((content_type.to_ascii_lowercase(), frame.into()));

@@ -101,8 +101,9 @@ impl GroupBody {
     ///
     /// `words` sees the error, whatever the reason of the failure. Its frame follows all frames sent
     /// before, and the error follows it after the layer's `error_gap`, so that the transfer is
-    /// still a broken one. Not called under a promised length, nor if the client has gone. The
-    /// frame does not count among the report's bytes, which was drawn up before.
+    /// still a broken one. Frames that may end in the middle of an event call for one that begins with
+    /// `\n\n`. Not called under a promised length, nor if the client has gone. The frame does not count
+    /// among the report's bytes, which was drawn up before.
     pub fn on_failure<F>(mut self, words: F) -> Self
     where
         F: Fn(&BodyError) -> Option<Bytes> + Send + Sync + 'static,

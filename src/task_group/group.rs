@@ -113,7 +113,7 @@ impl TaskGroup {
     /// A body fed by the senders that `producer` is given, under this scope and its supervisor.
     ///
     /// The producer is a task of the group, spawned at the body's first poll: a body that is never
-    /// polled never starts it.
+    /// polled never starts it. A response to HEAD is one of those, and complete all the same.
     #[track_caller]
     pub fn body<F, Fut>(&self, producer: F) -> GroupBody
     where

@@ -1,5 +1,6 @@
-//! The export: committed if the client got the whole of it, rolled back if not.
+//! The export: committed if the whole of it was handed to the server, rolled back if not.
 
+use http::Request;
 use http_body_util::BodyExt;
 use sqlx::{Connection, SqliteConnection};
 
@@ -34,7 +35,7 @@ async fn exports(newsroom: &Newsroom) -> i64 {
     let mut connection = SqliteConnection::connect(&newsroom.database_url())
         .await
         .unwrap();
-    sqlx::query_scalar("SELECT count(*) FROM newsroom_exports WHERE rows > 0")
+    sqlx::query_scalar("SELECT count(*) FROM newsroom_exports")
         .fetch_one(&mut connection)
         .await
         .unwrap()
@@ -74,5 +75,23 @@ async fn an_export_that_is_left_half_way_is_rolled_back_and_the_next_one_begins(
         assert!(matches!(outcome, "Dropped" | "Disconnected"), "{outcome}");
         assert_eq!(report["closers_run"], 1);
         assert_eq!(report["closers_failed"], 0);
+    }
+}
+
+/// axum's `get` answers HEAD too: that response is complete, and no row of it was ever read.
+#[tokio::test]
+async fn a_head_request_commits_no_export() {
+    let newsroom = Newsroom::start().await;
+    for (protocol, asked) in PROTOCOLS.into_iter().zip(1..) {
+        let mut client = newsroom.client(protocol).await;
+        let response = client.send(Request::head("/export.csv"), "").await;
+        assert_eq!(response.status(), 200);
+        let over = newsroom.until(|state| state.ended("/export.csv").len() == asked);
+        let state = over.await;
+        let report = state.ended("/export.csv")[0];
+        assert_eq!(report["outcome"], "Complete", "{protocol:?}");
+        assert_eq!(report["closers_run"], 1, "{protocol:?}");
+        assert_eq!(state.number("exports_committed"), 0, "{protocol:?}");
+        assert_eq!(exports(&newsroom).await, 0, "{protocol:?}");
     }
 }

@@ -7,6 +7,7 @@ mod broken;
 mod client;
 mod events;
 mod export;
+mod heads;
 mod leave;
 mod server;
 mod shutdown;
@@ -21,4 +22,5 @@ mod shutdown;
 mod parts {
     mod db;
     mod feeds;
+    mod sse;
 }
