@@ -1,7 +1,7 @@
 //! Hello world over HTTP/1.1: `Stack` on and nothing used, `BridgeLayer` alone, a layer that does
 //! nothing, bare axum.
 //!
-//! And `Stack` on a watched listener, by `axum::serve` and by `net::serve`.
+//! And `Stack` under a supervisor, and on a watched listener by `axum::serve` and by `net::serve`.
 //!
 //! All are served by one thread, and what is compared is the processor time that thread has
 //! had for a request, kernel included: so others on the machine do not count. The client has the other
@@ -22,7 +22,7 @@ use crate::support::{at_least, build, median, quick, stated, thread_cpu};
 const HELLO: &str = "Hello, World!";
 const CONNECTIONS: usize = 32;
 /// What `hello` serves, in its order.
-const APPS: usize = 6;
+const APPS: usize = 7;
 
 pub(crate) fn run() {
     let (requests, rounds) = if quick() { (3_000, 31) } else { (6_000, 61) };
@@ -45,15 +45,17 @@ pub(crate) fn run() {
             }
         }
     }
-    let [bare, noop, stack, bridge, watched, served] = &costs;
+    let [bare, noop, stack, bridge, supervised, watched, served] = &costs;
     let over = |theirs: &[f64], ours: &[f64]| theirs.iter().zip(ours).map(|(a, b)| a / b).collect();
     println!(
         "the server's processor time a request: bare {:.2} µs, no-op layer {:.2} µs, Stack {:.2} µs, \
-         BridgeLayer {:.2} µs, watched {:.2} µs, by net::serve {:.2} µs; it was busy {:.0} % of the time",
+         BridgeLayer {:.2} µs, under a supervisor {:.2} µs, watched {:.2} µs, by net::serve {:.2} µs; it \
+         was busy {:.0} % of the time",
         median(bare.clone()),
         median(noop.clone()),
         median(stack.clone()),
         median(bridge.clone()),
+        median(supervised.clone()),
         median(watched.clone()),
         median(served.clone()),
         100.0 * busy.as_secs_f64() / wall.as_secs_f64(),
@@ -71,6 +73,8 @@ pub(crate) fn run() {
         over(stack, served),
         0.98,
     );
+    let supervised = median(over(noop, supervised));
+    stated("requests_supervised_vs_noop_layer", supervised);
     stated("requests_per_second_and_core", 1e6 / median(stack.clone()));
 }
 

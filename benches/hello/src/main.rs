@@ -1,7 +1,7 @@
 //! `hello`: serves its apps on one thread, prints their ports, ends when its input does.
 //!
-//! Bare axum, a layer that does nothing, `Stack`, `BridgeLayer` alone; then `Stack` by `axum::serve` and
-//! by `net::serve`, on a watched listener both.
+//! Bare axum, a layer that does nothing, `Stack`, `BridgeLayer` alone, `Stack` under a supervisor; then
+//! `Stack` by `axum::serve` and by `net::serve`, on a watched listener both.
 
 use std::{
     future::IntoFuture,
@@ -12,7 +12,7 @@ use std::{
 
 use axum::{Router, routing::get};
 use bodyguard::{
-    BridgeLayer, Stack,
+    BridgeLayer, Stack, Supervisor,
     net::{self, Peer, WatchedListener},
 };
 use tokio::{net::TcpListener, task::JoinSet};
@@ -29,8 +29,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .build()?;
     runtime.block_on(async {
         let mut servers = JoinSet::new();
-        let bridged = app().layer(BridgeLayer::new());
-        for app in [app(), app().layer(Noop), app().layer(Stack::new()), bridged] {
+        let apps = [
+            app(),
+            app().layer(Noop),
+            app().layer(Stack::new()),
+            app().layer(BridgeLayer::new()),
+            app().layer(Stack::new().supervisor(&Supervisor::new())),
+        ];
+        for app in apps {
             let listener = TcpListener::bind("127.0.0.1:0").await?;
             println!("{}", listener.local_addr()?.port());
             servers.spawn(async move { axum::serve(listener, app).await });
