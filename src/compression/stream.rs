@@ -268,13 +268,14 @@ impl Stream {
                 refused,
             })) => {
                 self.engine = Engine::Here(encoder);
-                if refused {
-                    self.credit = BURST;
-                }
                 if self.input.is_empty() {
                     self.input = left;
                 } else if !left.is_empty() {
                     self.input = [left, std::mem::take(&mut self.input)].concat().into();
+                }
+                if refused {
+                    // All that is here now: sent away again, it would be refused again.
+                    self.credit = self.input.len().max(BURST);
                 }
                 Ok(Step::Next)
             }

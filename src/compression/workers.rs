@@ -51,6 +51,8 @@ struct State {
     running: usize,
     /// Of these, those that were given a thread.
     at_work: usize,
+    /// How often one was.
+    stints: u64,
     queue: VecDeque<(Arc<dyn Job>, Handle)>,
 }
 
@@ -77,12 +79,18 @@ impl Workers {
         }
     }
 
-    /// Does a block of whoever is next, unless a worker is there to do it.
-    fn lend_a_hand(core: &Arc<Core>) -> bool {
+    fn begin(&self) {
+        let mut state = self.state();
+        state.at_work += 1;
+        state.stints += 1;
+    }
+
+    /// Does a block of whoever is next, if no worker was given a thread since that stint.
+    fn lend_a_hand(core: &Arc<Core>, since: u64) -> bool {
         let next = {
             let mut state = core.workers.state();
             match state.at_work {
-                0 => state.queue.pop_front(),
+                0 if state.stints == since => state.queue.pop_front(),
                 _ => None,
             }
         };
@@ -139,7 +147,7 @@ impl Worker {
     fn work(mut self) {
         self.began = true;
         let workers = &self.core.workers;
-        workers.state().at_work += 1;
+        workers.begin();
         for _ in 0..TURNS {
             let Some((job, handle)) = ({
                 let mut state = workers.state();
@@ -192,19 +200,27 @@ impl Drop for Worker {
 #[derive(Debug)]
 pub(super) struct Patience {
     limit: Limit,
+    /// The stint that was the last when the limit began.
+    since: u64,
     spent: bool,
 }
 
 impl Patience {
     pub(super) fn poll(&mut self, core: &Arc<Core>, cx: &mut Context<'_>) {
-        if !self.spent && self.limit.poll(cx).is_ready() {
-            self.limit = Limit::new(PATIENCE);
+        if self.limit.poll(cx).is_ready() {
             self.spent = true;
         }
-        if (self.spent || self.limit.is_broken()) && Workers::lend_a_hand(core) {
+        if (self.spent || self.limit.is_broken()) && Workers::lend_a_hand(core, self.since) {
             cx.waker().wake_by_ref();
-        } else if std::mem::take(&mut self.spent) {
+            return;
+        }
+        let last = core.workers.state().stints;
+        if self.spent || self.since != last {
             // There are workers: the next look is one limit from now.
+            *self = Self {
+                since: last,
+                ..Self::default()
+            };
             let _ = self.limit.poll(cx);
         }
     }
@@ -214,6 +230,7 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             limit: Limit::new(PATIENCE),
+            since: 0,
             spent: false,
         }
     }

@@ -215,6 +215,7 @@ impl AsyncWrite for WatchedStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.connection.finish();
+        self.connection.end_well();
         self.poll_writer(cx, |writer, cx| writer.poll_shutdown(cx))
     }
 }

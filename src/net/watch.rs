@@ -42,6 +42,8 @@ pub(super) struct Connection {
     pub(super) runtime: Handle,
     /// Our side has sent its FIN: a hang-up is no longer the peer's doing alone.
     finished: AtomicBool,
+    /// Something that failed wants the client to see a reset.
+    cut_off: AtomicBool,
     /// 0, or a `PeerEnd`; first one wins.
     end: AtomicU8,
     /// Shared with peers, who shut it down or duplicate it; the stream reads without this lock.
@@ -69,6 +71,7 @@ impl Connection {
             half_close,
             runtime: Handle::current(),
             finished: AtomicBool::new(false),
+            cut_off: AtomicBool::new(false),
             end: AtomicU8::new(0),
             writer: Mutex::new(Some(writer)),
             state: Mutex::new(State::default()),
@@ -103,6 +106,13 @@ impl Connection {
         self.finished.store(true, Ordering::Relaxed);
     }
 
+    /// The server ends the connection well: what failed on it was not, or not all of, the answer.
+    pub(super) fn end_well(&self) {
+        if self.cut_off.swap(false, Ordering::Relaxed) {
+            self.with_writer(|writer| set_linger(writer.as_ref(), None));
+        }
+    }
+
     /// What an error of the stream's own reads and writes tells of the peer.
     pub(super) fn note_error(&self, error: &io::Error) {
         let gone = match error.kind() {
@@ -124,7 +134,7 @@ impl Connection {
         self.finish();
         self.with_writer(|writer| {
             if reset {
-                set_zero_linger(writer.as_ref());
+                set_linger(writer.as_ref(), Some(Duration::ZERO));
             }
             // std shuts down both directions, for which it needs a descriptor of its own. When
             // none is left, the write side alone makes the server's next write fail, too.
@@ -140,7 +150,8 @@ impl Connection {
 
     /// Has the drop of the stream send RST instead of FIN, and discard what is queued.
     pub(super) fn end_in_reset(&self) {
-        self.with_writer(|writer| set_zero_linger(writer.as_ref()));
+        self.cut_off.store(true, Ordering::Relaxed);
+        self.with_writer(|writer| set_linger(writer.as_ref(), Some(Duration::ZERO)));
     }
 
     /// The stream is being dropped: closes every descriptor, now (invariant 1).
@@ -341,10 +352,10 @@ fn poll_edge(eye: &TcpStream, half_close: bool, cx: &mut Context<'_>) -> bool {
 /// Zero is the one linger time that never blocks: close() sends RST and drops what is unsent.
 #[allow(
     deprecated,
-    reason = "`set_zero_linger` is newer than the oldest tokio we build with; zero is what it sets"
+    reason = "`set_zero_linger` is newer than the oldest tokio we build with; zero or nothing is what is set"
 )]
-fn set_zero_linger(socket: &TcpStream) {
-    let _ = socket.set_linger(Some(Duration::ZERO));
+fn set_linger(socket: &TcpStream, linger: Option<Duration>) {
+    let _ = socket.set_linger(linger);
 }
 
 #[cfg(unix)]

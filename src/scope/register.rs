@@ -371,15 +371,16 @@ impl Member for Scope {
 impl Scope {
     fn shut(self: &Arc<Self>, by: ShutBy) {
         let aborts = by == ShutBy::Abort;
-        {
+        let cuts = {
             let mut state = self.lock();
             if state.phase != Phase::Live {
                 return;
             }
             state.work().shut_by = by;
-        }
+            aborts && state.status.is_some() && !state.owner_ended
+        };
         // The server may close the connection without asking the body again.
-        if let Some(connection) = self.ends_with_its_connection().filter(|_| aborts) {
+        if let Some(connection) = self.ends_with_its_connection().filter(|_| cuts) {
             connection.end_in_reset();
         }
         self.interrupt(Outcome::Shutdown, None);

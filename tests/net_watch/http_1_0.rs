@@ -1,10 +1,23 @@
 //! HTTP/1.0: the end of the connection is that of the body, and only a reset says that it is broken.
 
-use std::{future::IntoFuture, io, net::SocketAddr, time::Duration};
+use std::{
+    future::IntoFuture,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use axum::{Router, body::Body, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    body::Body,
+    http::StatusCode,
+    middleware::map_response,
+    response::{IntoResponse, Response},
+    routing::get,
+};
 use bodyguard::{
-    CompressionLayer, Stack, TaskGroup,
+    CompressionLayer, Shutdown, Stack, TaskGroup,
     net::{self, Peer, WatchedListener},
 };
 use bytes::Bytes;
@@ -51,6 +64,16 @@ fn app() -> Router {
             get(|| async { "nothing of a stream".into_response() }),
         )
         .layer(Stack::new().compression(CompressionLayer::new().random_padding(0)))
+        // Reads what fails, and answers something else.
+        .route(
+            "/replaced",
+            get(fails)
+                .layer(Stack::new())
+                .layer(map_response(|response: Response| async {
+                    let read = axum::body::to_bytes(response.into_body(), 1 << 20).await;
+                    read.map_err(|_| (StatusCode::BAD_GATEWAY, "a page in its place"))
+                })),
+        )
 }
 
 /// What an HTTP/1.0 client reads, and how it ends.
@@ -101,7 +124,7 @@ async fn a_broken_body_ends_in_a_reset_and_a_whole_one_does_not() {
                     "{path} {gzip}: {text:?}"
                 );
             }
-            for path in ["/whole", "/none"] {
+            for path in ["/whole", "/none", "/replaced"] {
                 let (_, end) = read(addr, path, gzip).await;
                 end.unwrap_or_else(|error| panic!("{path}: {error}"));
             }
@@ -129,4 +152,30 @@ async fn a_body_that_the_drain_cuts_off_ends_in_a_reset() {
     assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     let report = within(serving).await.unwrap().unwrap();
     assert_eq!((report.aborted, report.is_clean()), (1, true), "{report}");
+}
+
+/// A handler that the drain aborts is answered for: that answer is whole.
+#[tokio::test]
+async fn the_answer_for_an_aborted_handler_is_whole() {
+    let (entered, has_entered) = oneshot::channel::<()>();
+    let entered = Arc::new(Mutex::new(Some(entered)));
+    let handler = move || {
+        drop(entered.lock().unwrap().take());
+        std::future::pending::<()>()
+    };
+    let layer = Stack::new().shutdown(Shutdown::abort());
+    let app: Router = Router::new().route("/", get(handler)).layer(layer);
+    let listener = WatchedListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = net::serve(listener, app).shutdown(async { drop(stopped.await) });
+    let serving = tokio::spawn(serving.into_future());
+    let mut client = ask(addr, "/", false).await;
+    within(has_entered).await.unwrap_err();
+    drop(stop);
+    let mut text = Vec::new();
+    within(client.read_to_end(&mut text)).await.unwrap();
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.starts_with("HTTP/1.0 503"), "{text}");
+    within(serving).await.unwrap().unwrap();
 }

@@ -211,3 +211,22 @@ fn whole_bodies_do_not_wait_for_the_blocking_pool() {
     };
     assert!(gunzip(&drain(response.into_body()).wire) == text);
 }
+
+/// The runtime is shutting down under a poll: all that is refused is encoded there.
+#[test]
+fn a_runtime_that_refuses_its_threads_holds_no_poll_up() {
+    let text = random(2 << 20);
+    for parallel in [false, true] {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let handle = runtime.handle().clone();
+        drop(runtime);
+        let _context = handle.enter();
+        // Of the size that files are read in.
+        let frames = text.chunks(64 << 10).map(|chunk| data(chunk.to_vec()));
+        let taken = drain(stream(&layer().parallel(parallel), Script::new(frames)));
+        assert!(taken.error.is_none());
+        assert!(gunzip(&taken.wire) == text);
+    }
+}

@@ -15,7 +15,9 @@ use crate::BodyError;
 ///
 /// It never fails: it ends cleanly once every sender is gone, for whatever reason they went. A
 /// producer that panics looks like one that is done; where that matters, give the producers to a
-/// task group, which makes their failure the body's.
+/// task group, which makes their failure the body's. And the other way round: a group's task that returns
+/// the [`Closed`](super::Closed) of a `FrameBody` that went while its response goes on, replaced by
+/// another, has failed; with a body of the group it has not.
 ///
 /// ```
 /// use bodyguard::task_group::FrameBody;

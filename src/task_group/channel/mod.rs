@@ -20,7 +20,7 @@
 //! 5. If the receiver waits, then its waker is in the state, the buffer is empty and no loan is
 //!    out. Whoever changes that takes the waker.
 //!    A loan is a grant to a writer or a sink: their waits have no future whose drop would show that
-//!    they were given up. The receiver that finds nothing takes loans back at its second look.
+//!    they were given up. The receiver that finds nothing a few times takes loans back.
 //! 6. Under the lock nobody is woken, and no waker or frame of the user's is dropped: either may
 //!    run code that comes back here. `After` carries them out.
 //!

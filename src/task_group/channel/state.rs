@@ -15,6 +15,12 @@ use super::{
     error::{Closed, Reason},
 };
 
+/// Looks that find nothing before loans are taken back, at first.
+const LOOKS: u32 = 2;
+
+/// The same for a channel whose writers were slow to come: some hundred microseconds.
+const MOST_LOOKS: u32 = 256;
+
 /// All that the lock guards. Every method leaves what must happen outside the lock in an `After`.
 pub(super) struct State {
     buffer: Buffer,
@@ -23,8 +29,10 @@ pub(super) struct State {
     reserved: usize,
     /// What of it can be taken back, by the tickets of those who have it.
     lent: VecDeque<(u64, usize)>,
-    /// The receiver has found nothing since the last of them was made.
-    looked: bool,
+    /// How often the receiver has found nothing since the last of them was made.
+    looks: u32,
+    /// How often it has to before they are taken back.
+    patience: u32,
     /// Who waits for room, in the order of their tickets.
     line: VecDeque<Waiter>,
     next_ticket: u64,
@@ -78,7 +86,8 @@ impl State {
             bound: bound.max(1),
             reserved: 0,
             lent: VecDeque::new(),
-            looked: false,
+            looks: 0,
+            patience: LOOKS,
             line: VecDeque::new(),
             next_ticket: 0,
             trailers_granted: false,
@@ -176,6 +185,8 @@ impl State {
                     Poll::Pending
                 }
                 Err(place) if !self.keeps_grant(drawn, need) => {
+                    // It was only slow to come, a thread of its own perhaps.
+                    self.patience = (self.patience * 2).min(MOST_LOOKS);
                     self.line.insert(
                         place,
                         Waiter {
@@ -391,7 +402,7 @@ impl State {
                 Need::Loan(len) => {
                     self.reserved = self.reserved.saturating_add(len);
                     self.lent.push_back((front.ticket, len));
-                    self.looked = false;
+                    self.looks = 0;
                     // It does not sleep while loans are out.
                     if let Some(receiver) = self.receiver.take() {
                         after.receiver = Some(receiver);
@@ -421,17 +432,17 @@ impl State {
     }
 
     /// There is nothing to receive, and loans are out: whoever has one may have been given up, so it
-    /// is taken back at the second look. The first lets those who were woken come in between.
+    /// is taken back after some looks. Between them those who were woken come in.
     fn call_in(&mut self, cx: &Context<'_>, after: &mut After) {
-        if self.looked {
+        self.looks += 1;
+        if self.looks >= self.patience {
             for (_, len) in self.lent.drain(..) {
                 self.reserved -= len;
             }
             self.serve(after);
         }
-        self.looked = true;
         if !self.lent.is_empty() {
-            after.receiver = Some(cx.waker().clone());
+            after.stale = after.receiver.replace(cx.waker().clone());
         }
     }
 

@@ -180,3 +180,34 @@ async fn a_writer_among_senders_that_never_stop_has_its_turn() {
         400 * BOUND
     );
 }
+
+/// One that is slow to wake, a thread with its own executor, comes to its turns all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_on_a_thread_of_its_own_has_its_turns_too() {
+    let (sender, mut receiver) = channel(BOUND);
+    let mut producers = JoinSet::new();
+    for _ in 0..3 {
+        let sender = sender.clone();
+        producers.spawn(async move { while sender.send(frame(BOUND)).await.is_ok() {} });
+    }
+    let mut writer = sender.into_writer();
+    let thread = std::thread::spawn(move || {
+        let writing = async {
+            for _ in 0..200 {
+                writer.write_all(&[b'w'; BOUND]).await.expect("open");
+            }
+        };
+        crate::task_group::channel::sync::block_on(writing);
+    });
+    let mut frames = 0_u64;
+    let all = async {
+        while !thread.is_finished() {
+            let frame = std::future::poll_fn(|cx| receiver.poll_frame(cx)).await;
+            frames += u64::from(frame.is_some());
+        }
+    };
+    let in_time = timeout(Duration::from_secs(20), all).await;
+    drop(receiver);
+    thread.join().expect("no panic");
+    assert!(in_time.is_ok(), "starved: {frames} frames of others");
+}
