@@ -232,7 +232,12 @@ where
             }
             Stage::Streaming | Stage::Passing => {
                 let hint = self.inner.as_ref().map(Inner::size_hint);
-                hint.unwrap_or_else(|| SizeHint::with_exact(0))
+                let hint = hint.unwrap_or_else(|| SizeHint::with_exact(0));
+                // HTTP/1 sends no bytes as a whole response, and never asks how they ended.
+                match hint.exact() == Some(0) && self.owner.shows_its_end() {
+                    true => SizeHint::default(),
+                    false => hint,
+                }
             }
             Stage::AtLength(data) => SizeHint::with_exact(data.len() as u64),
             Stage::Ending(Some(held)) if held.clean => {

@@ -1,6 +1,6 @@
 //! What a step of the inner body means: the owner's judgement, apart from any polling.
 
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
@@ -9,6 +9,7 @@ use http_body::Frame;
 use super::{
     detector::{Seen, stops_at_length},
     failure::{Failure, FailureKind},
+    machine::Scope,
     owner::Owner,
     state::{ShutBy, Verdict},
 };
@@ -204,6 +205,12 @@ impl Owner {
 
     fn is_used(&self) -> bool {
         self.scope().is_some_and(|scope| scope.lock().used)
+    }
+
+    /// The client learns of a failing teardown here or nowhere: no layer further out waits for it.
+    pub(super) fn shows_its_end(&self) -> bool {
+        let alone = |scope: &&Arc<Scope>| scope.parent.get().is_none();
+        self.scope().filter(alone).is_some() && self.is_used()
     }
 
     fn end_of_stream(&self, data: Option<Bytes>, trailers: Option<Box<HeaderMap>>) -> End {

@@ -1,6 +1,7 @@
 //! What a scope knows, behind its lock: what is registered, how it ends, what comes of it.
 
 use std::{
+    error::Error,
     panic::Location,
     sync::{Arc, Weak, atomic::Ordering},
     task::Waker,
@@ -223,7 +224,10 @@ impl State {
             return;
         }
         let errors = &mut self.work().errors;
-        if !errors.iter().any(|seen| Arc::ptr_eq(seen, &cause)) {
+        let same = |seen: &Cause| {
+            Arc::ptr_eq(seen, &cause) || carries(&cause, seen) || carries(seen, &cause)
+        };
+        if !errors.iter().any(same) {
             errors.push(cause);
         }
     }
@@ -234,6 +238,12 @@ impl State {
             self.outcome = outcome;
             self.cause = Some(cause);
         }
+    }
+
+    /// What made a failure of a body that had come to its natural end.
+    pub(super) fn failed_at_the_end(&self) -> Option<(Outcome, Cause)> {
+        let failed = self.natural && !self.outcome.is_complete();
+        Some((self.outcome, self.cause.clone().filter(|_| failed)?))
     }
 
     pub(super) fn ending(&self, scope: &Scope) -> Ending {
@@ -328,6 +338,19 @@ impl State {
             adopted: work.adopted.take(),
         }
     }
+}
+
+/// Whether this is that error of a body of ours, as a body around it passed it on.
+fn carries(outer: &Cause, inner: &Cause) -> bool {
+    let mut next: Option<&(dyn Error + 'static)> = Some(&**outer);
+    while let Some(error) = next {
+        let body_error = error.downcast_ref::<BodyError>();
+        if body_error.is_some_and(|error| Arc::ptr_eq(error.cause(), inner)) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// How a scope ended, for its supervisor.

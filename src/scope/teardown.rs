@@ -6,7 +6,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
 };
 
@@ -120,10 +120,18 @@ impl Scope {
 
     /// A child is done: its counts join ours, and we forget it.
     pub(super) fn child_done(&self, child: &Scope) {
-        let counts = child.lock().work.as_ref().map(|work| work.counts);
-        let counts = counts.unwrap_or_default();
+        let (counts, failed) = {
+            let state = child.lock();
+            let counts = state.work.as_ref().map(|work| work.counts);
+            (counts.unwrap_or_default(), state.failed_at_the_end())
+        };
+        // What it would have shown at the end of the body, had the server asked for that.
+        let failed = failed.filter(|_| child.answers.load(Ordering::Acquire));
         let removed = {
             let mut state = self.lock();
+            if let Some((outcome, cause)) = failed {
+                state.note_failure(outcome, cause);
+            }
             let work = state.work();
             work.counts.add(&counts);
             if self.supervisor().is(child.supervisor()) {
