@@ -24,6 +24,7 @@ use bodyguard::{
     testing::Script,
 };
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{Request, Response, Version};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, StreamBody};
@@ -266,6 +267,40 @@ async fn the_outer_scope_hears_that_the_client_left() {
         all_seen.iter().all(right),
         "(detached, streaming, outcome): {all_seen:?}"
     );
+}
+
+/// A failure passes through the scope of an armed inner layer and the one around it: it is one error.
+#[tokio::test(start_paused = true)]
+async fn a_failure_that_passes_two_owners_is_reported_once() {
+    for case in [
+        "service fails",
+        "handler panics",
+        "body fails",
+        "body panics",
+    ] {
+        let reports = Reports::default();
+        let handler = service_fn(move |_: Request<()>| async move {
+            match case {
+                "service fails" => Err(BoxError::from("refused")),
+                "handler panics" => panic!("scripted"),
+                "body fails" => Ok(Response::new(Script::new().data("a").error("late"))),
+                _ => Ok(Response::new(Script::new().data("a").panic("scripted"))),
+            }
+        });
+        let inner = DisconnectLayer::new().detachable(TIMEOUT).layer(handler);
+        let inner = inner.map_response(|response| response.map(AxumBody::new));
+        let service = Stack::new().on_end(hook(&reports)).layer(inner);
+        let consuming = async move {
+            let response = service.oneshot(Request::new(())).await;
+            if let Ok(response) = response {
+                let _ = response.into_body().collect().await;
+            }
+        };
+        let _ = std::panic::AssertUnwindSafe(consuming).catch_unwind().await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let report = reports.lock().unwrap().pop().unwrap();
+        assert_eq!(report.errors.len(), 1, "{case}: {report:?}");
+    }
 }
 
 /// R6: reading an upload away must not ask a client for it that waits to be asked.

@@ -224,10 +224,7 @@ impl State {
             return;
         }
         let errors = &mut self.work().errors;
-        let same = |seen: &Cause| {
-            Arc::ptr_eq(seen, &cause) || carries(&cause, seen) || carries(seen, &cause)
-        };
-        if !errors.iter().any(same) {
+        if !errors.iter().any(|seen| is_same(seen, &cause)) {
             errors.push(cause);
         }
     }
@@ -338,6 +335,17 @@ impl State {
             adopted: work.adopted.take(),
         }
     }
+}
+
+/// Whether two errors are one that passed several owners.
+fn is_same(one: &Cause, other: &Cause) -> bool {
+    fn failure(cause: &Cause) -> Option<&FailureKind> {
+        cause.downcast_ref::<Failure>()?.of_owner()
+    }
+    Arc::ptr_eq(one, other)
+        || carries(one, other)
+        || carries(other, one)
+        || failure(one).is_some_and(|kind| failure(other) == Some(kind))
 }
 
 /// Whether this is that error of a body of ours, as a body around it passed it on.

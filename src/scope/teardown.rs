@@ -16,7 +16,7 @@ use super::{
     closers::{Closer, CloserFailed},
     limit::within,
     machine::{Scope, Step},
-    state::Verdict,
+    state::{Verdict, Work},
 };
 
 /// A teardown under way.
@@ -118,21 +118,31 @@ impl Scope {
         }
     }
 
-    /// A child is done: its counts join ours, and we forget it.
+    /// A child is done: what came of it joins ours, and we forget it.
     pub(super) fn child_done(&self, child: &Scope) {
-        let (counts, failed) = {
+        let answers = child.answers.load(Ordering::Acquire);
+        // One of several attempts, and not the answer: how it failed is told by its own report.
+        let lost = !answers && self.cloned.load(Ordering::Acquire);
+        let (counts, failures, failed) = {
             let state = child.lock();
-            let counts = state.work.as_ref().map(|work| work.counts);
-            (counts.unwrap_or_default(), state.failed_at_the_end())
+            let work = state.work.as_deref();
+            let failures = |work: &Work| (work.errors.clone(), work.stuck.clone());
+            (
+                work.map(|work| work.counts).unwrap_or_default(),
+                work.filter(|_| !lost).map(failures),
+                state.failed_at_the_end().filter(|_| answers),
+            )
         };
-        // What it would have shown at the end of the body, had the server asked for that.
-        let failed = failed.filter(|_| child.answers.load(Ordering::Acquire));
         let removed = {
             let mut state = self.lock();
+            // What it would have shown at the end of the body, had the server asked for that.
             if let Some((outcome, cause)) = failed {
                 state.note_failure(outcome, cause);
             }
+            let (errors, stuck) = failures.unwrap_or_default();
+            errors.into_iter().for_each(|error| state.add_error(error));
             let work = state.work();
+            work.stuck.extend(stuck);
             work.counts.add(&counts);
             if self.supervisor().is(child.supervisor()) {
                 work.counted_unrun += counts.closers_unrun;
