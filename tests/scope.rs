@@ -8,7 +8,7 @@ use std::{
 use bodyguard::{
     Cleanup, CleanupLayer, Disconnect, DisconnectLayer, Outcome, Supervisor, testing::Script,
 };
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body::{Body, SizeHint};
 use http_body_util::BodyExt;
 use tower::{Layer, Service, ServiceExt, service_fn};
@@ -28,6 +28,14 @@ fn layer(supervisor: &Supervisor, log: &Log) -> CleanupLayer {
 
 /// Runs one request to its body's end; gives status, what arrived, and the log.
 async fn run(response: Response<Script>, closer_fails: bool) -> (StatusCode, String, Vec<String>) {
+    run_over(Version::HTTP_11, response, closer_fails).await
+}
+
+async fn run_over(
+    version: Version,
+    response: Response<Script>,
+    closer_fails: bool,
+) -> (StatusCode, String, Vec<String>) {
     let (supervisor, log) = (Supervisor::new(), Log::default());
     let (response, closer_log) = (Arc::new(Mutex::new(Some(response))), log.clone());
     let handler = service_fn(move |request: Request<()>| {
@@ -49,7 +57,7 @@ async fn run(response: Response<Script>, closer_fails: bool) -> (StatusCode, Str
     });
     let response = layer(&supervisor, &log)
         .layer(handler)
-        .oneshot(Request::new(()))
+        .oneshot(Request::builder().version(version).body(()).unwrap())
         .await
         .unwrap();
     let status = response.status();
@@ -156,6 +164,36 @@ async fn short_and_long_bodies_are_broken() {
     let (_, seen, log) = run(long, false).await;
     assert_eq!(seen, "|error: body gave 4 bytes where 3 were promised");
     assert_eq!(log, ["closer Failed false", "report Failed"]);
+}
+
+/// HTTP/2 goes on behind the promised length, and so do those who read it.
+#[tokio::test(start_paused = true)]
+async fn an_empty_frame_at_the_promised_length_hides_nothing_behind_it() {
+    let abc = || Script::new().hint(SizeHint::with_exact(3)).data("abc");
+    let empties = || abc().data("").data("");
+    let pending = || abc().pending().data("").pending();
+    let trailers = HeaderMap::new;
+    let late = || empties().pending().error("late");
+    for (body, status, seen) in [
+        (empties().trailers(trailers()), 200, "abc|trailers"),
+        (pending().trailers(trailers()), 200, "abc|trailers"),
+        (empties().error("late"), 500, ""),
+        (late(), 200, "|error: late"),
+        (pending().error("late"), 200, "|error: late"),
+        (empties().end_hint(), 200, "abc"),
+        (empties(), 200, "abc"),
+        (empties().data("d"), 500, ""),
+    ] {
+        let ran = run_over(Version::HTTP_2, ok(body), false).await;
+        assert_eq!((ran.0.as_u16(), ran.1.as_str()), (status, seen));
+        let complete = seen.starts_with("abc");
+        let closer = if complete {
+            "closer Complete true"
+        } else {
+            "closer Failed false"
+        };
+        assert_eq!(ran.2[0], closer);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -294,8 +294,10 @@ where
                 Stage::AtLength(data) => {
                     // HTTP/2 may still send trailers; more data would be more than promised.
                     let next = ready!(poll_inner(self.owner, self.inner.as_mut(), cx));
-                    let data = std::mem::take(&mut **data);
-                    let end = self.owner.judge_at_length(data, next);
+                    let end_hint = || end_hint(self.inner.as_ref());
+                    let Some(end) = self.owner.judge_at_length(data, next, end_hint) else {
+                        continue;
+                    };
                     *self.stage = settle(end, self.owner, self.inner.as_mut(), self.finisher);
                 }
                 Stage::Ending(held) => {

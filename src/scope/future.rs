@@ -196,14 +196,17 @@ where
     let mut waiting = None;
     loop {
         let polled = owner.marked(|| body.as_mut().poll_frame(cx));
-        let end = match (polled.map(Next::from), waiting.take()) {
-            (Poll::Pending, at_length) => {
-                let (owner, finisher) = (mem::take(owner), mem::take(finisher));
-                let body = ScopeBody::polled_ahead(owner, body, None, at_length, finisher);
-                return Ok(Response::from_parts(parts, body));
-            }
-            (Poll::Ready(next), Some(data)) => owner.judge_at_length(data, next),
-            (Poll::Ready(next), None) => match owner.judge(next, || body.is_end_stream()) {
+        let Poll::Ready(next) = polled.map(Next::from) else {
+            let (owner, finisher) = (mem::take(owner), mem::take(finisher));
+            let body = ScopeBody::polled_ahead(owner, body, None, waiting, finisher);
+            return Ok(Response::from_parts(parts, body));
+        };
+        let end = match &mut waiting {
+            Some(data) => match owner.judge_at_length(data, next, || body.is_end_stream()) {
+                Some(end) => end,
+                None => continue,
+            },
+            None => match owner.judge(next, || body.is_end_stream()) {
                 Judged::Pass(data) | Judged::Last(data) => {
                     let (owner, finisher) = (mem::take(owner), mem::take(finisher));
                     let body = ScopeBody::polled_ahead(owner, body, Some(data), None, finisher);

@@ -167,9 +167,20 @@ impl Owner {
         passes
     }
 
-    /// The same once the length is reached and `data` waits for what follows it.
-    pub(super) fn judge_at_length(&mut self, data: Bytes, next: Next) -> End {
-        match next {
+    /// The same once the length is reached and `data` waits for what follows it. `None`: that is still
+    /// to come.
+    pub(super) fn judge_at_length(
+        &mut self,
+        data: &mut Bytes,
+        next: Next,
+        end_hint: impl FnOnce() -> bool,
+    ) -> Option<End> {
+        // It says nothing; trailers, or an error, may stand behind it.
+        if matches!(&next, Next::Data(more) if more.is_empty()) && !end_hint() {
+            return None;
+        }
+        let data = std::mem::take(data);
+        Some(match next {
             Next::Data(more) if more.is_empty() => self.end_of_stream(Some(data), None),
             Next::Data(more) => {
                 self.detector.data(more.len() as u64, false);
@@ -180,7 +191,7 @@ impl Owner {
             Next::Error(error) => Self::inner_error(error),
             Next::Interrupted => self.interrupted(),
             Next::Panicked => self.panicked(),
-        }
+        })
     }
 
     /// Writes down what has passed, where dashboards and the report read it. Only the owner does.
