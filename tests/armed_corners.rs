@@ -18,8 +18,8 @@ use std::{
 
 use axum::body::Body as AxumBody;
 use bodyguard::{
-    BoxError, Cleanup, CleanupLayer, Disconnect, DisconnectLayer, EndReport, Outcome, Stack,
-    Supervisor,
+    BoxError, Cleanup, CleanupLayer, Disconnect, DisconnectLayer, EndReport, Outcome, Shutdown,
+    Stack, Supervisor,
     disconnect::{DisconnectBody, OnLeave},
     testing::Script,
 };
@@ -300,6 +300,30 @@ async fn a_failure_that_passes_two_owners_is_reported_once() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let report = reports.lock().unwrap().pop().unwrap();
         assert_eq!(report.errors.len(), 1, "{case}: {report:?}");
+    }
+}
+
+/// A drain that ends a scope ends those under it, too: none of them has ended by itself.
+#[tokio::test(start_paused = true)]
+async fn a_drain_counts_what_it_ends_at_every_depth() {
+    for (policy, counts) in [
+        (Shutdown::abort(), (0, 0, 2)),
+        (Shutdown::finish(), (0, 0, 2)),
+        (Shutdown::end_now(), (0, 2, 0)),
+        (Shutdown::end_now().last_frame("", "bye"), (0, 2, 0)),
+    ] {
+        let supervisor = Supervisor::new();
+        let handler = service_fn(|_: Request<()>| async {
+            Ok::<_, Infallible>(Response::new(Script::new().data("a").hang()))
+        });
+        let inner = DisconnectLayer::new().detachable(TIMEOUT).layer(handler);
+        let stack = Stack::new().supervisor(&supervisor);
+        let service = stack.shutdown(policy.clone()).layer(inner);
+        let response = service.oneshot(Request::new(())).await.unwrap();
+        let reading = response.into_body().collect();
+        let (report, _) = tokio::join!(supervisor.drain(Duration::from_secs(60)), reading);
+        let counted = (report.complete, report.ended, report.aborted);
+        assert_eq!(counted, counts, "{policy:?}: {report}");
     }
 }
 

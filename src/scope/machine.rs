@@ -29,7 +29,7 @@ use super::{
     connection::Connection,
     failure::{Failure, FailureKind, contained},
     options::Options,
-    state::{LastWords, Phase, Release, State, Verdict, failure_status},
+    state::{LastWords, Phase, Release, ShutBy, State, Verdict, failure_status},
     teardown,
 };
 use crate::{
@@ -136,11 +136,11 @@ impl Scope {
             }
             drop(theirs);
             let unnatural = state.phase != Phase::Live && !state.natural;
-            unnatural.then(|| (state.outcome, state.cause.clone()))
+            unnatural.then(|| (state.outcome, state.cause.clone(), state.shut_by()))
         };
         // The parent's end went through its children before this one was among them.
-        if let Some((outcome, cause)) = ended {
-            child.interrupt(outcome, cause);
+        if let Some((outcome, cause, by)) = ended {
+            child.end_with_parent(outcome, cause, by);
         }
         true
     }
@@ -197,6 +197,11 @@ impl Scope {
         let owner_gone = state.owner_gone;
         let waker = state.waker.take_if(|_| from_outside);
         let signals = state.signals.end_started(natural);
+        let shut_by = if natural {
+            ShutBy::Nobody
+        } else {
+            state.shut_by()
+        };
         let (children, tasks) = match &mut state.work {
             Some(work) if !natural => (
                 work.children.clone(),
@@ -210,7 +215,7 @@ impl Scope {
             tasks.carry_out();
         }
         for child in children {
-            child.interrupt(outcome, cause.clone());
+            child.end_with_parent(outcome, cause.clone(), shut_by.clone());
         }
         if owner_gone {
             return Started::WithoutOwner;

@@ -17,6 +17,7 @@ use super::{
     state::{Phase, ShutBy, State},
 };
 use crate::{
+    error::Cause,
     outcome::Outcome,
     supervisor::{Background, LiveScope, Member},
 };
@@ -76,7 +77,7 @@ impl Scope {
     /// Runs one closer now, on behalf of its key; `None` if it is taken already.
     ///
     /// Its failure counts like any other. A teardown that starts meanwhile waits for it.
-    pub(crate) async fn close_now(self: Arc<Self>, key: u64) -> Option<Result<(), crate::Cause>> {
+    pub(crate) async fn close_now(self: Arc<Self>, key: u64) -> Option<Result<(), Cause>> {
         let (closer, ending, limit) = {
             let mut state = self.lock();
             let closer = Self::take_from(&mut state, key)?;
@@ -243,7 +244,7 @@ impl Scope {
         }
     }
 
-    fn end_held(self: &Arc<Self>, outcome: Outcome, cause: Option<crate::Cause>) {
+    fn end_held(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) {
         if self.start_end(outcome, cause) == Started::WithoutOwner {
             super::teardown::detach(self.clone());
         }
@@ -366,13 +367,25 @@ impl Member for Scope {
 
 impl Scope {
     fn shut(self: &Arc<Self>, by: ShutBy) {
-        {
-            let mut state = self.lock();
-            if state.phase != Phase::Live {
-                return;
-            }
+        self.note_shutdown(by);
+        self.interrupt(Outcome::Shutdown, None);
+    }
+
+    /// Ends a child with its parent, and by whatever ended that.
+    pub(super) fn end_with_parent(
+        self: &Arc<Self>,
+        outcome: Outcome,
+        cause: Option<Cause>,
+        by: ShutBy,
+    ) {
+        self.note_shutdown(by);
+        self.interrupt(outcome, cause);
+    }
+
+    fn note_shutdown(&self, by: ShutBy) {
+        let mut state = self.lock();
+        if state.phase == Phase::Live && by != ShutBy::Nobody {
             state.work().shut_by = by;
         }
-        self.interrupt(Outcome::Shutdown, None);
     }
 }

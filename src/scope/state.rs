@@ -197,6 +197,15 @@ impl State {
         })
     }
 
+    /// Who asked for a shutdown, as children are told: the last frame is not theirs.
+    pub(super) fn shut_by(&self) -> ShutBy {
+        match self.work.as_ref().map(|work| &work.shut_by) {
+            Some(ShutBy::EndNow(_)) => ShutBy::EndNow(None),
+            Some(ShutBy::Abort) => ShutBy::Abort,
+            Some(ShutBy::Nobody) | None => ShutBy::Nobody,
+        }
+    }
+
     pub(super) fn begin(&mut self, outcome: Outcome, cause: Option<Cause>, clock: bool) {
         self.phase = Phase::Ending;
         self.natural = outcome.is_complete();
