@@ -223,7 +223,7 @@ fn upload() -> (tokio::sync::oneshot::Sender<()>, AxumBody) {
     let (abort, aborted) = tokio::sync::oneshot::channel::<()>();
     let frames = futures_util::stream::once(async move {
         let _ = aborted.await;
-        Err::<Bytes, _>(std::io::Error::from(std::io::ErrorKind::UnexpectedEof))
+        Err::<Bytes, _>(std::io::Error::from(std::io::ErrorKind::ConnectionReset))
     });
     (abort, AxumBody::from_stream(frames))
 }
