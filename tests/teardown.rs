@@ -3,20 +3,21 @@
 use std::{
     convert::Infallible,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, mpsc},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
 use bodyguard::{
-    Cleanup, Disconnect, EndReport, Hold, Outcome, Shutdown, Stack, Supervisor, TaskGroup,
+    Cleanup, CleanupLayer, Disconnect, EndReport, Hold, Outcome, Shutdown, Stack, Supervisor,
+    TaskGroup,
     cleanup::{CleanupBody, Close},
     close,
     scope::{CloseError, Failure, FailureKind},
     testing::Script,
 };
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt;
 use tower::{Layer, ServiceExt, service_fn};
@@ -562,6 +563,79 @@ async fn a_body_polled_again_after_a_caught_panic_fails_without_asking_its_inner
     let report = closed(Response::from_parts(parts, body)).await;
     assert_eq!(report.outcome(), Outcome::Panicked);
     assert_eq!(report.counts.closers_failed, 0);
+}
+
+/// A body that panics when it is dropped.
+struct Fragile(Script);
+
+impl Body for Fragile {
+    type Data = bytes::Bytes;
+    type Error = bodyguard::testing::ScriptError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, Self::Error>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.0.size_hint()
+    }
+}
+
+impl Drop for Fragile {
+    fn drop(&mut self) {
+        panic!("scripted drop");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_panics_in_its_drop_is_not_committed() {
+    let log = Log::default();
+    let unknown = || Script::new().data("a").pending().data("b");
+    for (body, status, held, seen) in [
+        (unknown(), 200, false, 200),
+        (unknown().exact_hint(), 200, false, 200),
+        (unknown(), 200, true, 200),
+        (Script::new().data("a").exact_hint(), 200, false, 500),
+        (unknown(), 204, false, 500),
+        (unknown(), 204, true, 500),
+    ] {
+        let hold = Arc::new(Mutex::new(None));
+        let (kept, closer) = (hold.clone(), log.clone());
+        let body = Mutex::new(Some(body));
+        let service = service_fn(move |request: Request<()>| {
+            let log = closer.clone();
+            cleanup(&request).defer_sync(move |ending| {
+                note(&log, format!("{} {}", ending.outcome(), ending.succeeded()));
+            });
+            *kept.lock().unwrap() = held.then(|| cleanup(&request).hold());
+            let mut response = Response::new(Fragile(body.lock().unwrap().take().unwrap()));
+            *response.status_mut() = StatusCode::from_u16(status).unwrap();
+            std::future::ready(Ok::<_, Infallible>(response))
+        });
+        let service = CleanupLayer::new().layer(service);
+        let response = service.oneshot(Request::new(())).await.unwrap();
+        assert_eq!(response.status(), seen);
+        let (parts, body) = response.into_parts();
+        let read = body.collect().await;
+        assert_eq!(read.is_err(), seen == 200);
+        if let Some(hold) = hold.lock().unwrap().take() {
+            hold.finish(Outcome::Complete);
+        }
+        let report = closed(Response::from_parts(parts, ())).await;
+        assert_eq!(report.outcome(), Outcome::Panicked);
+        assert!(failure(&report, 0).eq(&FailureKind::Panicked {
+            what: "response body".to_owned(),
+            message: "scripted drop".to_owned(),
+        }));
+        assert_eq!(lines(&log), ["Panicked false"]);
+    }
 }
 
 // ---- Tasks: limits ----

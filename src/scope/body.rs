@@ -14,6 +14,7 @@ use pin_project::pin_project;
 use super::{
     detector::Detector,
     failing::Failing,
+    failure::contained,
     inner::{Inner, askable, end_hint, poll_inner, seen},
     judge::{End, Held, Judged, Next},
     machine::Scope,
@@ -379,12 +380,16 @@ fn settle<B>(
     // With holds out there is no verdict to come: a broken body is shown as what it is now.
     let broken = owner.verdict_now(end.outcome, &end.cause);
     let torn_down = owner.end(end.outcome, end.cause);
-    inner.set(None);
+    let panicked = contained(|| inner.set(None)).err();
+    let panicked = panicked.and_then(|payload| finisher.body_panicked(payload));
     if torn_down {
         return Stage::ending(held);
     }
     finisher.leave_to_holds();
-    match broken.and_then(|verdict| verdict.failing(held.clean, &owner.detector)) {
+    match broken
+        .or(panicked)
+        .and_then(|verdict| verdict.failing(held.clean, &owner.detector))
+    {
         Some(failing) => Stage::Failing(Box::new(failing)),
         None => Stage::ending(held),
     }

@@ -15,9 +15,9 @@ use pin_project::pin_project;
 use super::{
     body::ScopeBody,
     detector::{Detector, Head},
-    failure::{Failure, FailureKind},
+    failure::{Failure, FailureKind, contained},
     judge::{End, Held, Judged, Next},
-    owner::{Finisher, Owner},
+    owner::{Finisher, Owner, body_panic},
     register::AtHead,
     state::{Verdict, failure_status},
 };
@@ -177,11 +177,11 @@ where
         }
         Head::Ended(outcome) => {
             let (parts, body) = response.into_parts();
-            drop(body);
             let end = match outcome {
                 Outcome::Complete => End::complete(None, None),
                 _ => End::nothing_of(Detector::promised_by(&parts.headers)),
             };
+            let end = without(body, end, owner);
             return Err(end_with(end, parts, kept, owner, finisher));
         }
     };
@@ -219,9 +219,24 @@ where
                 Judged::End(end) => end,
             },
         };
-        drop(body);
+        let end = without(body, end, owner);
         return Err(end_with(end, parts, None, owner, finisher));
     }
+}
+
+/// Lets the body go, and says what that makes of its end: its panic is no success.
+fn without<B>(body: B, end: End, owner: &Owner) -> End {
+    let Err(payload) = contained(|| drop(body)) else {
+        return end;
+    };
+    let cause = body_panic(&payload);
+    if end.outcome.is_complete() {
+        return End::failed(Outcome::Panicked, cause);
+    }
+    if let Some(scope) = owner.scope() {
+        scope.lock().add_error(cause);
+    }
+    end
 }
 
 fn end_with(

@@ -72,7 +72,7 @@ impl End {
         }
     }
 
-    fn failed(outcome: Outcome, cause: Cause) -> Self {
+    pub(super) fn failed(outcome: Outcome, cause: Cause) -> Self {
         Self {
             outcome,
             cause: Some(cause),

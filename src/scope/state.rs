@@ -246,6 +246,16 @@ impl State {
         }
     }
 
+    /// The body panicked in its drop, behind an end that may have been a natural one.
+    pub(super) fn body_panicked(&mut self, cause: Cause) {
+        let work = self.work.as_mut();
+        let kept = work.and_then(|work| work.body_end.as_mut());
+        if let Some(end) = kept.filter(|(outcome, _)| outcome.is_complete()) {
+            *end = (Outcome::Panicked, Some(cause.clone()));
+        }
+        self.note_failure(Outcome::Panicked, cause);
+    }
+
     /// What made a failure of a body that had come to its natural end.
     pub(super) fn failed_at_the_end(&self) -> Option<(Outcome, Cause)> {
         let failed = self.natural && !self.outcome.is_complete();
