@@ -10,8 +10,8 @@ use std::{
 };
 
 use bodyguard::{
-    Cleanup, CleanupLayer, Disconnect, EndReport, Hold, Outcome, Shutdown, Stack, Supervisor,
-    TaskGroup,
+    Cleanup, CleanupLayer, Disconnect, DisconnectLayer, EndReport, Hold, Outcome, Shutdown, Stack,
+    Supervisor, TaskGroup,
     cleanup::{CleanupBody, Close},
     close,
     scope::{CloseError, Failure, FailureKind},
@@ -231,6 +231,63 @@ async fn a_closer_may_register_another() {
         "registered first",
     ];
     assert_eq!(lines(&log), expected);
+}
+
+/// A body whose closer is registered with its first frame, and fails.
+fn registers_late(cleanup: Cleanup) -> axum::body::Body {
+    let frames = futures_util::stream::once(async move {
+        cleanup.defer(|_| async { Err("late rollback failed".into()) });
+        Ok::<_, Infallible>("a")
+    });
+    axum::body::Body::from_stream(frames)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_response_tells_of_what_was_registered_after_its_head() {
+    let handler = service_fn(|request: Request<()>| {
+        let body = registers_late(cleanup(&request));
+        std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+    });
+    let armed = DisconnectLayer::new().detachable(Duration::from_secs(60));
+    let boxed = |body| axum::body::Body::new(body);
+    let alone = CleanupLayer::new().layer(handler);
+    let inside = armed
+        .layer(handler)
+        .map_response(move |r| r.map(boxed));
+    let own = service_fn(|_: Request<()>| {
+        let view = Arc::new(Mutex::new(None::<Cleanup>));
+        let later = view.clone();
+        let frames = futures_util::stream::once(async move { later.lock().unwrap().take() });
+        let frames = futures_util::StreamExt::flat_map(frames, |view| {
+            registers_late(view.unwrap()).into_data_stream()
+        });
+        let body = CleanupBody::new(axum::body::Body::from_stream(frames));
+        *view.lock().unwrap() = Some(body.cleanup().clone());
+        std::future::ready(Ok::<_, Infallible>(body.into_http()))
+    });
+    let responses = [
+        alone
+            .oneshot(Request::new(()))
+            .await
+            .unwrap()
+            .map(axum::body::Body::new),
+        CleanupLayer::new()
+            .layer(inside)
+            .oneshot(Request::new(()))
+            .await
+            .unwrap()
+            .map(axum::body::Body::new),
+        own.oneshot(Request::new(()))
+            .await
+            .unwrap()
+            .map(axum::body::Body::new),
+    ];
+    for response in responses {
+        let (parts, body) = response.into_parts();
+        body.collect().await.unwrap_err();
+        let error = close(Response::from_parts(parts, ())).await.unwrap_err();
+        assert_eq!(error.errors()[0].to_string(), "late rollback failed");
+    }
 }
 
 #[tokio::test(start_paused = true)]

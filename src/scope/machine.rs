@@ -313,6 +313,8 @@ impl Scope {
         if let Some(work) = &mut state.work {
             state.lingering = !work.tasks.close();
         }
+        // Whoever gets the response may close it, also after it has ended.
+        state.keep_report |= state.used;
         let report = state
             .is_report_wanted(self)
             .then(|| Arc::new(state.report(self)));

@@ -171,8 +171,6 @@ impl Scope {
         let (used, untouched, end_now) = {
             let mut state = self.lock();
             state.used |= adopted;
-            // Whoever gets the response may close it, also after it has ended.
-            state.keep_report |= state.used;
             state.status = Some(response.status());
             let policy = state.options(self).shutdown.clone();
             let end_now = match policy.as_deref().map(|policy| (policy, &policy.kind)) {

@@ -123,11 +123,12 @@ impl Scope {
         let answers = child.answers.load(Ordering::Acquire);
         // One of several attempts, and not the answer: how it failed is told by its own report.
         let lost = !answers && self.cloned.load(Ordering::Acquire);
-        let (counts, failures, failed) = {
+        let (used, counts, failures, failed) = {
             let state = child.lock();
             let work = state.work.as_deref();
             let failures = |work: &Work| (work.errors.clone(), work.stuck.clone());
             (
+                state.used && !lost,
                 work.map(|work| work.counts).unwrap_or_default(),
                 work.filter(|_| !lost).map(failures),
                 state.failed_at_the_end().filter(|_| answers),
@@ -135,6 +136,7 @@ impl Scope {
         };
         let removed = {
             let mut state = self.lock();
+            state.used |= used;
             // What it would have shown at the end of the body, had the server asked for that.
             if let Some((outcome, cause)) = failed {
                 state.note_failure(outcome, cause);
