@@ -151,6 +151,30 @@ async fn a_failing_closer_before_the_head_is_a_500() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn only_a_status_that_was_sent_is_reported() {
+    for fails in [false, true] {
+        let statuses = Arc::new(Mutex::new(Vec::new()));
+        let seen = statuses.clone();
+        let handler = service_fn(move |request: Request<()>| {
+            let commit = Cleanup::of(&request).unwrap();
+            commit.defer(|_| async { Err("commit failed".into()) });
+            let answer = if fails {
+                Err("refused")
+            } else {
+                Ok(Response::new(Script::new().end_hint()))
+            };
+            std::future::ready(answer)
+        });
+        let layer = CleanupLayer::new().on_end(move |end| seen.lock().unwrap().push(end.status()));
+        let answer = layer.layer(handler).oneshot(Request::new(())).await;
+        // Whoever gets the error answers for it, with a status of their own.
+        let sent = answer.ok().map(|response| response.status());
+        assert_eq!(sent, (!fails).then_some(StatusCode::INTERNAL_SERVER_ERROR));
+        assert_eq!(*statuses.lock().unwrap(), [sent]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn short_and_long_bodies_are_broken() {
     let short = ok(Script::new().data("ab").hint(SizeHint::with_exact(3)));
     let (_, seen, log) = run(short, false).await;

@@ -95,7 +95,10 @@ where
                     }
                     Some(Err(error)) => {
                         let cause = Failure::new(FailureKind::Service).into();
-                        end_before_head(this.owner, this.finisher, Outcome::Failed, Some(cause));
+                        // What is answered to the error is not ours to say.
+                        if !this.owner.end(Outcome::Failed, Some(cause)) {
+                            this.finisher.leave_to_holds();
+                        }
                         Last::Error(error)
                     }
                     Some(Ok(response)) => match at_head(response, this.owner, this.finisher, cx) {
