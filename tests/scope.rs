@@ -252,6 +252,24 @@ async fn layers_in_any_order_share_one_scope() {
     assert_eq!(supervisor.active(), 0);
 }
 
+/// Clocks are read where somebody asks: also if that is a layer further in than the one that opened.
+#[tokio::test(start_paused = true)]
+async fn a_hook_of_an_inner_layer_is_told_how_long_it_took() {
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let seen = times.clone();
+    let handler = service_fn(|_: Request<()>| async {
+        Ok::<_, Infallible>(Response::new(Script::new().data("a")))
+    });
+    let inner = DisconnectLayer::new().on_end(move |end| {
+        let times = [end.first_frame, end.duration, end.teardown];
+        seen.lock().unwrap().push(times.map(|time| time.is_some()));
+    });
+    let service = CleanupLayer::new().layer(inner.layer(handler));
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    response.into_body().collect().await.unwrap();
+    assert_eq!(*times.lock().unwrap(), [[true; 3]]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn dropping_at_every_point_tears_down_once() {
     for polls in 0..6 {

@@ -204,8 +204,10 @@ impl Owner {
         scope.frames.store(frames, Ordering::Relaxed);
         let bytes = self.detector.produced();
         scope.bytes.store(bytes, Ordering::Relaxed);
-        if let (1, Some(opened)) = (frames, scope.opened) {
-            scope.lock().first_frame = Some(opened.elapsed());
+        if frames == 1 {
+            if let Some(opened) = scope.opened.get() {
+                scope.lock().first_frame = Some(opened.elapsed());
+            }
         }
     }
 

@@ -43,7 +43,8 @@ pub(crate) struct Scope {
     pub(super) method: Method,
     pub(super) uri: Uri,
     pub(super) version: Version,
-    pub(super) opened: Option<Instant>,
+    /// Read where somebody is told how long a response took: at the latest as such a layer joins.
+    pub(super) opened: OnceLock<Instant>,
     pub(super) connection: Connection,
     pub(super) runtime: Option<Handle>,
     /// Those it was opened with; see [`State::options`].
@@ -91,7 +92,10 @@ impl Scope {
                 method: opening.method.clone(),
                 uri: opening.uri.clone(),
                 version: opening.version,
-                opened: clock.then(Instant::now),
+                opened: match clock {
+                    true => Instant::now().into(),
+                    false => OnceLock::new(),
+                },
                 connection,
                 runtime: Handle::try_current().ok(),
                 options: options.clone(),
@@ -189,7 +193,7 @@ impl Scope {
         if state.phase != Phase::Live {
             return Started::Before;
         }
-        state.begin(outcome, cause.clone(), self.opened.is_some());
+        state.begin(outcome, cause.clone(), self.opened.get().is_some());
         let natural = state.natural;
         self.interrupted.store(from_outside, Ordering::Release);
         // Read in the same critical section that moves the phase: an owner that goes later

@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     sync::{Arc, atomic::Ordering},
     task::Poll,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use http::Response;
@@ -304,7 +304,7 @@ impl Member for Scope {
             id: self.id(),
             method: self.method.clone(),
             uri: self.uri.clone(),
-            age: self.opened.map(|opened| opened.elapsed()),
+            age: self.opened.get().map(Instant::elapsed),
             bytes: self.bytes.load(Ordering::Relaxed),
             frames: self.frames.load(Ordering::Relaxed),
             tasks: work.map_or(0, |work| work.tasks.live()),

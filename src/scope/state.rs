@@ -331,7 +331,7 @@ impl State {
             bytes: scope.bytes.load(Ordering::Relaxed),
             frames: scope.frames.load(Ordering::Relaxed),
             first_frame: self.first_frame,
-            duration: since(scope.opened, self.ended_at),
+            duration: since(scope.opened.get().copied(), self.ended_at),
             teardown: self.ended_at.map(|start| start.elapsed()),
             counts: work.map(|work| work.counts).unwrap_or_default(),
             errors: work.map(|work| work.errors.clone()).unwrap_or_default(),
