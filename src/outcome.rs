@@ -164,6 +164,9 @@ pub struct EndReport {
     /// Closers and tasks of this scope and its children, counted.
     pub counts: Counts,
     /// Every failure of the service, the body, tasks and closers, in the order they were seen.
+    ///
+    /// Children's included, but for those of a cloned request's lost attempts, which have reports of
+    /// their own.
     pub errors: Vec<Cause>,
     /// What overran its limit and could not be stopped, by name and place.
     pub stuck: Vec<String>,

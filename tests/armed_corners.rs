@@ -18,12 +18,13 @@ use std::{
 
 use axum::body::Body as AxumBody;
 use bodyguard::{
-    BoxError, Cleanup, CleanupLayer, Disconnect, DisconnectLayer, EndReport, Outcome, Stack,
-    Supervisor,
+    BoxError, Cleanup, CleanupLayer, Disconnect, DisconnectLayer, EndReport, Outcome, Shutdown,
+    Stack, Supervisor,
     disconnect::{DisconnectBody, OnLeave},
     testing::Script,
 };
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{Request, Response, Version};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, StreamBody};
@@ -222,7 +223,7 @@ fn upload() -> (tokio::sync::oneshot::Sender<()>, AxumBody) {
     let (abort, aborted) = tokio::sync::oneshot::channel::<()>();
     let frames = futures_util::stream::once(async move {
         let _ = aborted.await;
-        Err::<Bytes, _>(std::io::Error::from(std::io::ErrorKind::UnexpectedEof))
+        Err::<Bytes, _>(std::io::Error::from(std::io::ErrorKind::ConnectionReset))
     });
     (abort, AxumBody::from_stream(frames))
 }
@@ -266,6 +267,64 @@ async fn the_outer_scope_hears_that_the_client_left() {
         all_seen.iter().all(right),
         "(detached, streaming, outcome): {all_seen:?}"
     );
+}
+
+/// A failure passes through the scope of an armed inner layer and the one around it: it is one error.
+#[tokio::test(start_paused = true)]
+async fn a_failure_that_passes_two_owners_is_reported_once() {
+    for case in [
+        "service fails",
+        "handler panics",
+        "body fails",
+        "body panics",
+    ] {
+        let reports = Reports::default();
+        let handler = service_fn(move |_: Request<()>| async move {
+            match case {
+                "service fails" => Err(BoxError::from("refused")),
+                "handler panics" => panic!("scripted"),
+                "body fails" => Ok(Response::new(Script::new().data("a").error("late"))),
+                _ => Ok(Response::new(Script::new().data("a").panic("scripted"))),
+            }
+        });
+        let inner = DisconnectLayer::new().detachable(TIMEOUT).layer(handler);
+        let inner = inner.map_response(|response| response.map(AxumBody::new));
+        let service = Stack::new().on_end(hook(&reports)).layer(inner);
+        let consuming = async move {
+            let response = service.oneshot(Request::new(())).await;
+            if let Ok(response) = response {
+                let _ = response.into_body().collect().await;
+            }
+        };
+        let _ = std::panic::AssertUnwindSafe(consuming).catch_unwind().await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let report = reports.lock().unwrap().pop().unwrap();
+        assert_eq!(report.errors.len(), 1, "{case}: {report:?}");
+    }
+}
+
+/// A drain that ends a scope ends those under it, too: none of them has ended by itself.
+#[tokio::test(start_paused = true)]
+async fn a_drain_counts_what_it_ends_at_every_depth() {
+    for (policy, counts) in [
+        (Shutdown::abort(), (0, 0, 2)),
+        (Shutdown::finish(), (0, 0, 2)),
+        (Shutdown::end_now(), (0, 2, 0)),
+        (Shutdown::end_now().last_frame("", "bye"), (0, 2, 0)),
+    ] {
+        let supervisor = Supervisor::new();
+        let handler = service_fn(|_: Request<()>| async {
+            Ok::<_, Infallible>(Response::new(Script::new().data("a").hang()))
+        });
+        let inner = DisconnectLayer::new().detachable(TIMEOUT).layer(handler);
+        let stack = Stack::new().supervisor(&supervisor);
+        let service = stack.shutdown(policy.clone()).layer(inner);
+        let response = service.oneshot(Request::new(())).await.unwrap();
+        let reading = response.into_body().collect();
+        let (report, _) = tokio::join!(supervisor.drain(Duration::from_secs(60)), reading);
+        let counted = (report.complete, report.ended, report.aborted);
+        assert_eq!(counted, counts, "{policy:?}: {report}");
+    }
 }
 
 /// R6: reading an upload away must not ask a client for it that waits to be asked.

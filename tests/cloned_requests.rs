@@ -123,6 +123,35 @@ async fn retried_attempts_see_their_own_endings_at_their_own_time() {
     torn_down(&supervisor).await;
 }
 
+/// What came of an attempt that lost is told by its own report, and not by the winner's.
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_closes_the_winner_hears_nothing_of_the_lost_attempt() {
+    let supervisor = Supervisor::new();
+    let handler = service_fn({
+        let count = Arc::new(AtomicUsize::new(0));
+        move |request: Request<()>| {
+            let lost = count.fetch_add(1, SeqCst) == 0;
+            Cleanup::of(&request).unwrap().defer(move |_| async move {
+                match lost {
+                    true => Err("rollback of the lost attempt failed".into()),
+                    false => Ok(()),
+                }
+            });
+            let status = if lost { 503 } else { 200 };
+            let mut response = Response::new(stream());
+            *response.status_mut() = StatusCode::from_u16(status).unwrap();
+            async { Ok::<_, BoxError>(response) }
+        }
+    });
+    let inner = scoped(&supervisor, BoxCloneSyncService::new(handler));
+    let retrying = tower::retry::Retry::new(UntilFine, inner);
+    let service = scoped(&supervisor, BoxCloneSyncService::new(retrying));
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let report = bodyguard::close(response).await.unwrap().unwrap();
+    assert_eq!(report.errors.len(), 0, "{report:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_that_leaves_ends_the_attempt_under_way() {
     let (supervisor, log) = (Supervisor::new(), Log::default());

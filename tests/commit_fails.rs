@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    convert::Infallible,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -14,8 +15,13 @@ use axum::{
     response::{IntoResponse, Redirect},
     routing::{any, get},
 };
-use bodyguard::{Cleanup, CleanupLayer, Stack, testing::Script};
+use bodyguard::{
+    BodyError, Cleanup, CleanupLayer, Outcome, Stack, cleanup::CleanupBody, testing::Script,
+};
+use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
+use http_body::SizeHint;
+use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
 use support::{Listening, Seen, http1, http2};
 
 async fn failing_commit(cleanup: &Cleanup) {
@@ -131,6 +137,70 @@ async fn head_becomes_a_500() {
     for http_2 in [false, true] {
         assert_eq!(ask(&server, http_2, "HEAD").await.status, 500);
     }
+}
+
+/// Bodies of no bytes, with a scope of their own whose commit fails.
+fn own_scope(kind: &str) -> CleanupBody<Body> {
+    let body = match kind {
+        "empty" => Body::new(Empty::<Bytes>::new()),
+        "full" => Body::new(Full::<Bytes>::from("")),
+        // Its size says so, and nothing else.
+        _ => Body::new(Script::new().hint(SizeHint::with_exact(0))),
+    };
+    CleanupBody::new(body).defer(|_| async {
+        tokio::task::yield_now().await;
+        Err("commit failed".into())
+    })
+}
+
+const OWN_SCOPE: [&str; 3] = ["empty", "full", "sized"];
+
+#[tokio::test]
+async fn an_empty_body_with_a_scope_of_its_own_under_a_layer_is_no_clean_answer() {
+    for kind in OWN_SCOPE {
+        for status in [200, 204, 304] {
+            let (reports, mut report) = tokio::sync::mpsc::unbounded_channel();
+            let layer = CleanupLayer::new().on_end(move |end| drop(reports.send(end.clone())));
+            let handler = get(move || async move {
+                let status = StatusCode::from_u16(status).unwrap();
+                (status, own_scope(kind)).into_response()
+            });
+            let app = Router::new().route("/", handler).layer(layer);
+            let server = Listening::start(app, false).await;
+            for http_2 in [false, true] {
+                let seen = ask(&server, http_2, "GET").await;
+                // HTTP/2 could have had trailers, and so has its head.
+                let broken = http_2 && status == 200 && !seen.whole;
+                assert!(
+                    seen.status == 500 || broken,
+                    "{kind} {status} http_2 {http_2}: {seen:?}"
+                );
+                let report = support::within(report.recv()).await.unwrap();
+                assert_eq!(report.outcome(), Outcome::Failed, "{kind} {status}");
+                assert_eq!(report.errors.len(), 1, "{kind} {status}: {report:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_empty_body_with_a_scope_of_its_own_and_no_layer_is_a_broken_transfer() {
+    for kind in OWN_SCOPE {
+        let service =
+            tower::service_fn(move |_: http::Request<hyper::body::Incoming>| async move {
+                Ok::<_, Infallible>(Response::new(own_scope(kind)).map(box_it))
+            });
+        let server = Listening::start(service, false).await;
+        for http_2 in [false, true] {
+            let seen = ask(&server, http_2, "GET").await;
+            assert_eq!(seen.status, 200);
+            assert!(!seen.whole, "{kind} http_2 {http_2}: {seen:?}");
+        }
+    }
+}
+
+fn box_it(body: CleanupBody<Body>) -> UnsyncBoxBody<Bytes, BodyError> {
+    body.boxed_unsync()
 }
 
 /// Where someone else answers for a handler that failed, the closer is told not to commit.

@@ -216,6 +216,86 @@ async fn a_body_over_its_limit_is_not_a_client_that_left() {
     assert!(!report.ending.client_gone());
 }
 
+/// Waits for the report of the one request that was answered, and looks at it.
+async fn answered(reports: &mut mpsc::UnboundedReceiver<EndReport>) {
+    let report = within(reports.recv()).await.unwrap();
+    assert_eq!(report.outcome(), Outcome::Complete, "{report:?}");
+    assert!(!report.ending.client_gone());
+}
+
+/// Answers 400 to what it cannot read, unless it is cancelled meanwhile.
+fn reading() -> (Router, mpsc::UnboundedReceiver<EndReport>) {
+    let (report, reports) = mpsc::unbounded_channel();
+    let handler = |body: Body| async move {
+        match body.collect().await {
+            Ok(_) => StatusCode::OK,
+            Err(_) => {
+                tokio::task::yield_now().await;
+                StatusCode::BAD_REQUEST
+            }
+        }
+    };
+    let layer = DisconnectLayer::new()
+        .on_end(move |end| drop(report.send(end.clone())))
+        .drain_request(1 << 20);
+    (
+        Router::new().route("/", post(handler)).layer(layer),
+        reports,
+    )
+}
+
+/// A decoder further out that comes to the end of its input, say, or one that waits for its disk.
+#[tokio::test]
+async fn a_request_body_that_fails_further_out_is_not_a_client_that_left() {
+    use std::io::{Error, ErrorKind};
+    for kind in [
+        ErrorKind::UnexpectedEof,
+        ErrorKind::TimedOut,
+        ErrorKind::BrokenPipe,
+    ] {
+        let (app, mut reports) = reading();
+        let frames = futures_util::stream::iter([Ok(Bytes::from("x")), Err(Error::from(kind))]);
+        let request = Request::post("/").body(Body::from_stream(frames)).unwrap();
+        let response = tower::ServiceExt::oneshot(app, request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{kind}");
+        drop(response.into_body().collect().await.unwrap());
+        answered(&mut reports).await;
+    }
+}
+
+/// hyper's error says so, too, and its client waits for the answer.
+#[tokio::test]
+async fn a_malformed_upload_is_answered() {
+    let (app, mut reports) = reading();
+    let listening = Listening::start(app, false).await;
+    let mut client = listening.connect().await;
+    let head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nno size\r\n";
+    client.write_all(head).await.unwrap();
+    let answer = read_until(&mut client, "\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    answered(&mut reports).await;
+}
+
+/// An error of the connection counts, also behind one that stands for it.
+#[tokio::test]
+async fn a_broken_connection_shows_through_a_body_that_maps_its_errors() {
+    let (app, mut reports) = reading();
+    let app = app.layer(axum::middleware::map_request(
+        |request: axum::extract::Request| async {
+            request.map(|body| Body::new(body.map_err(std::io::Error::other)))
+        },
+    ));
+    let listening = Listening::start(app, true).await;
+    let mut client = listening.connect().await;
+    client
+        .write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhello")
+        .await
+        .unwrap();
+    client.shutdown().await.unwrap();
+    let report = within(reports.recv()).await.unwrap();
+    assert_eq!(report.outcome(), Outcome::Disconnected, "{report:?}");
+}
+
 /// The response ends as it likes; the server closes or drains the rest of the request by itself.
 #[tokio::test]
 async fn a_response_that_is_over_reads_nothing_more() {

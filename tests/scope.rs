@@ -8,7 +8,7 @@ use std::{
 use bodyguard::{
     Cleanup, CleanupLayer, Disconnect, DisconnectLayer, Outcome, Supervisor, testing::Script,
 };
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body::{Body, SizeHint};
 use http_body_util::BodyExt;
 use tower::{Layer, Service, ServiceExt, service_fn};
@@ -28,6 +28,14 @@ fn layer(supervisor: &Supervisor, log: &Log) -> CleanupLayer {
 
 /// Runs one request to its body's end; gives status, what arrived, and the log.
 async fn run(response: Response<Script>, closer_fails: bool) -> (StatusCode, String, Vec<String>) {
+    run_over(Version::HTTP_11, response, closer_fails).await
+}
+
+async fn run_over(
+    version: Version,
+    response: Response<Script>,
+    closer_fails: bool,
+) -> (StatusCode, String, Vec<String>) {
     let (supervisor, log) = (Supervisor::new(), Log::default());
     let (response, closer_log) = (Arc::new(Mutex::new(Some(response))), log.clone());
     let handler = service_fn(move |request: Request<()>| {
@@ -49,7 +57,7 @@ async fn run(response: Response<Script>, closer_fails: bool) -> (StatusCode, Str
     });
     let response = layer(&supervisor, &log)
         .layer(handler)
-        .oneshot(Request::new(()))
+        .oneshot(Request::builder().version(version).body(()).unwrap())
         .await
         .unwrap();
     let status = response.status();
@@ -143,6 +151,30 @@ async fn a_failing_closer_before_the_head_is_a_500() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn only_a_status_that_was_sent_is_reported() {
+    for fails in [false, true] {
+        let statuses = Arc::new(Mutex::new(Vec::new()));
+        let seen = statuses.clone();
+        let handler = service_fn(move |request: Request<()>| {
+            let commit = Cleanup::of(&request).unwrap();
+            commit.defer(|_| async { Err("commit failed".into()) });
+            let answer = if fails {
+                Err("refused")
+            } else {
+                Ok(Response::new(Script::new().end_hint()))
+            };
+            std::future::ready(answer)
+        });
+        let layer = CleanupLayer::new().on_end(move |end| seen.lock().unwrap().push(end.status()));
+        let answer = layer.layer(handler).oneshot(Request::new(())).await;
+        // Whoever gets the error answers for it, with a status of their own.
+        let sent = answer.ok().map(|response| response.status());
+        assert_eq!(sent, (!fails).then_some(StatusCode::INTERNAL_SERVER_ERROR));
+        assert_eq!(*statuses.lock().unwrap(), [sent]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn short_and_long_bodies_are_broken() {
     let short = ok(Script::new().data("ab").hint(SizeHint::with_exact(3)));
     let (_, seen, log) = run(short, false).await;
@@ -156,6 +188,36 @@ async fn short_and_long_bodies_are_broken() {
     let (_, seen, log) = run(long, false).await;
     assert_eq!(seen, "|error: body gave 4 bytes where 3 were promised");
     assert_eq!(log, ["closer Failed false", "report Failed"]);
+}
+
+/// HTTP/2 goes on behind the promised length, and so do those who read it.
+#[tokio::test(start_paused = true)]
+async fn an_empty_frame_at_the_promised_length_hides_nothing_behind_it() {
+    let abc = || Script::new().hint(SizeHint::with_exact(3)).data("abc");
+    let empties = || abc().data("").data("");
+    let pending = || abc().pending().data("").pending();
+    let trailers = HeaderMap::new;
+    let late = || empties().pending().error("late");
+    for (body, status, seen) in [
+        (empties().trailers(trailers()), 200, "abc|trailers"),
+        (pending().trailers(trailers()), 200, "abc|trailers"),
+        (empties().error("late"), 500, ""),
+        (late(), 200, "|error: late"),
+        (pending().error("late"), 200, "|error: late"),
+        (empties().end_hint(), 200, "abc"),
+        (empties(), 200, "abc"),
+        (empties().data("d"), 500, ""),
+    ] {
+        let ran = run_over(Version::HTTP_2, ok(body), false).await;
+        assert_eq!((ran.0.as_u16(), ran.1.as_str()), (status, seen));
+        let complete = seen.starts_with("abc");
+        let closer = if complete {
+            "closer Complete true"
+        } else {
+            "closer Failed false"
+        };
+        assert_eq!(ran.2[0], closer);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -188,6 +250,24 @@ async fn layers_in_any_order_share_one_scope() {
     assert_eq!(response.collect().await.unwrap().to_bytes(), "ab");
     assert_eq!(*log.lock().unwrap(), ["Complete", "report Complete"]);
     assert_eq!(supervisor.active(), 0);
+}
+
+/// Clocks are read where somebody asks: also if that is a layer further in than the one that opened.
+#[tokio::test(start_paused = true)]
+async fn a_hook_of_an_inner_layer_is_told_how_long_it_took() {
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let seen = times.clone();
+    let handler = service_fn(|_: Request<()>| async {
+        Ok::<_, Infallible>(Response::new(Script::new().data("a")))
+    });
+    let inner = DisconnectLayer::new().on_end(move |end| {
+        let times = [end.first_frame, end.duration, end.teardown];
+        seen.lock().unwrap().push(times.map(|time| time.is_some()));
+    });
+    let service = CleanupLayer::new().layer(inner.layer(handler));
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    response.into_body().collect().await.unwrap();
+    assert_eq!(*times.lock().unwrap(), [[true; 3]]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,20 +3,21 @@
 use std::{
     convert::Infallible,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, mpsc},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
 use bodyguard::{
-    Cleanup, Disconnect, EndReport, Hold, Outcome, Shutdown, Stack, Supervisor, TaskGroup,
+    Cleanup, CleanupLayer, Disconnect, DisconnectLayer, EndReport, Hold, Outcome, Shutdown, Stack,
+    Supervisor, TaskGroup,
     cleanup::{CleanupBody, Close},
     close,
     scope::{CloseError, Failure, FailureKind},
     testing::Script,
 };
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt;
 use tower::{Layer, ServiceExt, service_fn};
@@ -230,6 +231,61 @@ async fn a_closer_may_register_another() {
         "registered first",
     ];
     assert_eq!(lines(&log), expected);
+}
+
+/// A body whose closer is registered with its first frame, and fails.
+fn registers_late(cleanup: Cleanup) -> axum::body::Body {
+    let frames = futures_util::stream::once(async move {
+        cleanup.defer(|_| async { Err("late rollback failed".into()) });
+        Ok::<_, Infallible>("a")
+    });
+    axum::body::Body::from_stream(frames)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_response_tells_of_what_was_registered_after_its_head() {
+    let handler = service_fn(|request: Request<()>| {
+        let body = registers_late(cleanup(&request));
+        std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+    });
+    let armed = DisconnectLayer::new().detachable(Duration::from_secs(60));
+    let boxed = |body| axum::body::Body::new(body);
+    let alone = CleanupLayer::new().layer(handler);
+    let inside = armed.layer(handler).map_response(move |r| r.map(boxed));
+    let own = service_fn(|_: Request<()>| {
+        let view = Arc::new(Mutex::new(None::<Cleanup>));
+        let later = view.clone();
+        let frames = futures_util::stream::once(async move { later.lock().unwrap().take() });
+        let frames = futures_util::StreamExt::flat_map(frames, |view| {
+            registers_late(view.unwrap()).into_data_stream()
+        });
+        let body = CleanupBody::new(axum::body::Body::from_stream(frames));
+        *view.lock().unwrap() = Some(body.cleanup().clone());
+        std::future::ready(Ok::<_, Infallible>(body.into_http()))
+    });
+    let responses = [
+        alone
+            .oneshot(Request::new(()))
+            .await
+            .unwrap()
+            .map(axum::body::Body::new),
+        CleanupLayer::new()
+            .layer(inside)
+            .oneshot(Request::new(()))
+            .await
+            .unwrap()
+            .map(axum::body::Body::new),
+        own.oneshot(Request::new(()))
+            .await
+            .unwrap()
+            .map(axum::body::Body::new),
+    ];
+    for response in responses {
+        let (parts, body) = response.into_parts();
+        body.collect().await.unwrap_err();
+        let error = close(Response::from_parts(parts, ())).await.unwrap_err();
+        assert_eq!(error.errors()[0].to_string(), "late rollback failed");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -562,6 +618,79 @@ async fn a_body_polled_again_after_a_caught_panic_fails_without_asking_its_inner
     let report = closed(Response::from_parts(parts, body)).await;
     assert_eq!(report.outcome(), Outcome::Panicked);
     assert_eq!(report.counts.closers_failed, 0);
+}
+
+/// A body that panics when it is dropped.
+struct Fragile(Script);
+
+impl Body for Fragile {
+    type Data = bytes::Bytes;
+    type Error = bodyguard::testing::ScriptError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, Self::Error>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.0.size_hint()
+    }
+}
+
+impl Drop for Fragile {
+    fn drop(&mut self) {
+        panic!("scripted drop");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_panics_in_its_drop_is_not_committed() {
+    let log = Log::default();
+    let unknown = || Script::new().data("a").pending().data("b");
+    for (body, status, held, seen) in [
+        (unknown(), 200, false, 200),
+        (unknown().exact_hint(), 200, false, 200),
+        (unknown(), 200, true, 200),
+        (Script::new().data("a").exact_hint(), 200, false, 500),
+        (unknown(), 204, false, 500),
+        (unknown(), 204, true, 500),
+    ] {
+        let hold = Arc::new(Mutex::new(None));
+        let (kept, closer) = (hold.clone(), log.clone());
+        let body = Mutex::new(Some(body));
+        let service = service_fn(move |request: Request<()>| {
+            let log = closer.clone();
+            cleanup(&request).defer_sync(move |ending| {
+                note(&log, format!("{} {}", ending.outcome(), ending.succeeded()));
+            });
+            *kept.lock().unwrap() = held.then(|| cleanup(&request).hold());
+            let mut response = Response::new(Fragile(body.lock().unwrap().take().unwrap()));
+            *response.status_mut() = StatusCode::from_u16(status).unwrap();
+            std::future::ready(Ok::<_, Infallible>(response))
+        });
+        let service = CleanupLayer::new().layer(service);
+        let response = service.oneshot(Request::new(())).await.unwrap();
+        assert_eq!(response.status(), seen);
+        let (parts, body) = response.into_parts();
+        let read = body.collect().await;
+        assert_eq!(read.is_err(), seen == 200);
+        if let Some(hold) = hold.lock().unwrap().take() {
+            hold.finish(Outcome::Complete);
+        }
+        let report = closed(Response::from_parts(parts, ())).await;
+        assert_eq!(report.outcome(), Outcome::Panicked);
+        assert!(failure(&report, 0).eq(&FailureKind::Panicked {
+            what: "response body".to_owned(),
+            message: "scripted drop".to_owned(),
+        }));
+        assert_eq!(lines(&log), ["Panicked false"]);
+    }
 }
 
 // ---- Tasks: limits ----

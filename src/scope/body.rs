@@ -14,6 +14,7 @@ use pin_project::pin_project;
 use super::{
     detector::Detector,
     failing::Failing,
+    failure::contained,
     inner::{Inner, askable, end_hint, poll_inner, seen},
     judge::{End, Held, Judged, Next},
     machine::{Parting, Scope},
@@ -232,7 +233,12 @@ where
             }
             Stage::Streaming | Stage::Passing => {
                 let hint = self.inner.as_ref().map(Inner::size_hint);
-                hint.unwrap_or_else(|| SizeHint::with_exact(0))
+                let hint = hint.unwrap_or_else(|| SizeHint::with_exact(0));
+                // HTTP/1 sends no bytes as a whole response, and never asks how they ended.
+                match hint.exact() == Some(0) && self.owner.shows_its_end() {
+                    true => SizeHint::default(),
+                    false => hint,
+                }
             }
             Stage::AtLength(data) => SizeHint::with_exact(data.len() as u64),
             Stage::Ending(Some(held)) if held.clean => {
@@ -289,8 +295,10 @@ where
                 Stage::AtLength(data) => {
                     // HTTP/2 may still send trailers; more data would be more than promised.
                     let next = ready!(poll_inner(self.owner, self.inner.as_mut(), cx));
-                    let data = std::mem::take(&mut **data);
-                    let end = self.owner.judge_at_length(data, next);
+                    let end_hint = || end_hint(self.inner.as_ref());
+                    let Some(end) = self.owner.judge_at_length(data, next, end_hint) else {
+                        continue;
+                    };
                     *self.stage = settle(end, self.owner, self.inner.as_mut(), self.finisher);
                 }
                 Stage::Ending(held) => {
@@ -370,13 +378,17 @@ fn settle<B>(
         };
     }
     let parting = owner.end(end.outcome, end.cause);
-    inner.set(None);
+    let panicked = contained(|| inner.set(None)).err();
+    let panicked = panicked.and_then(|payload| finisher.body_panicked(payload));
     let Parting::Leave(broken) = parting else {
         return Stage::ending(held);
     };
     // With holds out there is no verdict to come: a broken body is shown as what it is now.
     finisher.leave_to_holds();
-    match broken.and_then(|verdict| verdict.failing(held.clean, &owner.detector)) {
+    match broken
+        .or(panicked)
+        .and_then(|verdict| verdict.failing(held.clean, &owner.detector))
+    {
         Some(failing) => Stage::Failing(Box::new(failing)),
         None => Stage::ending(held),
     }

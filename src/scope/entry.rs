@@ -4,6 +4,7 @@ use std::{
     error::Error,
     fmt,
     sync::{Arc, atomic::Ordering},
+    time::Instant,
 };
 
 use http::{Extensions, Request};
@@ -170,6 +171,9 @@ impl Scope {
     fn join_options(&self, inner: &Arc<Options>) {
         if inner.is_empty() {
             return;
+        }
+        if inner.clock {
+            self.opened.get_or_init(Instant::now);
         }
         let mut state = self.lock();
         let merged = state.options(self).merged(inner);

@@ -82,6 +82,16 @@ impl Failure {
         })
     }
 
+    /// What each owner notes for itself of a handler or body that failed or panicked under several.
+    pub(super) fn of_owner(&self) -> Option<&FailureKind> {
+        let passes = match &self.kind {
+            FailureKind::Service => true,
+            FailureKind::Panicked { what, .. } => what == "handler" || what == "response body",
+            _ => false,
+        };
+        passes.then_some(&self.kind)
+    }
+
     /// What went wrong.
     pub fn kind(&self) -> &FailureKind {
         &self.kind

@@ -15,7 +15,7 @@ use pin_project::pin_project;
 use super::{
     body::ScopeBody,
     detector::{Detector, Head},
-    failure::{Failure, FailureKind},
+    failure::{Failure, FailureKind, contained},
     judge::{End, Held, Judged, Next},
     machine::Parting,
     owner::{Finisher, Owner},
@@ -96,8 +96,10 @@ where
                     }
                     Some(Err(error)) => {
                         let cause = Failure::new(FailureKind::Service).into();
-                        let cause = Some(cause);
-                        end_before_head(this.owner, this.finisher, Outcome::Failed, cause, ());
+                        // What is answered to the error is not ours to say.
+                        if let Parting::Leave(_) = this.owner.end(Outcome::Failed, Some(cause)) {
+                            this.finisher.leave_to_holds();
+                        }
                         Last::Error(error)
                     }
                     Some(Ok(response)) => match at_head(response, this.owner, this.finisher, cx) {
@@ -197,14 +199,17 @@ where
     let mut waiting = None;
     loop {
         let polled = owner.marked(|| body.as_mut().poll_frame(cx));
-        let end = match (polled.map(Next::from), waiting.take()) {
-            (Poll::Pending, at_length) => {
-                let (owner, finisher) = (mem::take(owner), mem::take(finisher));
-                let body = ScopeBody::polled_ahead(owner, body, None, at_length, finisher);
-                return Ok(Response::from_parts(parts, body));
-            }
-            (Poll::Ready(next), Some(data)) => owner.judge_at_length(data, next),
-            (Poll::Ready(next), None) => match owner.judge(next, || body.is_end_stream()) {
+        let Poll::Ready(next) = polled.map(Next::from) else {
+            let (owner, finisher) = (mem::take(owner), mem::take(finisher));
+            let body = ScopeBody::polled_ahead(owner, body, None, waiting, finisher);
+            return Ok(Response::from_parts(parts, body));
+        };
+        let end = match &mut waiting {
+            Some(data) => match owner.judge_at_length(data, next, || body.is_end_stream()) {
+                Some(end) => end,
+                None => continue,
+            },
+            None => match owner.judge(next, || body.is_end_stream()) {
                 Judged::Pass(data) | Judged::Last(data) => {
                     let (owner, finisher) = (mem::take(owner), mem::take(finisher));
                     let body = ScopeBody::polled_ahead(owner, body, Some(data), None, finisher);
@@ -252,7 +257,8 @@ fn end_before_head<B>(
 ) -> Option<Verdict> {
     let scope = owner.scope().cloned();
     let parting = owner.end(outcome, cause);
-    drop(body);
+    let panicked = contained(|| drop(body)).err();
+    let panicked = panicked.and_then(|payload| finisher.body_panicked(payload));
     match parting {
         Parting::TearDown => {
             if let Some(scope) = scope {
@@ -262,7 +268,7 @@ fn end_before_head<B>(
         }
         Parting::Leave(broken) => {
             finisher.leave_to_holds();
-            broken
+            broken.or(panicked)
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a step of the inner body means: the owner's judgement, apart from any polling.
 
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
@@ -9,6 +9,7 @@ use http_body::Frame;
 use super::{
     detector::{Seen, stops_at_length},
     failure::{Failure, FailureKind},
+    machine::Scope,
     owner::Owner,
     state::ShutBy,
 };
@@ -71,7 +72,7 @@ impl End {
         }
     }
 
-    fn failed(outcome: Outcome, cause: Cause) -> Self {
+    pub(super) fn failed(outcome: Outcome, cause: Cause) -> Self {
         Self {
             outcome,
             cause: Some(cause),
@@ -166,9 +167,20 @@ impl Owner {
         passes
     }
 
-    /// The same once the length is reached and `data` waits for what follows it.
-    pub(super) fn judge_at_length(&mut self, data: Bytes, next: Next) -> End {
-        match next {
+    /// The same once the length is reached and `data` waits for what follows it. `None`: that is still
+    /// to come.
+    pub(super) fn judge_at_length(
+        &mut self,
+        data: &mut Bytes,
+        next: Next,
+        end_hint: impl FnOnce() -> bool,
+    ) -> Option<End> {
+        // It says nothing; trailers, or an error, may stand behind it.
+        if matches!(&next, Next::Data(more) if more.is_empty()) && !end_hint() {
+            return None;
+        }
+        let data = std::mem::take(data);
+        Some(match next {
             Next::Data(more) if more.is_empty() => self.end_of_stream(Some(data), None),
             Next::Data(more) => {
                 self.detector.data(more.len() as u64, false);
@@ -179,7 +191,7 @@ impl Owner {
             Next::Error(error) => Self::inner_error(error),
             Next::Interrupted => self.interrupted(),
             Next::Panicked => self.panicked(),
-        }
+        })
     }
 
     /// Writes down what has passed, where dashboards and the report read it. Only the owner does.
@@ -192,8 +204,10 @@ impl Owner {
         scope.frames.store(frames, Ordering::Relaxed);
         let bytes = self.detector.produced();
         scope.bytes.store(bytes, Ordering::Relaxed);
-        if let (1, Some(opened)) = (frames, scope.opened) {
-            scope.lock().first_frame = Some(opened.elapsed());
+        if frames == 1 {
+            if let Some(opened) = scope.opened.get() {
+                scope.lock().first_frame = Some(opened.elapsed());
+            }
         }
     }
 
@@ -204,6 +218,12 @@ impl Owner {
 
     fn is_used(&self) -> bool {
         self.scope().is_some_and(|scope| scope.lock().used)
+    }
+
+    /// The client learns of a failing teardown here or nowhere: no layer further out waits for it.
+    pub(super) fn shows_its_end(&self) -> bool {
+        let alone = |scope: &&Arc<Scope>| scope.parent.get().is_none();
+        self.scope().filter(alone).is_some() && self.is_used()
     }
 
     fn end_of_stream(&self, data: Option<Bytes>, trailers: Option<Box<HeaderMap>>) -> End {

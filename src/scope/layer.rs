@@ -149,7 +149,7 @@ impl<V, M> ScopeLayer<V, M> {
     /// Is given the report of every response, after its teardown.
     ///
     /// It runs where the teardown ended, once per response; it should not block. Its panic is
-    /// contained.
+    /// contained. Times run from the call of the outermost layer that has a hook or a supervisor.
     pub fn on_end(self, hook: impl Fn(&EndReport) + Send + Sync + 'static) -> Self {
         self.with(|options| {
             options.clock = true;
@@ -216,8 +216,8 @@ impl<V, M> ScopeLayer<V, M> {
     /// `0` reads nothing away, and notices aborts of uploads that are being read.
     ///
     /// An upload that waits to be asked for (`Expect: 100-continue`) is not, unless the handler has begun
-    /// to read it. One that the handler holds without reading is left to it. Aborts of single HTTP/2
-    /// streams are told apart from other errors by the feature `net` only.
+    /// to read it. One that the handler holds without reading is left to it. Without the feature `net` only
+    /// resets of the connection are told apart from other errors of a request body.
     ///
     /// Handlers get another type of request body (axum's take any), so this is the last of a
     /// layer's options:

@@ -29,7 +29,7 @@ use super::{
     connection::Connection,
     failure::{Failure, FailureKind, contained},
     options::Options,
-    state::{LastWords, Phase, Release, State, Verdict, failure_status},
+    state::{LastWords, Phase, Release, ShutBy, State, Verdict, failure_status},
     teardown,
 };
 use crate::{
@@ -43,7 +43,8 @@ pub(crate) struct Scope {
     pub(super) method: Method,
     pub(super) uri: Uri,
     pub(super) version: Version,
-    pub(super) opened: Option<Instant>,
+    /// Read where somebody is told how long a response took: at the latest as such a layer joins.
+    pub(super) opened: OnceLock<Instant>,
     pub(super) connection: Connection,
     pub(super) runtime: Option<Handle>,
     /// Those it was opened with; see [`State::options`].
@@ -91,7 +92,10 @@ impl Scope {
                 method: opening.method.clone(),
                 uri: opening.uri.clone(),
                 version: opening.version,
-                opened: clock.then(Instant::now),
+                opened: match clock {
+                    true => Instant::now().into(),
+                    false => OnceLock::new(),
+                },
                 connection,
                 runtime: Handle::try_current().ok(),
                 options: options.clone(),
@@ -136,11 +140,11 @@ impl Scope {
             }
             drop(theirs);
             let unnatural = state.phase != Phase::Live && !state.natural;
-            unnatural.then(|| (state.outcome, state.cause.clone()))
+            unnatural.then(|| (state.outcome, state.cause.clone(), state.shut_by()))
         };
         // The parent's end went through its children before this one was among them.
-        if let Some((outcome, cause)) = ended {
-            child.interrupt(outcome, cause);
+        if let Some((outcome, cause, by)) = ended {
+            child.end_with_parent(outcome, cause, by);
         }
         true
     }
@@ -195,7 +199,7 @@ impl Scope {
         if state.phase != Phase::Live {
             return Started::Before;
         }
-        state.begin(outcome, cause.clone(), self.opened.is_some());
+        state.begin(outcome, cause.clone(), self.opened.get().is_some());
         let natural = state.natural;
         self.interrupted.store(from_outside, Ordering::Release);
         // Read in the same critical section that moves the phase: an owner that goes later
@@ -203,6 +207,11 @@ impl Scope {
         let owner_gone = state.owner_gone;
         let waker = state.waker.take_if(|_| from_outside);
         let signals = state.signals.end_started(natural);
+        let shut_by = if natural {
+            ShutBy::Nobody
+        } else {
+            state.shut_by()
+        };
         let (children, tasks) = match &mut state.work {
             Some(work) if !natural => (
                 work.children.clone(),
@@ -216,7 +225,7 @@ impl Scope {
             tasks.carry_out();
         }
         for child in children {
-            child.interrupt(outcome, cause.clone());
+            child.end_with_parent(outcome, cause.clone(), shut_by.clone());
         }
         if owner_gone {
             return Started::WithoutOwner;
@@ -320,6 +329,8 @@ impl Scope {
         if let Some(work) = &mut state.work {
             state.lingering = !work.tasks.close();
         }
+        // Whoever gets the response may close it, also after it has ended.
+        state.keep_report |= state.used;
         let report = state
             .is_report_wanted(self)
             .then(|| Arc::new(state.report(self)));

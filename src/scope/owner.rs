@@ -6,6 +6,7 @@
 
 use std::{
     mem,
+    panic::resume_unwind,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -13,12 +14,12 @@ use std::{
 use super::{
     connection::Watch,
     detector::Detector,
-    failure::{Failure, FailureKind},
+    failure::{Failure, FailureKind, Payload},
     machine::{Parting, Scope},
     state::Verdict,
     teardown::{self, Teardown},
 };
-use crate::outcome::Outcome;
+use crate::{error::Cause, outcome::Outcome};
 
 /// Starts the end of its scope when dropped before it was told how the end came.
 #[derive(Debug)]
@@ -244,6 +245,11 @@ impl Drop for CutOff<'_> {
     }
 }
 
+/// A body's panic in its drop, as a cause.
+fn body_panic(payload: &Payload) -> Cause {
+    Failure::panicked("response body", &**payload).into()
+}
+
 /// Tears a scope down: polled by the owner, or moved to a task when the owner is dropped.
 pub(super) struct Finisher {
     scope: Option<Arc<Scope>>,
@@ -279,6 +285,19 @@ impl Finisher {
             self.scope = None;
             Some(verdict)
         })
+    }
+
+    /// The inner body panicked in its drop, when its end was told but nothing is torn down yet: what a
+    /// client is shown if holds keep the scope open.
+    pub(super) fn body_panicked(&self, payload: Payload) -> Option<Verdict> {
+        let Some(scope) = &self.scope else {
+            // Nobody here accounts for it.
+            resume_unwind(payload);
+        };
+        let cause = body_panic(&payload);
+        let mut state = scope.lock();
+        state.body_panicked(cause.clone());
+        Some(state.verdict_on(scope, Outcome::Panicked, Some(cause)))
     }
 
     /// There is nothing to tear down.

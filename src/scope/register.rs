@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     sync::{Arc, atomic::Ordering},
     task::Poll,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use http::Response;
@@ -17,6 +17,7 @@ use super::{
     state::{Phase, ShutBy, State},
 };
 use crate::{
+    error::Cause,
     outcome::Outcome,
     supervisor::{Background, LiveScope, Member},
 };
@@ -76,7 +77,7 @@ impl Scope {
     /// Runs one closer now, on behalf of its key; `None` if it is taken already.
     ///
     /// Its failure counts like any other. A teardown that starts meanwhile waits for it.
-    pub(crate) async fn close_now(self: Arc<Self>, key: u64) -> Option<Result<(), crate::Cause>> {
+    pub(crate) async fn close_now(self: Arc<Self>, key: u64) -> Option<Result<(), Cause>> {
         let (closer, ending, limit) = {
             let mut state = self.lock();
             let closer = Self::take_from(&mut state, key)?;
@@ -174,8 +175,6 @@ impl Scope {
         let (used, untouched, end_now) = {
             let mut state = self.lock();
             state.used |= adopted;
-            // Whoever gets the response may close it, also after it has ended.
-            state.keep_report |= state.used;
             state.status = Some(response.status());
             let policy = state.options(self).shutdown.clone();
             let end_now = match policy.as_deref().map(|policy| (policy, &policy.kind)) {
@@ -247,7 +246,7 @@ impl Scope {
         }
     }
 
-    fn end_held(self: &Arc<Self>, outcome: Outcome, cause: Option<crate::Cause>) {
+    fn end_held(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) {
         if self.start_end(outcome, cause) == Started::WithoutOwner {
             super::teardown::detach(self.clone());
         }
@@ -309,7 +308,7 @@ impl Member for Scope {
             id: self.id(),
             method: self.method.clone(),
             uri: self.uri.clone(),
-            age: self.opened.map(|opened| opened.elapsed()),
+            age: self.opened.get().map(Instant::elapsed),
             bytes: self.bytes.load(Ordering::Relaxed),
             frames: self.frames.load(Ordering::Relaxed),
             tasks: work.map_or(0, |work| work.tasks.live()),
@@ -371,18 +370,32 @@ impl Member for Scope {
 impl Scope {
     fn shut(self: &Arc<Self>, by: ShutBy) {
         let aborts = by == ShutBy::Abort;
-        let cuts = {
-            let mut state = self.lock();
-            if state.phase != Phase::Live {
-                return;
-            }
-            state.work().shut_by = by;
-            aborts && state.status.is_some() && !state.owner_ended
-        };
+        let cuts = self.note_shutdown(by) && aborts;
         // The server may close the connection without asking the body again.
         if let Some(connection) = self.ends_with_its_connection().filter(|_| cuts) {
             connection.end_in_reset();
         }
         self.interrupt(Outcome::Shutdown, None);
+    }
+
+    /// Ends a child with its parent, and by whatever ended that.
+    pub(super) fn end_with_parent(
+        self: &Arc<Self>,
+        outcome: Outcome,
+        cause: Option<Cause>,
+        by: ShutBy,
+    ) {
+        self.note_shutdown(by);
+        self.interrupt(outcome, cause);
+    }
+
+    /// True if a body is under way.
+    fn note_shutdown(&self, by: ShutBy) -> bool {
+        let mut state = self.lock();
+        let live = state.phase == Phase::Live;
+        if live && by != ShutBy::Nobody {
+            state.work().shut_by = by;
+        }
+        live && state.status.is_some() && !state.owner_ended
     }
 }

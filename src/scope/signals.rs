@@ -24,11 +24,16 @@ struct Lazy {
 
 impl Lazy {
     fn token(&mut self) -> CancellationToken {
-        let token = self.token.get_or_insert_with(CancellationToken::new);
-        if self.fired {
-            token.cancel();
-        }
-        token.clone()
+        let fired = self.fired;
+        let made = || {
+            let token = CancellationToken::new();
+            // Nobody waits for it yet. One that was there is cancelled by whoever fires it, unlocked.
+            if fired {
+                token.cancel();
+            }
+            token
+        };
+        self.token.get_or_insert_with(made).clone()
     }
 
     fn fire(&mut self) -> Option<CancellationToken> {
@@ -104,5 +109,52 @@ impl Scope {
 
     pub(crate) fn is_live(&self) -> bool {
         self.lock().phase == Phase::Live
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering::SeqCst},
+        },
+        task::{Context, Wake, Waker},
+    };
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Counting(AtomicUsize);
+
+    impl Wake for Counting {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    /// Wakers run application code: only whoever fires the signal, without the lock, wakes them.
+    #[test]
+    fn asking_for_a_token_wakes_nobody() {
+        let mut signal = Lazy::default();
+        let token = signal.token();
+        let woken = Arc::new(Counting::default());
+        let waker = Waker::from(woken.clone());
+        let mut waits = std::pin::pin!(token.cancelled());
+        let polled = waits.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending());
+        let fire = signal.fire();
+        // Between the lock and the firing, somebody asks.
+        let asked = signal.token();
+        assert_eq!((woken.0.load(SeqCst), asked.is_cancelled()), (0, false));
+        Fire(fire, None).fire();
+        assert_eq!((woken.0.load(SeqCst), asked.is_cancelled()), (1, true));
+    }
+
+    #[test]
+    fn a_token_that_comes_late_is_cancelled_from_the_start() {
+        let mut signal = Lazy::default();
+        assert!(signal.fire().is_none());
+        assert!(signal.token().is_cancelled());
     }
 }

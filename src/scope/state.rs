@@ -1,6 +1,7 @@
 //! What a scope knows, behind its lock: what is registered, how it ends, what comes of it.
 
 use std::{
+    error::Error,
     panic::Location,
     sync::{Arc, Weak, atomic::Ordering},
     task::Waker,
@@ -197,6 +198,15 @@ impl State {
         })
     }
 
+    /// Who asked for a shutdown, as children are told: the last frame is not theirs.
+    pub(super) fn shut_by(&self) -> ShutBy {
+        match self.work.as_ref().map(|work| &work.shut_by) {
+            Some(ShutBy::EndNow(_)) => ShutBy::EndNow(None),
+            Some(ShutBy::Abort) => ShutBy::Abort,
+            Some(ShutBy::Nobody) | None => ShutBy::Nobody,
+        }
+    }
+
     pub(super) fn begin(&mut self, outcome: Outcome, cause: Option<Cause>, clock: bool) {
         self.phase = Phase::Ending;
         self.natural = outcome.is_complete();
@@ -224,7 +234,7 @@ impl State {
             return;
         }
         let errors = &mut self.work().errors;
-        if !errors.iter().any(|seen| Arc::ptr_eq(seen, &cause)) {
+        if !errors.iter().any(|seen| is_same(seen, &cause)) {
             errors.push(cause);
         }
     }
@@ -235,6 +245,22 @@ impl State {
             self.outcome = outcome;
             self.cause = Some(cause);
         }
+    }
+
+    /// The body panicked in its drop, behind an end that may have been a natural one.
+    pub(super) fn body_panicked(&mut self, cause: Cause) {
+        let work = self.work.as_mut();
+        let kept = work.and_then(|work| work.body_end.as_mut());
+        if let Some(end) = kept.filter(|(outcome, _)| outcome.is_complete()) {
+            *end = (Outcome::Panicked, Some(cause.clone()));
+        }
+        self.note_failure(Outcome::Panicked, cause);
+    }
+
+    /// What made a failure of a body that had come to its natural end.
+    pub(super) fn failed_at_the_end(&self) -> Option<(Outcome, Cause)> {
+        let failed = self.natural && !self.outcome.is_complete();
+        Some((self.outcome, self.cause.clone().filter(|_| failed)?))
     }
 
     pub(super) fn ending(&self, scope: &Scope) -> Ending {
@@ -317,7 +343,7 @@ impl State {
             bytes: scope.bytes.load(Ordering::Relaxed),
             frames: scope.frames.load(Ordering::Relaxed),
             first_frame: self.first_frame,
-            duration: since(scope.opened, self.ended_at),
+            duration: since(scope.opened.get().copied(), self.ended_at),
             teardown: self.ended_at.map(|start| start.elapsed()),
             counts: work.map(|work| work.counts).unwrap_or_default(),
             errors: work.map(|work| work.errors.clone()).unwrap_or_default(),
@@ -340,6 +366,30 @@ impl State {
             adopted: work.adopted.take(),
         }
     }
+}
+
+/// Whether two errors are one that passed several owners.
+fn is_same(one: &Cause, other: &Cause) -> bool {
+    fn failure(cause: &Cause) -> Option<&FailureKind> {
+        cause.downcast_ref::<Failure>()?.of_owner()
+    }
+    Arc::ptr_eq(one, other)
+        || carries(one, other)
+        || carries(other, one)
+        || failure(one).is_some_and(|kind| failure(other) == Some(kind))
+}
+
+/// Whether this is that error of a body of ours, as a body around it passed it on.
+fn carries(outer: &Cause, inner: &Cause) -> bool {
+    let mut next: Option<&(dyn Error + 'static)> = Some(&**outer);
+    while let Some(error) = next {
+        let body_error = error.downcast_ref::<BodyError>();
+        if body_error.is_some_and(|error| Arc::ptr_eq(error.cause(), inner)) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// How a scope ended, for its supervisor.

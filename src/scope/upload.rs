@@ -345,29 +345,46 @@ impl fmt::Debug for Upload {
 }
 
 /// Whether a request body failed because its connection or stream did, and not for a limit or the
-/// like that stands between.
+/// like that stands between, or for what the client wrote.
+///
+/// An end of file, a time-out or a broken pipe may be that of anybody's file, timer or pipe.
 fn is_of_connection(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
         #[cfg(feature = "net")]
         if error.is::<hyper::Error>() {
+            return !error.source().is_some_and(is_malformed);
+        }
+        if error.downcast_ref().is_some_and(is_reset) {
             return true;
         }
-        if error.downcast_ref().is_some_and(is_broken_off) {
-            return true;
-        }
-        next = error.source();
+        next = behind(error);
     }
     false
 }
 
-fn is_broken_off(error: &io::Error) -> bool {
+/// An `io::Error` made of an error gives that error's source for its own.
+fn behind<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    let io = error.downcast_ref::<io::Error>();
+    match io.and_then(io::Error::get_ref) {
+        Some(inner) => Some(inner),
+        None => error.source(),
+    }
+}
+
+/// The client is there, and gets an answer.
+#[cfg(feature = "net")]
+fn is_malformed(error: &(dyn Error + 'static)) -> bool {
+    let kind = error.downcast_ref().map(io::Error::kind);
+    matches!(
+        kind,
+        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
+    )
+}
+
+fn is_reset(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::UnexpectedEof
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::TimedOut
+        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted
     )
 }

@@ -8,7 +8,8 @@ use std::{
 
 use axum::{Router, body::Body, routing::get};
 use bodyguard::{
-    BoxError, Cleanup, CleanupLayer, Ending, Outcome, Stack, Supervisor, TaskGroup,
+    BoxError, Cleanup, CleanupLayer, DisconnectLayer, Ending, Outcome, Stack, Supervisor,
+    TaskGroup,
     cleanup::CleanupBody,
     close, closing,
     testing::{Script, take_frames},
@@ -149,6 +150,34 @@ async fn an_error_of_the_cleanup_reaches_the_consumer_that_left_early() {
     assert_eq!(error.errors()[0].to_string(), "rollback failed");
     assert_eq!(error.report().counts.closers_failed, 1);
     assert_eq!(lines(&log), ["producer dropped", "closed Dropped"]);
+}
+
+// The same where the closer is the body's own, or that of an armed layer inside.
+#[tokio::test(start_paused = true)]
+async fn an_error_of_a_cleanup_further_in_reaches_the_consumer_that_left_early() {
+    let own = get(|| async {
+        CleanupBody::new(Body::new(Script::new().data("a").hang()))
+            .defer(|_| async { Err("rollback failed".into()) })
+    });
+    let own: Router = Router::new().route("/", own).layer(CleanupLayer::new());
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let hook = heard.clone();
+    let stack = Stack::new().on_end(move |end| {
+        hook.lock()
+            .unwrap()
+            .extend(end.errors.iter().map(ToString::to_string))
+    });
+    let armed = app(&Log::default(), true)
+        .layer(DisconnectLayer::new().detachable(Duration::from_secs(60)))
+        .layer(stack);
+    for app in [own, armed] {
+        let response = foreign(app.oneshot(request()).await.unwrap());
+        let error = close(response).await.unwrap_err();
+        let errors = error.errors().iter().map(ToString::to_string);
+        assert_eq!(errors.collect::<Vec<_>>(), ["rollback failed"]);
+        assert_eq!(error.report().counts.closers_failed, 1);
+    }
+    assert_eq!(*heard.lock().unwrap(), ["rollback failed"]);
 }
 
 // The same on the natural path: it is the body's error.
