@@ -671,7 +671,9 @@ async fn an_interruption_that_meets_a_poll() {
         let begun = Arc::new(AtomicUsize::new(0));
         let seen = begun.clone();
         let canceller = std::thread::spawn(move || {
-            while seen.load(SeqCst) < round % 50 {}
+            while seen.load(SeqCst) < round % 50 {
+                std::thread::yield_now();
+            }
             scope.cancel();
         });
         // So many polls, and then none: whoever had the body has to see to its end.
@@ -704,7 +706,7 @@ async fn a_body_that_is_being_polled_has_not_stalled() {
                 let _ = stalled.lock().unwrap().send(());
             }
         })
-        .stall_timeout(Duration::from_millis(40));
+        .stall_timeout(Duration::from_millis(400));
     let service = layer.layer(service_fn(move |request: Request<()>| {
         let waits = request.uri().path() == "/waits";
         let (ended, mut frames) = (ended.clone(), 0);

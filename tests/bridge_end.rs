@@ -194,7 +194,9 @@ async fn a_task_aborted_and_dropped_before_its_start_is_never_started() {
 #[tokio::test]
 async fn a_body_whose_closer_does_not_come_back_fails_and_names_it() {
     let (release, released) = mpsc::channel::<()>();
-    let body = SyncBody::in_pool(hasty(), |bridge| {
+    // Long enough for a thread to begin the first closer.
+    let pool = Pool::builder().close_limit(Duration::from_millis(500));
+    let body = SyncBody::in_pool(pool.build(), |bridge| {
         bridge.defer(|_| ()).unwrap();
         bridge
             .defer(move |_| {

@@ -145,11 +145,51 @@ async fn a_consumer_that_closes_the_winner_hears_nothing_of_the_lost_attempt() {
     });
     let inner = scoped(&supervisor, BoxCloneSyncService::new(handler));
     let retrying = tower::retry::Retry::new(UntilFine, inner);
-    let service = scoped(&supervisor, BoxCloneSyncService::new(retrying));
+    let succeeded = Arc::new(Mutex::new(None));
+    let seen = succeeded.clone();
+    let outer = service_fn(move |request: Request<()>| {
+        let seen = seen.clone();
+        Cleanup::of(&request)
+            .unwrap()
+            .defer_sync(move |ending| *seen.lock().unwrap() = Some(ending.succeeded()));
+        retrying.clone().oneshot(request)
+    });
+    let service = scoped(&supervisor, BoxCloneSyncService::new(outer));
     let response = service.oneshot(Request::new(())).await.unwrap();
     assert_eq!(response.status(), 200);
+    let (parts, body) = response.into_parts();
+    body.collect().await.unwrap();
+    let response = Response::from_parts(parts, Body::empty());
     let report = bodyguard::close(response).await.unwrap().unwrap();
     assert_eq!(report.errors.len(), 0, "{report:?}");
+    assert_eq!(report.counts.closers_failed, 1);
+    let success = succeeded.lock().unwrap().take();
+    assert_eq!(
+        success,
+        Some(true),
+        "a lost attempt's rollback is not the answer's"
+    );
+}
+
+/// An attempt that is over with its head is torn down before anybody knows that it is the answer.
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_closes_a_winner_hears_what_failed_before_its_head() {
+    let supervisor = Supervisor::new();
+    let handler = service_fn(|request: Request<()>| {
+        Cleanup::of(&request)
+            .unwrap()
+            .defer(|_| async { Err("commit failed".into()) });
+        async { Ok::<_, BoxError>(Response::new(Body::from("ab"))) }
+    });
+    let inner = scoped(&supervisor, BoxCloneSyncService::new(handler));
+    // Sends a copy, and keeps the request.
+    let mirror = service_fn(move |request: Request<()>| inner.clone().oneshot(request.clone()));
+    let service = scoped(&supervisor, BoxCloneSyncService::new(mirror));
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    assert_eq!(response.status(), 500);
+    let error = bodyguard::close(response).await.unwrap_err();
+    assert_eq!(error.errors().len(), 1, "{error:?}");
+    assert_eq!(error.errors()[0].to_string(), "commit failed");
 }
 
 #[tokio::test(start_paused = true)]

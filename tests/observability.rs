@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     fmt::Debug,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -74,6 +74,12 @@ async fn respond(fails: bool) {
     let _ = response.into_body().collect().await;
 }
 
+/// One test at a time: what `tracing` remembers of a callsite depends on the thread that meets it first.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -84,6 +90,7 @@ fn runtime() -> tokio::runtime::Runtime {
 
 #[test]
 fn every_response_is_an_event_and_a_failed_one_a_warning() {
+    let _alone = alone();
     let events = Events::default();
     let subscriber = Registry::default().with(events.clone());
     tracing::subscriber::with_default(subscriber, || {
@@ -125,6 +132,7 @@ fn every_response_is_an_event_and_a_failed_one_a_warning() {
 
 #[test]
 fn closers_that_a_dead_runtime_left_unrun_are_an_error() {
+    let _alone = alone();
     let events = Events::default();
     let subscriber = Registry::default().with(events.clone());
     tracing::subscriber::with_default(subscriber, || {
@@ -146,6 +154,7 @@ fn closers_that_a_dead_runtime_left_unrun_are_an_error() {
 
 #[test]
 fn metrics_have_the_names_of_the_documentation() {
+    let _alone = alone();
     let recorder = DebuggingRecorder::new();
     let snapshots = recorder.snapshotter();
     metrics::with_local_recorder(&recorder, || {
@@ -196,6 +205,7 @@ fn metrics_have_the_names_of_the_documentation() {
 
 #[test]
 fn metrics_of_compression_have_the_names_of_the_documentation() {
+    let _alone = alone();
     let recorder = DebuggingRecorder::new();
     let snapshots = recorder.snapshotter();
     metrics::with_local_recorder(&recorder, || {

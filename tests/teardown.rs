@@ -17,6 +17,7 @@ use bodyguard::{
     scope::{CloseError, Failure, FailureKind},
     testing::Script,
 };
+use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt;
@@ -669,18 +670,23 @@ async fn a_body_that_panics_in_its_drop_is_not_committed() {
             cleanup(&request).defer_sync(move |ending| {
                 note(&log, format!("{} {}", ending.outcome(), ending.succeeded()));
             });
-            *kept.lock().unwrap() = held.then(|| cleanup(&request).hold());
+            let gone = Disconnect::of(&request).unwrap();
+            *kept.lock().unwrap() = held.then(|| (cleanup(&request).hold(), gone));
             let mut response = Response::new(Fragile(body.lock().unwrap().take().unwrap()));
             *response.status_mut() = StatusCode::from_u16(status).unwrap();
             std::future::ready(Ok::<_, Infallible>(response))
         });
-        let service = CleanupLayer::new().layer(service);
+        let service = Stack::new().layer(service);
         let response = service.oneshot(Request::new(())).await.unwrap();
         assert_eq!(response.status(), seen);
         let (parts, body) = response.into_parts();
         let read = body.collect().await;
         assert_eq!(read.is_err(), seen == 200);
-        if let Some(hold) = hold.lock().unwrap().take() {
+        let held = hold.lock().unwrap().take();
+        if let Some((hold, disconnect)) = held {
+            // Who holds on is told at once.
+            let told = tokio::time::timeout(Duration::from_secs(1), disconnect.gone());
+            told.await.unwrap();
             hold.finish(Outcome::Complete);
         }
         let report = closed(Response::from_parts(parts, ())).await;
@@ -691,6 +697,66 @@ async fn a_body_that_panics_in_its_drop_is_not_committed() {
         }));
         assert_eq!(lines(&log), ["Panicked false"]);
     }
+}
+
+/// Under a hold the head does not wait for the commit of a body over before it; the outcome does.
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_fails_behind_an_empty_answer_under_a_hold_is_told() {
+    let (log, hold) = (Log::default(), Arc::new(Mutex::new(None)));
+    let (closer, kept) = (log.clone(), hold.clone());
+    let service = service_fn(move |request: Request<()>| {
+        let log = closer.clone();
+        cleanup(&request).defer_sync(move |ending| note(&log, ending.outcome().as_str()));
+        *kept.lock().unwrap() = Some(cleanup(&request).hold());
+        let log = closer.clone();
+        let body = CleanupBody::new(http_body_util::Empty::<Bytes>::new()).defer(|_| async move {
+            note(&log, "commit");
+            Err("commit failed".into())
+        });
+        std::future::ready(Ok::<_, Infallible>(body.into_http()))
+    });
+    let service = CleanupLayer::new().layer(service);
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    let (parts, body) = response.into_parts();
+    drop(body);
+    while log.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let hold = hold.lock().unwrap().take().unwrap();
+    hold.finish(Outcome::Complete);
+    let report = closed(Response::from_parts(parts, ())).await;
+    assert_eq!(report.outcome(), Outcome::Failed);
+    assert_eq!(lines(&log), ["commit", "Failed"]);
+}
+
+/// An error of the application whose sources never end, behind another one.
+#[derive(Debug)]
+struct Endless;
+
+impl std::fmt::Display for Endless {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("endless")
+    }
+}
+
+impl std::error::Error for Endless {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(self)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_whose_sources_never_end_are_told_apart() {
+    let (response, ()) = respond(&Stack::new(), stream(), |request| {
+        for _ in 0..2 {
+            cleanup(request).defer(|_| async { Err(Endless.into()) });
+        }
+    })
+    .await;
+    let (body, report) = read(response).await;
+    body.unwrap_err();
+    assert_eq!(report.errors.len(), 2);
 }
 
 // ---- Tasks: limits ----
@@ -876,22 +942,27 @@ async fn a_drain_waits_for_streams_that_finish_and_for_their_closers() {
 #[tokio::test(start_paused = true)]
 async fn a_drain_ends_streams_by_their_policy() {
     let hang = || Script::new().data("a").hang();
-    for (policy, whole, text) in [
-        (Shutdown::end_now().last_frame("", "bye"), true, "bye"),
-        (Shutdown::end_now(), false, ""),
-        (Shutdown::abort(), false, ""),
-        (Shutdown::finish_within(Duration::from_secs(1)), false, ""),
-        (Shutdown::finish(), false, ""),
+    let second = Duration::from_secs(1);
+    for (policy, whole, text, (ended, aborted)) in [
+        (
+            Shutdown::end_now().last_frame("", "bye"),
+            true,
+            "bye",
+            (1, 0),
+        ),
+        (Shutdown::end_now(), false, "", (1, 0)),
+        (Shutdown::abort(), false, "", (0, 1)),
+        (Shutdown::finish_within(second), false, "", (0, 1)),
+        (Shutdown::finish(), false, "", (0, 1)),
     ] {
+        let outcomes = Log::default();
         let supervisor = Supervisor::new();
         let stack = Stack::new()
             .supervisor(&supervisor)
             .shutdown(policy.clone());
         let (response, ()) = respond(&stack, hang(), |request| {
-            cleanup(request).defer(|ending| async move {
-                assert_eq!(ending.outcome(), Outcome::Shutdown);
-                Ok(())
-            });
+            let outcomes = outcomes.clone();
+            cleanup(request).defer_sync(move |ending| note(&outcomes, ending.outcome().as_str()));
         })
         .await;
         let body = response.into_body().collect();
@@ -901,7 +972,12 @@ async fn a_drain_ends_streams_by_their_policy() {
             assert_eq!(read.to_bytes(), text);
         }
         assert!(report.is_clean(), "{policy:?}: {report}");
-        assert_eq!(report.ended + report.aborted, 1, "{policy:?}: {report}");
+        assert_eq!(
+            (report.ended, report.aborted),
+            (ended, aborted),
+            "{policy:?}: {report}"
+        );
+        assert_eq!(lines(&outcomes), ["Shutdown"], "{policy:?}");
         // Those that begin while it drains go the same way, at once if the policy says so.
         let (response, ()) = respond(&stack, hang(), |request| {
             cleanup(request).defer_sync(|_| {});

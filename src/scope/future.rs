@@ -267,8 +267,12 @@ fn end_before_head<B>(
             None
         }
         Parting::Leave(broken) => {
+            let broken = broken.or(panicked);
+            if let (Some(scope), Some(verdict)) = (scope, &broken) {
+                scope.lock().status = Some(failure_status(verdict.outcome));
+            }
             finisher.leave_to_holds();
-            broken.or(panicked)
+            broken
         }
     }
 }

@@ -295,9 +295,16 @@ impl Finisher {
             resume_unwind(payload);
         };
         let cause = body_panic(&payload);
-        let mut state = scope.lock();
-        state.body_panicked(cause.clone());
-        Some(state.verdict_on(scope, Outcome::Panicked, Some(cause)))
+        let (told, verdict) = {
+            let mut state = scope.lock();
+            let told = state.body_failed(Outcome::Panicked, cause.clone());
+            (
+                told,
+                state.verdict_on(scope, Outcome::Panicked, Some(cause)),
+            )
+        };
+        told.fire();
+        Some(verdict)
     }
 
     /// There is nothing to tear down.

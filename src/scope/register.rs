@@ -164,6 +164,9 @@ impl Scope {
         // One that is our child already counts only for what is registered with it.
         let adopted = child.is_some_and(|child| {
             child.answers.store(true, Ordering::Release);
+            if self.cloned.load(Ordering::Acquire) {
+                self.hear_of_answer(&child);
+            }
             self.adopt(child.clone()) || child.lock().used
         });
         // A movable child tells its parent that this is the answer.

@@ -43,6 +43,7 @@ impl Lazy {
 }
 
 /// Tokens to be fired once the lock is released: their wakers run application code.
+#[derive(Default)]
 #[must_use = "the signals still have to be fired"]
 pub(super) struct Fire(Option<CancellationToken>, Option<CancellationToken>);
 

@@ -20,7 +20,7 @@ use super::{
     failure::{Failure, FailureKind, contained},
     machine::Scope,
     options::{FailurePolicy, OnLeave, Options},
-    signals::Signals,
+    signals::{Fire, Signals},
     tasks::Tasks,
 };
 use crate::{
@@ -109,6 +109,8 @@ pub(super) struct Work {
     /// Closers unrun that children have told our supervisor about.
     pub(super) counted_unrun: u64,
     pub(super) counts: Counts,
+    /// Closers of those that failed in attempts that are not the answer.
+    pub(super) lost: u64,
     pub(super) errors: Vec<Cause>,
     pub(super) stuck: Vec<String>,
     pub(super) report: Option<Arc<EndReport>>,
@@ -191,6 +193,7 @@ impl State {
                 adopted: None,
                 counted_unrun: 0,
                 counts: Counts::default(),
+                lost: 0,
                 errors: Vec::new(),
                 stuck: Vec::new(),
                 report: None,
@@ -211,16 +214,17 @@ impl State {
         self.phase = Phase::Ending;
         self.natural = outcome.is_complete();
         self.ended_at = clock.then(Instant::now);
-        if let Some(cause) = &cause {
-            self.add_error(cause.clone());
-        }
         // A task that failed while the body went on has decided already: the first cause wins.
         let work = self.work.as_mut();
         let first = work.and_then(|work| work.tasks.take_failure());
         (self.outcome, self.cause) = match first {
             Some((outcome, cause)) => (outcome, Some(cause)),
-            None => (outcome, cause),
+            None => (outcome, cause.clone()),
         };
+        // Behind what it could hide.
+        if let Some(cause) = cause {
+            self.add_error(cause);
+        }
         if let Some(work) = self.work.as_mut().filter(|_| !self.natural) {
             work.tasks.refuse_new();
         }
@@ -247,14 +251,26 @@ impl State {
         }
     }
 
-    /// The body panicked in its drop, behind an end that may have been a natural one.
-    pub(super) fn body_panicked(&mut self, cause: Cause) {
+    /// The body failed behind an end that may have been a natural one: in its drop, or a child's commit.
+    pub(super) fn body_failed(&mut self, outcome: Outcome, cause: Cause) -> Fire {
         let work = self.work.as_mut();
         let kept = work.and_then(|work| work.body_end.as_mut());
+        let mut told = Fire::default();
         if let Some(end) = kept.filter(|(outcome, _)| outcome.is_complete()) {
-            *end = (Outcome::Panicked, Some(cause.clone()));
+            *end = (outcome, Some(cause.clone()));
+            told = self.signals.body_ended(false);
         }
-        self.note_failure(Outcome::Panicked, cause);
+        self.note_failure(outcome, cause);
+        told
+    }
+
+    /// Takes over what a child could not do, and what does not end.
+    pub(super) fn hear_of(&mut self, errors: Vec<Cause>, stuck: Vec<String>) {
+        errors.into_iter().for_each(|error| self.add_error(error));
+        let known = &mut self.work().stuck;
+        let new = stuck.into_iter().filter(|what| !known.contains(what));
+        let new: Vec<_> = new.collect();
+        known.extend(new);
     }
 
     /// What made a failure of a body that had come to its natural end.
@@ -268,7 +284,8 @@ impl State {
     }
 
     pub(super) fn ending_as(&self, scope: &Scope, outcome: Outcome) -> Ending {
-        let failed = |work: &Work| work.counts.closers_failed > 0 || work.tasks.has_failed();
+        let failed =
+            |work: &Work| work.counts.closers_failed > work.lost || work.tasks.has_failed();
         let failed = self.work.as_deref().is_some_and(failed);
         let by_rule = match &self.options(scope).succeeded_when {
             // A panic of the rule is no success.
@@ -368,6 +385,9 @@ impl State {
     }
 }
 
+/// How far down the sources of an error another is looked for.
+const MOST_SOURCES: usize = 16;
+
 /// Whether two errors are one that passed several owners.
 fn is_same(one: &Cause, other: &Cause) -> bool {
     fn failure(cause: &Cause) -> Option<&FailureKind> {
@@ -382,12 +402,16 @@ fn is_same(one: &Cause, other: &Cause) -> bool {
 /// Whether this is that error of a body of ours, as a body around it passed it on.
 fn carries(outer: &Cause, inner: &Cause) -> bool {
     let mut next: Option<&(dyn Error + 'static)> = Some(&**outer);
-    while let Some(error) = next {
+    // The application's own code, which may not come to an end.
+    for _ in 0..MOST_SOURCES {
+        let Some(error) = next else {
+            return false;
+        };
         let body_error = error.downcast_ref::<BodyError>();
         if body_error.is_some_and(|error| Arc::ptr_eq(error.cause(), inner)) {
             return true;
         }
-        next = error.source();
+        next = contained(|| error.source()).ok().flatten();
     }
     false
 }

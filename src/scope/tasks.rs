@@ -14,7 +14,7 @@ use super::{
     failure::{Failure, FailureKind, contained, named},
     machine::Scope,
     options::FailurePolicy,
-    state::{LastWords, Phase, State},
+    state::{LastWords, Phase, State, Work},
     tracked::{TaskEnd, TaskReport, Tracked},
 };
 use crate::{TaskResult, error::Cause, outcome::Outcome};
@@ -385,6 +385,13 @@ impl Scope {
 
     pub(crate) fn set_failure_policy(&self, policy: FailurePolicy) {
         self.lock().work().tasks.set_policy(policy);
+    }
+
+    /// A task has failed, and the end that comes of it has not begun.
+    pub(crate) fn has_failed_task(&self) -> bool {
+        let state = self.lock();
+        let failure = |work: &Work| work.tasks.failure.is_some();
+        state.phase == Phase::Live && state.work.as_deref().is_some_and(failure)
     }
 
     fn enter_task(

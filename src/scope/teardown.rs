@@ -6,7 +6,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Weak, atomic::Ordering},
     task::{Context, Poll},
 };
 
@@ -16,7 +16,7 @@ use super::{
     closers::{Closer, CloserFailed},
     limit::within,
     machine::{Scope, Step},
-    state::{Verdict, Work},
+    state::{Phase, Verdict, Work},
 };
 
 /// A teardown under way.
@@ -134,27 +134,47 @@ impl Scope {
                 state.failed_at_the_end().filter(|_| answers),
             )
         };
-        let removed = {
+        let (told, removed) = {
             let mut state = self.lock();
             state.used |= used;
             // What it would have shown at the end of the body, had the server asked for that.
-            if let Some((outcome, cause)) = failed {
-                state.note_failure(outcome, cause);
-            }
+            let told = failed.map(|(outcome, cause)| state.body_failed(outcome, cause));
             let (errors, stuck) = failures.unwrap_or_default();
-            errors.into_iter().for_each(|error| state.add_error(error));
+            state.hear_of(errors, stuck);
             let work = state.work();
-            work.stuck.extend(stuck);
             work.counts.add(&counts);
+            if lost {
+                work.lost += counts.closers_failed;
+            }
             if self.supervisor().is(child.supervisor()) {
                 work.counted_unrun += counts.closers_unrun;
             }
             // By identity: numbers are unique under one supervisor only.
             let mut children = work.children.iter();
             let position = children.position(|c| std::ptr::eq(&**c, child));
-            position.map(|at| work.children.swap_remove(at))
+            (told, position.map(|at| work.children.swap_remove(at)))
         };
+        told.unwrap_or_default().fire();
         drop(removed);
+    }
+
+    /// An attempt that was torn down before its head is the answer after all: its failures are ours, too.
+    pub(super) fn hear_of_answer(&self, attempt: &Scope) {
+        let ours = attempt.parent.get().and_then(Weak::upgrade);
+        if !ours.is_some_and(|parent| std::ptr::eq(&*parent, self)) {
+            return;
+        }
+        let failures = {
+            let state = attempt.lock();
+            let done = state.work.as_deref().filter(|_| state.phase == Phase::Done);
+            done.map(|work| (work.errors.clone(), work.stuck.clone(), work.counts))
+        };
+        if let Some((errors, stuck, counts)) = failures {
+            let mut state = self.lock();
+            state.hear_of(errors, stuck);
+            let lost = &mut state.work().lost;
+            *lost = lost.saturating_sub(counts.closers_failed);
+        }
     }
 
     pub(super) fn closer_ran(&self, result: Result<(), CloserFailed>) {

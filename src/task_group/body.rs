@@ -138,13 +138,17 @@ impl Body for GroupBody {
             if let Some(words) = self.last_words.take() {
                 self.scope.on_failure(words);
             }
-            let Some(task) = start(&self.scope) else {
-                // No runtime, or a scope that has ended while its body lives on elsewhere: an empty
-                // stream would look whole.
-                self.receiver.close();
-                return Poll::Ready(Some(Err(BodyError::new(NotStarted))));
-            };
-            self.producer = Producer(Some((self.scope.clone(), task)));
+            match start(&self.scope) {
+                Some(task) => self.producer = Producer(Some((self.scope.clone(), task))),
+                // The stream is refused, and the scope knows why it fails.
+                None if self.scope.has_failed_task() => {}
+                None => {
+                    // No runtime, or a scope that has ended while its body lives on elsewhere: an
+                    // empty stream would look whole.
+                    self.receiver.close();
+                    return Poll::Ready(Some(Err(BodyError::new(NotStarted))));
+                }
+            }
         }
         let next = ready!(self.receiver.poll_frame(cx));
         if next.as_ref().is_none_or(Frame::is_trailers) {

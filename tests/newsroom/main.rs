@@ -22,5 +22,6 @@ mod shutdown;
 mod parts {
     mod db;
     mod feeds;
+    mod report;
     mod sse;
 }

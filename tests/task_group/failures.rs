@@ -59,7 +59,33 @@ async fn a_task_that_failed_before_the_head_is_a_500_under_a_hold() {
     let response = within(app.get()).await;
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
     drop(kept.lock().unwrap().take());
-    assert_eq!(app.report().await.outcome(), Outcome::Failed);
+    let report = app.report().await;
+    assert_eq!(report.outcome(), Outcome::Failed);
+    assert_eq!(report.status(), Some(StatusCode::INTERNAL_SERVER_ERROR));
+}
+
+/// The producer of a body that is asked behind a failure is not started, and that is no failure more.
+#[tokio::test(start_paused = true)]
+async fn a_body_asked_behind_a_failure_fails_for_that_alone() {
+    for held in [false, true] {
+        let kept = Arc::new(Mutex::new(None));
+        let keep = kept.clone();
+        let app = App::new(move |group: TaskGroup| async move {
+            *keep.lock().unwrap() = held.then(|| group.hold());
+            group.spawn(async { Err(boom("disk")) }).unwrap();
+            let body = group.body(|tx| async move { Ok(tx.send("more").await?) });
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            body
+        });
+        let response = within(app.get()).await;
+        let (text, error) = within(drain(response.into_body())).await;
+        assert_eq!(text, "");
+        assert_eq!(error.expect("it looks whole").cause().to_string(), "disk");
+        drop(kept.lock().unwrap().take());
+        let report = app.report().await;
+        assert_eq!(report.outcome(), Outcome::Failed);
+        assert_eq!(messages(&report), ["disk"]);
+    }
 }
 
 /// Declared before a sender: goes behind it, and takes its time.

@@ -22,7 +22,10 @@ use tower_service::Service;
 fn main() {
     let mut arguments = env::args().skip(1);
     let row = arguments.next().expect("a row");
-    let times: u64 = arguments.next().and_then(|n| n.parse().ok()).expect("TIMES");
+    let times: u64 = arguments
+        .next()
+        .and_then(|n| n.parse().ok())
+        .expect("TIMES");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .expect("a runtime");
