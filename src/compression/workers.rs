@@ -199,28 +199,25 @@ impl Drop for Worker {
 /// queue, and so on until there is one. Without timers it does not wait first.
 #[derive(Debug)]
 pub(super) struct Patience {
+    /// Runs on from wait to wait: to set a timer may wake another thread.
     limit: Limit,
     /// The stint that was the last when the limit began.
     since: u64,
-    spent: bool,
 }
 
 impl Patience {
     pub(super) fn poll(&mut self, core: &Arc<Core>, cx: &mut Context<'_>) {
-        if self.limit.poll(cx).is_ready() {
-            self.spent = true;
+        if self.limit.poll(cx).is_pending() && !self.limit.is_broken() {
+            return;
         }
-        if (self.spent || self.limit.is_broken()) && Workers::lend_a_hand(core, self.since) {
+        if Workers::lend_a_hand(core, self.since) {
             cx.waker().wake_by_ref();
             return;
         }
-        let last = core.workers.state().stints;
-        if self.spent || self.since != last {
-            // There are workers: the next look is one limit from now.
-            *self = Self {
-                since: last,
-                ..Self::default()
-            };
+        // There are workers: the next look is one limit from now.
+        self.since = core.workers.state().stints;
+        if !self.limit.is_broken() {
+            self.limit = Limit::new(PATIENCE);
             let _ = self.limit.poll(cx);
         }
     }
@@ -231,7 +228,6 @@ impl Default for Patience {
         Self {
             limit: Limit::new(PATIENCE),
             since: 0,
-            spent: false,
         }
     }
 }
