@@ -130,6 +130,7 @@ fuzz_target!(|input: &[u8]| {
         request.headers_mut().append("accept-encoding", value);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
         .build()
         .expect("a runtime");
     runtime.block_on(async {

@@ -5,6 +5,13 @@
 //! body is a stream. What a stream's inner body has given is decodable by the client as soon as the
 //! inner body has nothing more ready, and a stream that waits does not hold a compressor.
 //!
+//! # Where it runs
+//!
+//! Up to 32 KiB of ready input where the body is polled; more goes to tokio's blocking pool in small blocks,
+//! on as many threads as there are cores. A pool without a thread to spare holds no body up: after
+//! 50 ms, or at once on a runtime without timers, bodies do those blocks where they are polled. So they do
+//! outside a runtime.
+//!
 //! # Compared with `tower_http::compression`
 //!
 //! Event streams are compressed. An idle stream costs kilobytes instead of hundreds of them. ETag,

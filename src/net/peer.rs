@@ -161,8 +161,8 @@ impl Peer {
 
     /// Like [`close`](Self::close), but discards what is queued and sends RST.
     ///
-    /// The client then cannot take a response without a length for a whole one, and the kernel
-    /// holds no queue for a client that never reads. RST goes out when the server drops the
+    /// For clients that do not read: the kernel then holds no queue for them, and they cannot take what
+    /// they have for a whole response. One that has read all that was sent may see a FIN first. RST goes out when the server drops the
     /// connection, which it does as its reads and writes now fail.
     pub fn reset(&self) {
         self.connection.shut_down(true);

@@ -89,7 +89,7 @@ pub use failure::{Failure, FailureKind};
 pub use future::ScopeFuture;
 pub use hold::Hold;
 pub use layer::{Fixed, Mode, Movable, ScopeLayer, ScopeService};
-#[cfg(feature = "compression")]
+#[cfg(any(feature = "bridge", feature = "compression"))]
 pub(crate) use limit::Limit;
 pub(crate) use machine::Scope;
 pub use movable::{MovableBody, MovableFuture};
