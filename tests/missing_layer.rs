@@ -90,6 +90,28 @@ async fn the_layer_it_names_or_the_stack_is_enough() {
     );
 }
 
+#[cfg(feature = "net")]
+#[tokio::test]
+async fn a_peer_of_an_unwatched_connection_says_how_to_serve() {
+    use bodyguard::net::Peer;
+
+    let app = Router::new().route("/", get(async |_: Peer| "here"));
+    let (status, text) = ask(app).await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    for remedy in [
+        "`bodyguard::net::serve`",
+        "`bodyguard::net::WatchedListener`",
+        "`.into_make_service_with_connect_info::<bodyguard::net::Peer>()`",
+    ] {
+        assert!(text.contains(remedy), "{text}");
+    }
+    let app = Router::new().route(
+        "/",
+        get(async |peer: Option<Peer>| peer.is_some().to_string()),
+    );
+    assert_eq!(ask(app).await, (StatusCode::OK, "false".to_owned()));
+}
+
 #[tokio::test]
 async fn an_optional_extractor_does_without() {
     let app = Router::new().route(

@@ -61,6 +61,7 @@ fn begin() -> (Instant, Duration) {
 
 pub(crate) fn run(levels: bool) {
     let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
         .build()
         .unwrap();
     let peer = Peer::new();

@@ -1,16 +1,19 @@
 //! axum: the listener, the connect info, and the address for handlers that ask for it.
 
 use std::{
-    io,
+    convert::Infallible,
+    error::Error,
+    fmt, io,
     net::SocketAddr,
     task::{Context, Poll},
 };
 
 use axum::{
-    extract::{ConnectInfo, connect_info::Connected},
+    extract::{ConnectInfo, FromRequestParts, OptionalFromRequestParts, connect_info::Connected},
+    response::{IntoResponse, Response},
     serve::{IncomingStream, Listener, TapIo},
 };
-use http::Request;
+use http::{Request, StatusCode, request::Parts};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -46,6 +49,47 @@ where
 {
     fn connect_info(stream: IncomingStream<'_, TapIo<WatchedListener, F>>) -> Self {
         stream.io().peer()
+    }
+}
+
+/// A handler asked for its [`Peer`], and the connection is not watched.
+///
+/// As a response, status 500 and a text that says how to serve instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NotWatched;
+
+impl fmt::Display for NotWatched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "nobody watches the connection of this request, whose handler uses `Peer`: serve with \
+             `bodyguard::net::serve`, or `axum::serve` on a `bodyguard::net::WatchedListener` and \
+             `.into_make_service_with_connect_info::<bodyguard::net::Peer>()`",
+        )
+    }
+}
+
+impl Error for NotWatched {}
+
+impl IntoResponse for NotWatched {
+    fn into_response(self) -> Response {
+        (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Peer {
+    type Rejection = NotWatched;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, NotWatched> {
+        Self::of(&parts.extensions).cloned().ok_or(NotWatched)
+    }
+}
+
+impl<S: Sync> OptionalFromRequestParts<S> for Peer {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
+        Ok(Self::of(&parts.extensions).cloned())
     }
 }
 

@@ -41,7 +41,7 @@ mod stream;
 mod watch;
 
 #[cfg(feature = "axum")]
-pub use connect::{PeerAddr, PeerAddrLayer};
+pub use connect::{NotWatched, PeerAddr, PeerAddrLayer};
 pub use listener::WatchedListener;
 pub use peer::{Gone, Peer, PeerEnd};
 pub use serve::{Serve, serve};

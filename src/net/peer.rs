@@ -11,10 +11,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Sleep, sleep};
+use tokio::time::Sleep;
 
 use super::watch::Connection;
-use crate::Supervisor;
+use crate::{Supervisor, scope::timer};
 
 /// How long to wait before a watch that could not be armed is tried again.
 const ARM_AGAIN: Duration = Duration::from_secs(1);
@@ -23,6 +23,9 @@ const ARM_AGAIN: Duration = Duration::from_secs(1);
 ///
 /// Cheap to clone, and it keeps nothing open: the socket belongs to the
 /// [`WatchedStream`](super::WatchedStream) alone. All requests of a connection share one watch.
+///
+/// An extractor in axum, of requests that [`serve`](super::serve) or a
+/// [`WatchedListener`](super::WatchedListener) with `ConnectInfo<Peer>` brought; `Option<Peer>` elsewhere.
 ///
 /// ```
 /// # use bodyguard::net::Peer;
@@ -139,10 +142,8 @@ impl Peer {
 
     /// Like [`gone`](Self::gone), but arms the watch only once `delay` has passed.
     ///
-    /// For requests that mostly finish sooner: they then cost a timer, and no descriptor.
-    ///
-    /// # Panics
-    /// If the connection's runtime has no timer.
+    /// For requests that mostly finish sooner: they then cost a timer, and no descriptor. On a
+    /// runtime without timers the watch is armed at the first poll.
     pub fn gone_after(&self, delay: Duration) -> Gone {
         let mut gone = self.gone();
         if !delay.is_zero() {
@@ -200,9 +201,11 @@ impl PeerEnd {
 }
 
 impl Gone {
-    fn wait_for(&mut self, delay: Duration) {
+    /// False if the connection's runtime has no timers.
+    fn wait_for(&mut self, delay: Duration) -> bool {
         let _context = self.connection.runtime.enter();
-        self.delay = Some(Box::pin(sleep(delay)));
+        self.delay = timer(delay).map(Box::pin);
+        self.delay.is_some()
     }
 }
 
@@ -225,7 +228,9 @@ impl Future for Gone {
                 Err(error) if error.raw_os_error().is_none() => return Poll::Pending,
                 Err(error) => {
                     warn_unarmed(this.connection.addr, &error);
-                    this.wait_for(ARM_AGAIN);
+                    if !this.wait_for(ARM_AGAIN) {
+                        return Poll::Pending;
+                    }
                 }
             }
         }

@@ -71,7 +71,7 @@ pub struct WatchedStream {
 enum HeldUp {
     No,
     Watched(Gone),
-    /// The runtime has no timers: then there is no watch.
+    /// The runtime is shutting down.
     Unwatched,
 }
 
@@ -145,8 +145,7 @@ impl WatchedStream {
     /// True once the client, who does not read, is known to have gone.
     fn poll_held_up(&mut self, cx: &mut Context<'_>) -> bool {
         if let HeldUp::No = self.held_up {
-            let gone = contained(|| self.peer().gone_after(HELD_UP_AFTER));
-            self.held_up = gone.map_or(HeldUp::Unwatched, HeldUp::Watched);
+            self.held_up = HeldUp::Watched(self.peer().gone_after(HELD_UP_AFTER));
         }
         let HeldUp::Watched(gone) = &mut self.held_up else {
             return false;

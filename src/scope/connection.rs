@@ -102,11 +102,8 @@ impl Watch {
     pub(super) fn poll(&mut self, connection: &Connection, cx: &mut Context<'_>) -> bool {
         if !self.armed {
             self.armed = true;
-            // A runtime without timers cannot delay the watch: then there is none.
-            self.gone = connection
-                .peer
-                .as_ref()
-                .and_then(|peer| contained(|| Box::new(peer.gone_after(ARM_AFTER))).ok());
+            let peer = connection.peer.as_ref();
+            self.gone = peer.map(|peer| Box::new(peer.gone_after(ARM_AFTER)));
         }
         let Some(gone) = &mut self.gone else {
             return false;

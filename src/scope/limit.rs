@@ -2,13 +2,21 @@
 
 use std::{
     future::{Future, poll_fn},
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use tokio::time::Sleep;
+use tokio::{
+    runtime::{Handle, Id},
+    time::Sleep,
+};
+
+use super::failure::contained;
 
 /// A time limit that costs nothing until it is first waited for.
 ///
@@ -41,16 +49,15 @@ impl Limit {
 
     /// Ready once the time is over; starts counting at the first call.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let polled = catch_unwind(AssertUnwindSafe(|| {
-            if let Timer::Unset = self.state {
-                self.state = Timer::Running(Box::pin(tokio::time::sleep(self.duration)));
-            }
-            match &mut self.state {
-                Timer::Running(sleep) => pin!(tokio::task::unconstrained(sleep.as_mut())).poll(cx),
-                Timer::Unset | Timer::Broken => Poll::Pending,
-            }
-        }));
-        polled.unwrap_or_else(|_| {
+        if let Timer::Unset = self.state {
+            let sleep = timer(self.duration);
+            self.state = sleep.map_or(Timer::Broken, |sleep| Timer::Running(Box::pin(sleep)));
+        }
+        let Timer::Running(sleep) = &mut self.state else {
+            return Poll::Pending;
+        };
+        let sleep = tokio::task::unconstrained(sleep.as_mut());
+        contained(|| pin!(sleep).poll(cx)).unwrap_or_else(|_| {
             self.state = Timer::Broken;
             Poll::Pending
         })
@@ -70,4 +77,50 @@ pub(super) async fn within<F: Future>(limit: Duration, future: F) -> Option<F::O
         Poll::Pending => limit.poll(cx).map(|()| None),
     })
     .await
+}
+
+/// A timer of the runtime that we are in; none if that has none, or there is no runtime.
+///
+/// tokio can only be asked by trying, and where there are no timers that is a panic, which the
+/// process's hook prints. A runtime found without them is therefore left in peace for a while.
+pub(crate) fn timer(duration: Duration) -> Option<Sleep> {
+    let here = Handle::try_current().ok()?.id();
+    if TIMERLESS.has(here) {
+        return None;
+    }
+    let sleep = contained(|| tokio::time::sleep(duration));
+    sleep.inspect_err(|_| TIMERLESS.add(here)).ok()
+}
+
+/// How long a runtime is known to have no timers. Not for good: its id may come to be another's.
+const KNOWN_FOR: Duration = Duration::from_secs(600);
+
+static TIMERLESS: Timerless = Timerless {
+    any: AtomicBool::new(false),
+    seen: Mutex::new(Vec::new()),
+};
+
+/// Runtimes without timers, and when that was seen.
+struct Timerless {
+    /// Whether there ever was one: in most processes there is none, and nothing is locked.
+    any: AtomicBool,
+    seen: Mutex<Vec<(Id, Instant)>>,
+}
+
+impl Timerless {
+    fn has(&self, runtime: Id) -> bool {
+        self.any.load(Ordering::Relaxed)
+            && self.with(|seen| seen.iter().any(|(id, _)| *id == runtime))
+    }
+
+    fn add(&self, runtime: Id) {
+        self.any.store(true, Ordering::Relaxed);
+        self.with(|seen| seen.push((runtime, Instant::now())));
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut Vec<(Id, Instant)>) -> T) -> T {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.retain(|(_, at)| at.elapsed() < KNOWN_FOR);
+        f(&mut seen)
+    }
 }

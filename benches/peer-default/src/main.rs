@@ -23,7 +23,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .next()
         .and_then(|n| n.parse().ok())
         .unwrap_or(0);
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let (time, bytes) = runtime.block_on(async move {
         let service = ServiceBuilder::new()
             .layer(CompressionLayer::new())
