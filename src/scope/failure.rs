@@ -3,7 +3,7 @@
 use std::{
     any::Any,
     error::Error,
-    fmt,
+    fmt, io, iter,
     panic::{AssertUnwindSafe, Location, catch_unwind},
     time::Duration,
 };
@@ -140,6 +140,25 @@ pub(crate) type Payload = Box<dyn Any + Send>;
 /// with it, so nobody sees it half done.
 pub(crate) fn contained<T>(code: impl FnOnce() -> T) -> Result<T, Payload> {
     catch_unwind(AssertUnwindSafe(code))
+}
+
+/// How far down the sources of an error others are looked for.
+const MOST_SOURCES: usize = 16;
+
+/// An error and its sources, the error that an `io::Error` wraps among them.
+///
+/// They are the application's own code, which may not come to an end.
+pub(crate) fn sources<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    let next = |error: &&'a (dyn Error + 'static)| {
+        let error = *error;
+        match error.downcast_ref().and_then(io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped as &(dyn Error + 'static)),
+            None => contained(|| error.source()).ok().flatten(),
+        }
+    };
+    iter::successors(Some(error), next).take(MOST_SOURCES)
 }
 
 /// Names a task or closer by its kind and place.

@@ -1,7 +1,6 @@
 //! What a scope knows, behind its lock: what is registered, how it ends, what comes of it.
 
 use std::{
-    error::Error,
     panic::Location,
     sync::{Arc, Weak, atomic::Ordering},
     task::Waker,
@@ -17,7 +16,7 @@ use super::{
     cell::Cell,
     closers::Closer,
     connection::Connection,
-    failure::{Failure, FailureKind, contained},
+    failure::{Failure, FailureKind, contained, sources},
     machine::Scope,
     options::{FailurePolicy, OnLeave, Options},
     signals::{Fire, Signals},
@@ -73,6 +72,8 @@ pub(super) struct State {
     pub(super) used: bool,
     /// Done, but a task does not stop: released when it does.
     pub(super) lingering: bool,
+    /// The body comes encoded from further in: a frame of plain text would be no part of it.
+    pub(super) encoded: bool,
     pub(super) signals: Signals,
     /// Who polls the owner, to be woken by an interruption.
     pub(super) waker: Option<Waker>,
@@ -150,6 +151,7 @@ impl State {
             keep_report: false,
             used: false,
             lingering: false,
+            encoded: false,
             signals: Signals::default(),
             waker: None,
             first_frame: None,
@@ -314,13 +316,14 @@ impl State {
         cause: Option<Cause>,
     ) -> Verdict {
         // A whole response waits for nothing, and has nothing to say.
+        let work = self.work.as_ref().filter(|_| !self.encoded);
         let fault = (!outcome.is_complete()).then(|| {
             Box::new(Fault {
                 cause,
                 gap: self.options(scope).error_gap(),
                 runtime: scope.runtime.clone(),
                 cut_off: scope.ends_with_its_connection().cloned(),
-                last_words: self.work.as_ref().and_then(|work| work.last_words.clone()),
+                last_words: work.and_then(|work| work.last_words.clone()),
             })
         });
         Verdict { outcome, fault }
@@ -385,9 +388,6 @@ impl State {
     }
 }
 
-/// How far down the sources of an error another is looked for.
-const MOST_SOURCES: usize = 16;
-
 /// Whether two errors are one that passed several owners.
 fn is_same(one: &Cause, other: &Cause) -> bool {
     fn failure(cause: &Cause) -> Option<&FailureKind> {
@@ -401,19 +401,8 @@ fn is_same(one: &Cause, other: &Cause) -> bool {
 
 /// Whether this is that error of a body of ours, as a body around it passed it on.
 fn carries(outer: &Cause, inner: &Cause) -> bool {
-    let mut next: Option<&(dyn Error + 'static)> = Some(&**outer);
-    // The application's own code, which may not come to an end.
-    for _ in 0..MOST_SOURCES {
-        let Some(error) = next else {
-            return false;
-        };
-        let body_error = error.downcast_ref::<BodyError>();
-        if body_error.is_some_and(|error| Arc::ptr_eq(error.cause(), inner)) {
-            return true;
-        }
-        next = contained(|| error.source()).ok().flatten();
-    }
-    false
+    let mut bodies = sources(&**outer).filter_map(|error| error.downcast_ref::<BodyError>());
+    bodies.any(|error| Arc::ptr_eq(error.cause(), inner))
 }
 
 /// How a scope ended, for its supervisor.
