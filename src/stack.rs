@@ -112,6 +112,11 @@ impl<M> Stack<M> {
         self.scope(|scope| scope.failure_policy(policy))
     }
 
+    /// See [`ScopeLayer::max_tasks`].
+    pub fn max_tasks(self, max: usize) -> Self {
+        self.scope(|scope| scope.max_tasks(max))
+    }
+
     /// See [`ScopeLayer::closer_limit`].
     pub fn closer_limit(self, limit: Duration) -> Self {
         self.scope(|scope| scope.closer_limit(limit))

@@ -130,6 +130,13 @@ impl<V, M> ScopeLayer<V, M> {
         self.with(|options| options.failure_policy = Some(policy))
     }
 
+    /// How many tasks of a response may run at once (no limit).
+    ///
+    /// A handler sets its own with [`TaskGroup::set_max_tasks`](crate::TaskGroup::set_max_tasks).
+    pub fn max_tasks(self, max: usize) -> Self {
+        self.with(|options| options.max_tasks = Some(max))
+    }
+
     /// What a draining supervisor does to these responses (`Shutdown::finish()`).
     pub fn shutdown(self, policy: Shutdown) -> Self {
         self.with(|options| options.shutdown = Some(Arc::new(policy)))

@@ -139,6 +139,7 @@ pub(crate) struct Options {
     pub(super) cancel_grace: Option<Duration>,
     pub(super) error_gap: Option<Duration>,
     pub(super) failure_policy: Option<FailurePolicy>,
+    pub(super) max_tasks: Option<usize>,
     pub(super) shutdown: Option<Arc<Shutdown>>,
     pub(super) succeeded_when: Option<Rule>,
     pub(super) on_end: Vec<Hook>,
@@ -159,6 +160,7 @@ impl Default for Options {
             cancel_grace: None,
             error_gap: None,
             failure_policy: None,
+            max_tasks: None,
             shutdown: None,
             succeeded_when: None,
             on_end: Vec::new(),
@@ -198,6 +200,7 @@ impl Options {
             && self.cancel_grace.is_none()
             && self.error_gap.is_none()
             && self.failure_policy.is_none()
+            && self.max_tasks.is_none()
             && self.shutdown.is_none()
             && self.succeeded_when.is_none()
             && self.on_end.is_empty()
@@ -217,6 +220,7 @@ impl Options {
             cancel_grace: inner.cancel_grace.or(self.cancel_grace),
             error_gap: inner.error_gap.or(self.error_gap),
             failure_policy: inner.failure_policy.or(self.failure_policy),
+            max_tasks: inner.max_tasks.or(self.max_tasks),
             shutdown: inner.shutdown.clone().or_else(|| self.shutdown.clone()),
             succeeded_when: inner
                 .succeeded_when
@@ -239,6 +243,7 @@ impl fmt::Debug for Options {
             .field("cancel_grace", &self.cancel_grace())
             .field("error_gap", &self.error_gap())
             .field("failure_policy", &self.failure_policy)
+            .field("max_tasks", &self.max_tasks)
             .field("shutdown", &self.shutdown)
             .field("on_end", &self.on_end.len())
             .field("stall", &self.stall)

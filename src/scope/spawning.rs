@@ -175,8 +175,7 @@ impl Scope {
 
     /// Lets at most so many tasks run at once, of those that take a place.
     pub(crate) fn set_places(&self, places: usize) {
-        let places = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
-        let replaced = self.lock().work().tasks.places.replace(places);
+        let replaced = self.lock().work().tasks.places.replace(semaphore(places));
         // Who waits for a place looks for the new ones.
         if let Some(replaced) = replaced {
             replaced.close();
@@ -184,7 +183,14 @@ impl Scope {
     }
 
     pub(crate) fn places(&self) -> Option<Arc<Semaphore>> {
-        self.lock().work.as_ref()?.tasks.places.clone()
+        let mut state = self.lock();
+        let work = state.work.as_ref();
+        if let Some(places) = work.and_then(|work| work.tasks.places.as_ref()) {
+            return Some(places.clone());
+        }
+        let places = semaphore(state.options(self).max_tasks?);
+        state.work().tasks.places = Some(places.clone());
+        Some(places)
     }
 
     pub(crate) fn set_failure_policy(&self, policy: FailurePolicy) {
@@ -317,6 +323,10 @@ impl Scope {
     }
 }
 
+fn semaphore(places: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)))
+}
+
 impl State {
     fn count_task(&mut self, slot: &Slot, end: TaskEnd) -> Option<(Outcome, Cause)> {
         let counts = &mut self.work().counts;
@@ -349,14 +359,14 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use std::future::pending;
+    use std::{future::pending, time::Duration};
 
-    use tokio::task::JoinSet;
+    use tokio::{task::JoinSet, time::timeout};
 
     use super::*;
 
     /// Between the spawning of a graceful task and the coming of its handle, its grace is over.
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_task_whose_handle_comes_behind_the_last_abort_is_aborted() {
         for kind in [TaskKind::Plain, TaskKind::Graceful, TaskKind::Background] {
             let scope = Scope::standalone();
@@ -367,7 +377,8 @@ mod tests {
             let mut task = JoinSet::new();
             let abort = task.spawn(pending::<()>());
             scope.set_abort(key, number, abort);
-            let ended = task.join_next().await.expect("one task");
+            let ended = timeout(Duration::from_secs(1), task.join_next()).await;
+            let ended = ended.expect("it goes on").expect("one task");
             assert!(ended.expect_err("aborted").is_cancelled());
         }
     }

@@ -1,4 +1,4 @@
-//! A scope for one body without a layer, and what can be set for it.
+//! A scope for one body without a layer, and what can be set for one scope.
 
 use std::{sync::Arc, time::Duration};
 
@@ -51,6 +51,16 @@ impl Scope {
         self.set(|options| options.on_end.push(Arc::new(hook)));
     }
 
+    /// Sets how long tasks are waited for.
+    pub(crate) fn set_join_limit(&self, limit: Duration) {
+        self.set(|options| options.join_limit = Some(limit));
+    }
+
+    /// Sets how long cancelled tasks have that are told.
+    pub(crate) fn set_cancel_grace(&self, grace: Duration) {
+        self.set(|options| options.cancel_grace = Some(grace));
+    }
+
     /// Lets the handler choose to run on without its client.
     pub(crate) fn detachable(&self, limit: Duration) {
         self.set(|options| options.detachable = Some(limit));
@@ -65,7 +75,10 @@ impl Scope {
         let mut state = self.lock();
         let mut options = state.options(self).clone();
         set(&mut options);
-        state.merged = Some(Arc::new(options));
+        let replaced = state.merged.replace(Arc::new(options));
+        // Behind the lock: hooks are the application's.
+        drop(state);
+        drop(replaced);
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     scope::{Feed, LastWords, Scope, ScopeBody, Sealed, TaskKey, TaskKind},
 };
 
-/// Bytes that producers may be ahead of the client (16 KiB); a larger frame passes alone.
+/// Bytes that producers may be ahead of the client, unless set otherwise; a larger frame passes alone.
 const BUFFER: usize = 16 * 1024;
 
 /// The body of [`TaskGroup::body`]: ends when all senders are gone, under the group's scope.
@@ -94,6 +94,14 @@ impl GroupBody {
     /// Lets every frame leave as it was sent. Off by default: small ready frames leave merged.
     pub fn preserve_frames(mut self) -> Self {
         self.receiver.set_preserve_frames(true);
+        self
+    }
+
+    /// How many bytes producers may be ahead of the client (16 KiB); a larger frame passes alone.
+    ///
+    /// With 1 every frame passes alone: a queue of one.
+    pub fn buffer(mut self, bytes: usize) -> Self {
+        self.receiver.set_bound(bytes);
         self
     }
 
@@ -228,6 +236,14 @@ impl TaskGroupBody {
     pub fn preserve_frames(mut self) -> Self {
         if let Some(body) = self.body.inner_mut() {
             body.receiver.set_preserve_frames(true);
+        }
+        self
+    }
+
+    /// How many bytes producers may be ahead of the client (16 KiB). See [`GroupBody::buffer`].
+    pub fn buffer(mut self, bytes: usize) -> Self {
+        if let Some(body) = self.body.inner_mut() {
+            body.receiver.set_bound(bytes);
         }
         self
     }

@@ -1,6 +1,6 @@
 //! The handle by which a handler ties tasks to its response.
 
-use std::{fmt, future::Future, panic::Location, sync::Arc};
+use std::{fmt, future::Future, panic::Location, sync::Arc, time::Duration};
 
 use http::Request;
 use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
@@ -132,7 +132,8 @@ impl TaskGroup {
         })
     }
 
-    /// Lets at most `max` tasks run at once; unlimited by default.
+    /// Lets at most `max` tasks run at once; overrides the layer's
+    /// [`max_tasks`](crate::scope::ScopeLayer::max_tasks), and is unlimited without one.
     ///
     /// With `max` tasks running the ways to spawn refuse ([`SpawnError::is_full`]), and
     /// [`spawn_when_free`](Self::spawn_when_free) waits. With 0 that is every task, until there is
@@ -172,6 +173,21 @@ impl TaskGroup {
     /// What a failing task does to its siblings; overrides the layer's policy.
     pub fn set_failure_policy(&self, policy: FailurePolicy) {
         self.scope.set_failure_policy(policy);
+    }
+
+    /// How long tasks are waited for at a natural end; overrides the layer's
+    /// [`join_limit`](crate::scope::ScopeLayer::join_limit).
+    ///
+    /// A body without a layer has no other: see its [`group`](super::TaskGroupBody::group). A wait that has
+    /// begun goes on as it is.
+    pub fn set_join_limit(&self, limit: Duration) {
+        self.scope.set_join_limit(limit);
+    }
+
+    /// How long cancelled graceful tasks have before they are aborted; overrides the layer's
+    /// [`cancel_grace`](crate::scope::ScopeLayer::cancel_grace).
+    pub fn set_cancel_grace(&self, grace: Duration) {
+        self.scope.set_cancel_grace(grace);
     }
 
     /// Ends the response as `Cancelled`: tasks are cancelled and joined, the body fails.

@@ -3,12 +3,14 @@
 use std::{future::pending, sync::mpsc, time::Duration};
 
 use bodyguard::{
-    Stack, TaskGroup,
+    Stack, TaskGroup, TaskGroupBody,
     scope::{Failure, FailureKind},
+    task_group::FrameSender,
 };
-use tokio::task::JoinSet;
+use http_body_util::BodyExt;
+use tokio::{task::JoinSet, time::Instant};
 
-use crate::support::{App, drain, messages, within};
+use crate::support::{App, boom, drain, messages, within};
 
 #[tokio::test(start_paused = true)]
 async fn only_tasks_that_were_waited_for_overrun_the_join() {
@@ -37,6 +39,81 @@ async fn only_tasks_that_were_waited_for_overrun_the_join() {
     let report = app.report().await;
     assert_eq!(report.errors.len(), 1, "{:?}", messages(&report));
     assert_eq!(report.counts.tasks_cancelled, 2);
+}
+
+/// The layer's limit, and the handler's.
+#[tokio::test(start_paused = true)]
+async fn the_most_tasks_are_those_of_the_layer_unless_the_handler_sets_others() {
+    for own in [None, Some(2)] {
+        let app = App::with(
+            Stack::new().max_tasks(1),
+            move |group: TaskGroup| async move {
+                if let Some(own) = own {
+                    group.set_max_tasks(own);
+                }
+                let spawned = (0..3).filter(|_| group.spawn(pending()).is_ok()).count();
+                group.cancel();
+                spawned.to_string()
+            },
+        );
+        app.get().await;
+        let report = app.report().await;
+        let most = own.unwrap_or(1);
+        assert_eq!(report.counts.tasks_cancelled, most as u64);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_without_a_layer_has_limits_of_its_own() {
+    for cancelled in [false, true] {
+        let body = TaskGroupBody::new(move |group, tx| async move {
+            group.spawn_graceful(|_| pending())?;
+            tx.send("all").await?;
+            match cancelled {
+                true => Err(boom("disk")),
+                false => Ok(()),
+            }
+        });
+        body.group().set_join_limit(Duration::from_secs(5));
+        body.group().set_cancel_grace(Duration::from_secs(3));
+        let start = Instant::now();
+        let (text, error) = within(drain(body)).await;
+        assert_eq!((text.as_str(), error.is_some()), ("all", true));
+        let took = start.elapsed().as_millis();
+        let waits = if cancelled { 3000 } else { 8000 };
+        assert!((waits..waits + 100).contains(&took), "{took} ms");
+    }
+}
+
+/// `maxsize=1`: the second frame waits until the first is taken.
+#[tokio::test(start_paused = true)]
+async fn a_buffer_of_one_holds_one_frame() {
+    let (tell, told) = mpsc::channel();
+    let producer = move |tx: FrameSender| async move {
+        for _ in 0..3 {
+            tx.send(vec![b'x'; 100]).await?;
+            tell.send(())?;
+        }
+        Ok(())
+    };
+    let theirs = producer.clone();
+    let app = App::new(move |group: TaskGroup| {
+        let producer = theirs.clone();
+        async move { group.body(producer).buffer(1) }
+    });
+    let standalone = TaskGroupBody::new(move |_, tx| producer(tx)).buffer(1);
+    let grouped = app.get().await.into_body();
+    for mut body in [grouped, axum::body::Body::new(standalone)] {
+        let mut sent = 0;
+        for taken in 1..=3 {
+            let frame = body.frame().await.unwrap().unwrap();
+            assert_eq!(frame.into_data().unwrap().len(), 100);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            sent += told.try_iter().count();
+            assert!(sent <= taken + 1, "{sent} sent, {taken} taken");
+        }
+        assert!(body.frame().await.is_none());
+    }
 }
 
 #[tokio::test(start_paused = true)]

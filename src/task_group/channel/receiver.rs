@@ -47,6 +47,11 @@ impl FrameReceiver {
         })
     }
 
+    /// How many bytes are held, for what comes from now on.
+    pub(crate) fn set_bound(&mut self, bound: usize) {
+        self.shared.lock().set_bound(bound);
+    }
+
     /// Whether every frame leaves as it was sent, rather than merged with its neighbours.
     pub(crate) fn set_preserve_frames(&mut self, preserve: bool) {
         self.shared.lock().set_preserve_frames(preserve);

@@ -107,6 +107,11 @@ impl State {
         self.bound
     }
 
+    /// For what comes from now on.
+    pub(super) fn set_bound(&mut self, bound: usize) {
+        self.bound = bound.max(1);
+    }
+
     pub(super) fn set_preserve_frames(&mut self, preserve: bool) {
         self.preserve_frames = preserve;
     }
