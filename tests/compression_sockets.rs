@@ -145,25 +145,30 @@ impl Lengths {
 }
 
 async fn streams(version: Version) {
-    let layer = CompressionLayer::new().resident_limit(0);
-    let feeds = Feeds::default();
-    let (address, _server) = serve(layer.clone(), Arc::clone(&feeds)).await;
     let mut tasks = JoinSet::new();
     let mut wires = Vec::new();
     let mut connections = JoinSet::new();
     for connection in 0..CONNECTIONS {
+        // A layer for each connection: its figures are those of one stream.
+        let layer = CompressionLayer::new().resident_limit(0);
+        let feeds = Feeds::default();
+        let (address, server) = serve(layer.clone(), Arc::clone(&feeds)).await;
         let mut client = Client::connect(address, version, &mut tasks).await;
-        let feeds = Arc::clone(&feeds);
         connections.spawn(async move {
+            let _server = server;
             let mut wires = Vec::new();
             for stream in 0..STREAMS / CONNECTIONS {
                 let seed = (connection * STREAMS + stream) as u64;
                 wires.push(
-                    timeout(DEADLINE, one_stream(&mut client, address, &feeds, seed))
-                        .await
-                        .unwrap_or_else(|_| panic!("stream {seed} hangs")),
+                    timeout(
+                        DEADLINE,
+                        one_stream(&mut client, &layer, address, &feeds, seed),
+                    )
+                    .await
+                    .unwrap_or_else(|_| panic!("stream {seed} hangs")),
                 );
             }
+            assert_eq!(layer.stats().resident, 0, "a compressor was kept");
             wires
         });
     }
@@ -171,13 +176,13 @@ async fn streams(version: Version) {
         wires.extend(done.expect("no panic"));
     }
     assert_eq!(wires.len(), STREAMS);
-    assert_eq!(layer.stats().resident, 0, "a compressor was kept");
     foreign_decoders(wires).await;
 }
 
-/// Sends each event only once the one before has been decoded.
+/// Sends each event only once the one before has been decoded and the stream is parked.
 async fn one_stream(
     client: &mut Client,
+    layer: &CompressionLayer,
     address: SocketAddr,
     feeds: &Feeds,
     seed: u64,
@@ -208,6 +213,10 @@ async fn one_stream(
             told = decoder.get_ref().len();
         }
         assert!(decoder.get_ref() == &text, "another text");
+        while layer.stats().parked < 1 {
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+        assert_eq!((layer.stats().open, layer.stats().resident), (1, 0));
     }
     drop(events);
     while let Some(frame) = body.frame().await {
