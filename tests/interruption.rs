@@ -19,6 +19,8 @@ use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::ServiceExt;
 
+mod support;
+
 fn request() -> Request<Body> {
     Request::new(Body::empty())
 }
@@ -74,13 +76,7 @@ async fn a_cancel_reaches_tasks_although_nobody_polls_the_body() {
         )
         .layer(Stack::new());
     let response = app.oneshot(request()).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(5), async {
-        while !gone.load(Ordering::SeqCst) {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("the task is cancelled");
+    support::in_turns(|| gone.load(Ordering::SeqCst)).await;
     drop(response);
 }
 
@@ -217,9 +213,7 @@ async fn serve_accounts_for_a_request_that_was_half_sent_at_the_signal() {
         later.write_all(whole).await.unwrap();
         assert!(later.read(&mut first).await.unwrap() > 0);
         stop.send(()).unwrap();
-        while !supervisor.is_draining() {
-            tokio::task::yield_now().await;
-        }
+        support::eventually(|| supervisor.is_draining()).await;
         fresh.write_all(&whole[10..]).await.unwrap();
         let mut answer = String::new();
         fresh.read_to_string(&mut answer).await.unwrap();
