@@ -15,7 +15,7 @@ use bodyguard::compression::CompressionLayer;
 use bytes::Bytes;
 use http::{Method, Request, Response, Version};
 use http_body::Frame;
-use http_body_util::{BodyExt, Empty, StreamBody};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::{body::Incoming, client::conn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
@@ -293,6 +293,41 @@ async fn every_event_arrives_before_the_next_over_http_1() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_event_arrives_before_the_next_over_http_2() {
     streams(Version::HTTP_2).await;
+}
+
+/// A length beside it would make hyper give up the response (RFC 9112, 6.2).
+#[tokio::test]
+async fn a_transfer_coding_of_the_handlers_gets_no_length_beside_it() {
+    let text = "a line of text\n".repeat(400);
+    let body = Full::new(Bytes::from(text.clone()));
+    let service = CompressionLayer::new().layer(service_fn(move |_: Request<Incoming>| {
+        let response = Response::builder()
+            .header("transfer-encoding", "chunked")
+            .body(body.clone())
+            .expect("a response");
+        async { Ok::<_, Infallible>(response) }
+    }));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let (stream, _) = listener.accept().await.expect("a client");
+        let service = TowerToHyperService::new(service);
+        let _ = auto::Builder::new(TokioExecutor::new())
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
+    });
+    let mut client = Client::connect(address, Version::HTTP_11, &mut tasks).await;
+    let response = client.get(address, "/").await;
+    assert_eq!(response.headers()["content-encoding"], "gzip");
+    assert_eq!(response.headers()["transfer-encoding"], "chunked");
+    assert!(!response.headers().contains_key("content-length"));
+    let wire = timeout(DEADLINE, response.into_body().collect()).await;
+    let wire = wire.expect("in time").expect("no error").to_bytes();
+    let mut decoded = String::new();
+    let mut decoder = flate2::read::GzDecoder::new(&wire[..]);
+    decoder.read_to_string(&mut decoded).expect("gzip");
+    assert_eq!(decoded, text);
 }
 
 #[tokio::test]

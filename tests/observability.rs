@@ -241,6 +241,7 @@ fn metrics_of_compression_have_the_names_of_the_documentation() {
         ("bodyguard_compression_bytes_in_total", "counter"),
         ("bodyguard_compression_bytes_out_total", "counter"),
         ("bodyguard_compression_parked", "gauge"),
+        ("bodyguard_compression_resident", "gauge"),
         ("bodyguard_compression_streams", "gauge"),
     ];
     let expected: BTreeMap<_, _> = expected.map(|(name, kind)| (name.to_owned(), kind)).into();

@@ -203,4 +203,9 @@ impl CompressionLayer {
     pub(super) fn core_lent(&self) -> usize {
         self.core.pool.lent()
     }
+
+    /// The largest buffer that a free compressor keeps.
+    pub(super) fn core_scratch(&self) -> usize {
+        self.core.pool.largest_scratch()
+    }
 }

@@ -13,9 +13,9 @@ use super::options::Core;
 pub struct CompressionStats {
     /// Compressed streams that are open now.
     pub open: usize,
-    /// Open streams that wait without a compressor.
+    /// Open gzip streams that have given their compressor back, and wait.
     pub parked: usize,
-    /// Compressors that exist: held by streams, or in the pool.
+    /// gzip compressors that exist: held by streams, or in the pool.
     pub resident: usize,
     /// Bytes taken from inner bodies to be compressed, whole bodies included.
     pub bytes_in: u64,
@@ -93,5 +93,23 @@ impl Drop for Parked {
         self.0.stats.parked.fetch_sub(1, Relaxed);
         #[cfg(feature = "metrics")]
         metrics::gauge!("bodyguard_compression_parked").decrement(1.0);
+    }
+}
+
+/// Counts a compressor as existing for as long as it lives: in `metrics`, the pool counts its own.
+pub(super) struct Resident(());
+
+impl Resident {
+    pub(super) fn new() -> Self {
+        #[cfg(feature = "metrics")]
+        metrics::gauge!("bodyguard_compression_resident").increment(1.0);
+        Self(())
+    }
+}
+
+impl Drop for Resident {
+    fn drop(&mut self) {
+        #[cfg(feature = "metrics")]
+        metrics::gauge!("bodyguard_compression_resident").decrement(1.0);
     }
 }

@@ -5,6 +5,7 @@ mod closing;
 mod codecs;
 mod matrix;
 mod property;
+mod reuse;
 mod script;
 mod service;
 mod streams;

@@ -37,10 +37,11 @@
 //! | `bodyguard_tasks_cancelled_total` | counter | |
 //! | `bodyguard_compression_streams` | gauge | |
 //! | `bodyguard_compression_parked` | gauge | |
+//! | `bodyguard_compression_resident` | gauge | |
 //! | `bodyguard_compression_bytes_in_total` | counter | |
 //! | `bodyguard_compression_bytes_out_total` | counter | |
 //!
-//! Durations run from the call to the start of the end, and from there to the report. The last four are
+//! Durations run from the call to the start of the end, and from there to the report. The last five are
 //! those of `CompressionStats`, summed over all layers.
 
 mod annex;
