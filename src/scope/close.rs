@@ -12,7 +12,7 @@ use http::{Response, response::Parts};
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
-use super::{machine::Scope, options::OnLeave};
+use super::machine::Scope;
 use crate::{error::Cause, outcome::EndReport};
 
 /// A response's way back to its scope, in its extensions: it survives boxing and foreign wrappers.
@@ -50,7 +50,7 @@ async fn close_parts<B>(parts: Parts, body: B) -> Result<Option<Arc<EndReport>>,
     };
     scope.keep_report();
     // Whoever closes a response wants it to end.
-    scope.set_on_leave(OnLeave::Cancel);
+    scope.end_when_left();
     drop(body);
     drop(parts);
     scope.done().await;

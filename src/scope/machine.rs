@@ -238,11 +238,8 @@ impl Scope {
 
     /// Ends the scope from outside its owner: cancellation, shutdown, a parent's end.
     ///
-    /// False if it had ended, or goes on without the client whose going was to end it.
+    /// False if it had ended.
     pub(crate) fn interrupt(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) -> bool {
-        if self.goes_on(outcome) {
-            return false;
-        }
         let cause = cause.unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into());
         match self.start(self.lock(), outcome, Some(cause), true) {
             Started::Before => return false,
@@ -261,6 +258,9 @@ impl Scope {
         state.owner_ended = true;
         let live = state.phase == Phase::Live;
         let Some(work) = state.work.as_mut().filter(|work| live && work.holds > 0) else {
+            if !live {
+                state.failed_behind(outcome, cause.as_ref());
+            }
             self.start(state, outcome, cause, false);
             return Parting::TearDown;
         };
@@ -270,6 +270,9 @@ impl Scope {
             _ => (outcome, cause),
         };
         work.body_end = Some((outcome, cause.clone()));
+        if let Some(cause) = cause.clone() {
+            state.add_error(cause);
+        }
         let signals = state.signals.body_ended(outcome.is_complete());
         let broken = state.broken_on(self, outcome, cause);
         drop(state);

@@ -261,6 +261,10 @@ impl MovableBody {
             Some(scope) => {
                 let cell = Cell::new(body, scope);
                 let watchdog = cell.scope.kept_in(&cell);
+                // An end that came before found nothing to take.
+                if cell.scope.is_interrupted() {
+                    cell.scope.take_over();
+                }
                 let _armed = watchdog.map_or_else(Armed::default, |dog| dog.watch(&cell));
                 Kind::Kept { cell, _armed }
             }
@@ -346,7 +350,8 @@ impl Scope {
         if parent.is_some_and(|parent| parent.is_live() && !parent.client_left()) {
             return false;
         }
-        self.interrupt(Outcome::Disconnected, None)
+        let outcome = Outcome::Disconnected;
+        !self.goes_on(outcome) && self.interrupt(outcome, None)
     }
 
     /// What is to happen when the client leaves. False if the layer is not armed for it.
@@ -364,12 +369,28 @@ impl Scope {
         armed
     }
 
+    /// It ends when it is left, and so does what answers in it, whatever the handlers chose.
+    pub(super) fn end_when_left(&self) {
+        let children = {
+            let mut state = self.lock();
+            state.on_leave = OnLeave::Cancel;
+            let work = state.work.as_deref();
+            work.map(|work| work.children.clone()).unwrap_or_default()
+        };
+        let answers = |child: &&Arc<Scope>| child.answers.load(Ordering::Acquire);
+        children
+            .iter()
+            .filter(answers)
+            .for_each(|child| child.end_when_left());
+    }
+
     /// The client has left: how long the work goes on without it. `None`: it ends.
     fn leave(&self) -> Option<Duration> {
         let (limit, signals) = {
             let mut state = self.lock();
             let longest = state.options(self).detachable?;
-            if state.phase != Phase::Live {
+            // Behind the body's end there are only holds, whose word decides.
+            if state.phase != Phase::Live || state.owner_ended {
                 return None;
             }
             let chosen = match state.on_leave {

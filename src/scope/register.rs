@@ -389,7 +389,9 @@ impl Scope {
         by: ShutBy,
     ) {
         self.note_shutdown(by);
-        self.interrupt(outcome, cause);
+        if !self.goes_on(outcome) {
+            self.interrupt(outcome, cause);
+        }
     }
 
     /// True if a body is under way.

@@ -117,6 +117,17 @@ pub(super) struct Work {
 }
 
 impl Work {
+    /// What broke before the end: the body, while holds kept the scope open, or a task, while the body
+    /// went on.
+    fn first_failure(&mut self) -> Option<(Outcome, Option<Cause>)> {
+        let body_end = self.body_end.as_ref();
+        let broken = body_end.filter(|(outcome, _)| !outcome.is_complete());
+        let of_task = |(outcome, cause)| (outcome, Some(cause));
+        broken
+            .cloned()
+            .or_else(|| self.tasks.take_failure().map(of_task))
+    }
+
     /// Closes what only took registrations, if there is nothing to wait for.
     pub(super) fn close_if_idle(&mut self) -> bool {
         self.closers.is_empty()
@@ -214,13 +225,9 @@ impl State {
         self.phase = Phase::Ending;
         self.natural = outcome.is_complete();
         self.ended_at = clock.then(Instant::now);
-        // A task that failed while the body went on has decided already: the first cause wins.
-        let work = self.work.as_mut();
-        let first = work.and_then(|work| work.tasks.take_failure());
-        (self.outcome, self.cause) = match first {
-            Some((outcome, cause)) => (outcome, Some(cause)),
-            None => (outcome, cause.clone()),
-        };
+        // The first cause wins, and has decided already.
+        let first = self.work.as_mut().and_then(|work| work.first_failure());
+        (self.outcome, self.cause) = first.unwrap_or_else(|| (outcome, cause.clone()));
         // Behind what it could hide.
         if let Some(cause) = cause {
             self.add_error(cause);
@@ -240,6 +247,14 @@ impl State {
         let errors = &mut self.work().errors;
         if !errors.iter().any(|seen| is_same(seen, &cause)) {
             errors.push(cause);
+        }
+    }
+
+    /// The owner's end comes behind one from elsewhere, which has decided. A body cut short by that has
+    /// not failed.
+    pub(super) fn failed_behind(&mut self, outcome: Outcome, cause: Option<&Cause>) {
+        if let Some(cause) = cause.filter(|_| outcome != Outcome::Truncated) {
+            self.add_error(cause.clone());
         }
     }
 
