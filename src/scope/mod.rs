@@ -10,7 +10,7 @@
 //! | `inner`, `failing` | how the inner body is asked, and how a body that fails says so |
 //! | `judge` | what a step of the inner body means for its client |
 //! | `owner` | the owner's two guards: one starts the end, one tears down |
-//! | `tasks`, `tracked`, `joining` | the tasks, one of them, and how they are joined |
+//! | `tasks`, `spawning`, `tracked`, `joining` | the tasks, how they come and end, one of them, and how they are joined |
 //! | `teardown`, `closers` | what happens at the end, in the order of G3 |
 //! | `annex` | the door for what a view keeps beside them, and the scope ends with |
 //! | `connection`, `upload` | what is known of the client: its connection, its request body |
@@ -68,6 +68,7 @@ mod options;
 mod owner;
 mod register;
 mod signals;
+mod spawning;
 mod stall;
 mod standalone;
 mod state;
