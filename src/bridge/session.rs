@@ -14,7 +14,10 @@ use std::{
     any::Any,
     collections::VecDeque,
     panic::Location,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::Waker,
     thread::ThreadId,
     time::Instant,
@@ -38,6 +41,8 @@ pub(super) struct Session {
     /// The scope that this is the bridge of: closers are kept there, so that all have one order.
     pub(super) scope: Option<Weak<Scope>>,
     inner: Mutex<Inner>,
+    /// Bodies whose code runs, or is to run, here.
+    bodies: AtomicUsize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,6 +108,7 @@ impl Session {
                 done: false,
                 kept: Vec::new(),
             }),
+            bodies: AtomicUsize::new(0),
         })
     }
 
@@ -328,6 +334,10 @@ impl Session {
         }
     }
 
+    pub(super) fn is_producing(&self) -> bool {
+        self.bodies.load(Ordering::Relaxed) > 0
+    }
+
     pub(super) fn is_queued(&self) -> bool {
         self.lock().state == State::Queued
     }
@@ -367,6 +377,22 @@ impl Session {
             called_at,
             running_for: since.elapsed(),
         })
+    }
+}
+
+/// A body of the session's code, for as long as there is one.
+pub(super) struct Producing(pub(super) Arc<Session>);
+
+impl Producing {
+    pub(super) fn new(session: Arc<Session>) -> Self {
+        session.bodies.fetch_add(1, Ordering::Relaxed);
+        Self(session)
+    }
+}
+
+impl Drop for Producing {
+    fn drop(&mut self) {
+        self.0.bodies.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

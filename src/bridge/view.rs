@@ -125,6 +125,10 @@ impl Annex for Session {
         self.end_if_idle()
     }
 
+    fn is_producing(&self) -> bool {
+        Session::is_producing(self)
+    }
+
     fn end_tasks(self: Arc<Self>) -> AnnexFuture<Option<u64>> {
         let ended = EndTasks::of(&self);
         Box::pin(async move { ended.await.map(|tasks| tasks as u64) })

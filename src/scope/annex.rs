@@ -35,6 +35,10 @@ pub(crate) trait Annex: Send + Sync + 'static {
     /// Closes it if there is nothing to wait for, and nothing of the application's in it.
     fn close_if_idle(&self) -> bool;
 
+    /// Whether a body of its is under way. Only that body knows when it is over, be it behind the
+    /// length that its head promised.
+    fn is_producing(&self) -> bool;
+
     /// Ends its tasks, starting now, and counts them; closers can still use it. Bounded: `None` if it
     /// did not answer in time.
     fn end_tasks(self: Arc<Self>) -> AnnexFuture<Option<u64>>;
@@ -104,6 +108,10 @@ impl Slot {
             Slot::Open(annex) | Slot::Closing(annex) => Some(annex),
             Slot::Unused | Slot::Closed => None,
         }
+    }
+
+    pub(super) fn is_producing(&self) -> bool {
+        self.get().is_some_and(|annex| annex.is_producing())
     }
 
     pub(super) fn still_running(&self) -> Option<String> {
@@ -228,6 +236,11 @@ impl Scope {
 }
 
 impl State {
+    pub(super) fn is_annex_producing(&self) -> bool {
+        let work = self.work.as_ref();
+        work.is_some_and(|work| work.annex.is_producing())
+    }
+
     /// What of the annex runs now, for the drain's account.
     pub(super) fn annex_running(&self) -> Option<String> {
         self.work.as_ref()?.annex.still_running()
