@@ -346,6 +346,11 @@ impl Session {
         self.lock().state == State::Open
     }
 
+    /// Whether the thread has not come round yet to ending the local tasks.
+    pub(super) fn is_behind(&self) -> bool {
+        !self.lock().end_tasks.is_empty()
+    }
+
     pub(super) fn is_closing(&self) -> bool {
         self.lock().closing
     }

@@ -55,7 +55,8 @@ const ERROR_GAP: Duration = Duration::from_millis(10);
 /// });
 /// ```
 ///
-/// What was written is on its way at once; there is nothing to flush.
+/// What was written is on its way at once; there is nothing to flush. An empty chunk or write, and a
+/// flush, only ask whether the body is still there.
 ///
 /// # Errors
 /// An error that the producer returns, and a panic in it, become the body's error: never a clean
@@ -66,8 +67,8 @@ const ERROR_GAP: Duration = Duration::from_millis(10);
 /// siblings); what a body with a thread of its own does behind it is cut off, unseen.
 ///
 /// # On drop
-/// The producer's next write fails with [`BrokenPipe`](io::ErrorKind::BrokenPipe), and so does the
-/// one that is waiting. The closure or iterator is dropped on its own thread. One that was never
+/// The producer's next write or flush fails with [`BrokenPipe`](io::ErrorKind::BrokenPipe), and so
+/// does the one that is waiting. The closure or iterator is dropped on its own thread. One that was never
 /// polled has not been started, and is dropped with the body.
 #[must_use = "a body does nothing unless polled"]
 pub struct SyncBody {
