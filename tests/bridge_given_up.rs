@@ -1,14 +1,24 @@
 //! What the bridge does for those who have gone, and says of what came back late.
 
-use std::{future::Future, sync::mpsc, thread, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
 
 use axum::{Router, body::Body, extract::Request, routing::get};
 use bodyguard::{
     Cleanup, EndReport, Outcome, Stack,
-    bridge::{Bridge, Pool, SyncBody},
+    bridge::{Bridge, BridgeErrorKind as Kind, Context, Pool, SyncBody},
     scope::{Failure, FailureKind},
 };
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http_body_util::BodyExt as _;
 use tokio::{runtime::Handle, sync::oneshot};
 use tower::ServiceExt as _;
@@ -77,6 +87,59 @@ async fn code_that_writes_nothing_or_only_flushes_learns_that_its_body_has_gone(
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn calls_given_up_do_not_pile_up_while_the_thread_is_busy() {
+    let context = Context::new(Pool::new());
+    let bridge = context.bridge();
+    let (started, has_started) = oneshot::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let busy = Handle::current().spawn(bridge.call(move |_| {
+        started.send(()).unwrap();
+        let _ = released.recv();
+    }));
+    has_started.await.unwrap();
+    let kept = Arc::new(());
+    let (called, ran) = (Arc::clone(&kept), Arc::clone(&kept));
+    let mut call = Box::pin(bridge.call(move |_| drop(called)));
+    let mut run = Box::pin(bridge.run(move || async { drop(ran) }));
+    assert!(call.as_mut().now_or_never().is_none());
+    assert!(run.as_mut().now_or_never().is_none());
+    assert_eq!(Arc::strong_count(&kept), 3);
+    drop((call, run));
+    assert_eq!(Arc::strong_count(&kept), 1);
+    drop(release);
+    soon(busy).await.unwrap().unwrap();
+    soon(context.close()).await;
+}
+
+#[tokio::test]
+async fn code_that_got_no_thread_does_not_run_after_its_error() {
+    let pool = Pool::builder()
+        .max_threads(1)
+        .wait_limit(Duration::from_millis(10))
+        .build();
+    let taken = Context::new(pool.clone());
+    taken.bridge().call(|_| ()).await.unwrap();
+    let late = Context::new(pool.clone());
+    let bridge = late.bridge();
+    let ran = Arc::new(AtomicUsize::new(0));
+    let (by_call, by_run) = (Arc::clone(&ran), Arc::clone(&ran));
+    let mut call = Box::pin(bridge.call(move |_| by_call.fetch_add(1, Ordering::Relaxed)));
+    let mut run = Box::pin(bridge.run(move || async move {
+        by_run.fetch_add(1, Ordering::Relaxed);
+    }));
+    // Both are told, and nobody has dropped them when the thread comes free.
+    let errors = soon(async { tokio::join!(call.as_mut(), run.as_mut()) }).await;
+    assert_eq!(errors.0.unwrap_err().kind(), Kind::Exhausted);
+    assert_eq!(errors.1.unwrap_err().kind(), Kind::Exhausted);
+    soon(taken.close()).await;
+    soon(bridge.call(|_| ())).await.unwrap();
+    assert_eq!(ran.load(Ordering::Relaxed), 0);
+    assert_eq!(Arc::strong_count(&ran), 1);
+    drop((call, run));
+    soon(late.close()).await;
 }
 
 #[tokio::test]

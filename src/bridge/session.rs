@@ -162,23 +162,29 @@ impl Session {
 
     /// A caller has given up: forget what only it wanted, and tell code that waits for it.
     pub(super) fn abandon(self: &Arc<Self>) {
-        let mut dead = (VecDeque::new(), VecDeque::new());
-        let mut inner = self.lock();
-        let forget = if inner.state == State::Open {
-            false
-        } else {
-            let (live, gone) = std::mem::take(&mut inner.jobs)
-                .into_iter()
-                .partition(|job| !job.gone.load(Ordering::Acquire));
-            inner.jobs = live;
-            dead.0 = gone;
-            let (live, gone) = std::mem::take(&mut inner.locals)
-                .into_iter()
-                .partition(|job| job.is_live());
-            inner.locals = live;
-            dead.1 = gone;
-            inner.leave_line()
-        };
+        self.forget_dead(self.lock());
+    }
+
+    /// A caller gives up unless a thread has come: then its job, which `mark` makes dead, is forgotten
+    /// before any could. False if one has, or the job is being answered.
+    pub(super) fn withdraw(self: &Arc<Self>, mark: impl FnOnce()) -> bool {
+        let inner = self.lock();
+        let queued = inner.state == State::Queued;
+        if queued {
+            mark();
+            self.forget_dead(inner);
+        }
+        queued
+    }
+
+    fn forget_dead(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>) {
+        let jobs = std::mem::take(&mut inner.jobs).into_iter();
+        let (live, dead): (_, VecDeque<_>) = jobs.partition(SyncJob::is_live);
+        inner.jobs = live;
+        let locals = std::mem::take(&mut inner.locals).into_iter();
+        let (live, dead_locals): (_, VecDeque<_>) = locals.partition(|job| job.is_live());
+        inner.locals = live;
+        let forget = inner.leave_line();
         let waker = inner.waker.take();
         drop(inner);
         if forget {
@@ -187,7 +193,12 @@ impl Session {
         if let Some(waker) = waker {
             waker.wake();
         }
-        drop(dead);
+        for job in dead {
+            quietly(|| drop(job));
+        }
+        for local in dead_locals {
+            quietly(|| drop(local));
+        }
     }
 
     /// Asks for the local tasks to be ended; `None` if no thread was ever opened.

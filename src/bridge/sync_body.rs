@@ -68,8 +68,8 @@ const ERROR_GAP: Duration = Duration::from_millis(10);
 ///
 /// # On drop
 /// The producer's next write or flush fails with [`BrokenPipe`](io::ErrorKind::BrokenPipe), and so
-/// does the one that is waiting. The closure or iterator is dropped on its own thread. One that was never
-/// polled has not been started, and is dropped with the body.
+/// does the one that is waiting. The closure or iterator is dropped on its own thread. One that has not
+/// been started, for want of a poll or of a free thread, is dropped with the body.
 #[must_use = "a body does nothing unless polled"]
 pub struct SyncBody {
     // Dropped in this order: the pipe is closed before the call is given up, so that the producer
