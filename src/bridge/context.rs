@@ -177,10 +177,10 @@ pub struct Close {
 }
 
 impl Close {
-    /// With `overran` it has been waited for once already, and is not again.
+    /// With `overran` its tasks have been waited for; if they still run they are not again.
     pub(super) fn of(session: &Arc<Session>, overran: bool) -> Self {
         let closed = session.request_close();
-        let limit = if overran {
+        let limit = if overran && session.is_behind() {
             Duration::ZERO
         } else {
             session.pool.config().close_limit

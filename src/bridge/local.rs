@@ -297,16 +297,16 @@ impl Local {
     }
 
     fn run_sync(&self, cx: &Cx, job: SyncJob) {
+        if !job.is_live() {
+            quietly(|| drop(job));
+            return;
+        }
         let SyncJob {
             job,
             gone,
             called_at,
             ..
         } = job;
-        if gone.load(Ordering::Acquire) {
-            quietly(|| drop(job));
-            return;
-        }
         let outer = self.gone.replace(Some(gone));
         self.session.enter(called_at);
         self.depth.set(self.depth.get() + 1);

@@ -125,9 +125,19 @@ impl Annex for Session {
         self.end_if_idle()
     }
 
-    fn end_tasks(self: Arc<Self>) -> AnnexFuture<Option<u64>> {
+    fn is_producing(&self) -> bool {
+        Session::is_producing(self)
+    }
+
+    fn end_tasks(self: Arc<Self>) -> AnnexFuture<Result<u64, String>> {
         let ended = EndTasks::of(&self);
-        Box::pin(async move { ended.await.map(|tasks| tasks as u64) })
+        Box::pin(async move {
+            let tasks = ended.await.ok_or_else(|| {
+                let what = self.running_now();
+                what.unwrap_or_else(|| "thread of the request".into())
+            });
+            tasks.map(|tasks| tasks as u64)
+        })
     }
 
     fn close(self: Arc<Self>, overran: bool) -> AnnexFuture<AnnexClosed> {

@@ -293,7 +293,7 @@ where
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Stage::AtLength(data) => {
-                    // HTTP/2 may still send trailers; more data would be more than promised.
+                    // Trailers (HTTP/2), or an error; more data would be more than promised.
                     let next = ready!(poll_inner(self.owner, self.inner.as_mut(), cx));
                     let end_hint = || end_hint(self.inner.as_ref());
                     let Some(end) = self.owner.judge_at_length(data, next, end_hint) else {

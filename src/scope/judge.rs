@@ -37,7 +37,7 @@ pub(super) enum Judged {
     Pass(Bytes),
     /// The last data of a body whose end nobody waits for.
     Last(Bytes),
-    /// The last data; trailers may follow.
+    /// The last data; trailers, or an error, may follow.
     AtLength(Bytes),
     End(End),
 }
@@ -136,7 +136,8 @@ impl Owner {
                     Seen::LengthReached if !self.stops_at_length() && !self.is_used() => {
                         Judged::Pass(data)
                     }
-                    Seen::LengthReached if !self.stops_at_length() => {
+                    // Asked once more even where the server would not: what it says is its end.
+                    Seen::LengthReached if !self.stops_at_length() || self.is_producing() => {
                         self.withheld = true;
                         Judged::AtLength(data)
                     }
@@ -218,6 +219,11 @@ impl Owner {
 
     fn is_used(&self) -> bool {
         self.scope().is_some_and(|scope| scope.lock().used)
+    }
+
+    fn is_producing(&self) -> bool {
+        let scope = self.scope();
+        scope.is_some_and(|scope| scope.lock().is_annex_producing())
     }
 
     /// The client learns of a failing teardown here or nowhere: no layer further out waits for it.

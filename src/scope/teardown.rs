@@ -33,7 +33,7 @@ pub(super) fn teardown(scope: Arc<Scope>) -> Teardown {
     Box::pin(async move {
         guard.scope.join_children().await;
         guard.scope.join_tasks().await;
-        let overran = guard.scope.end_annex_tasks().await;
+        let mut overran = guard.scope.end_annex_tasks().await;
         loop {
             match guard.scope.next_step() {
                 Step::Wait => {
@@ -50,8 +50,8 @@ pub(super) fn teardown(scope: Arc<Scope>) -> Teardown {
                     guard.scope.closer_ran(result);
                 }
                 Step::Close(annex) => {
-                    let closed = annex.clone().close(overran).await;
-                    guard.scope.annex_closed(&annex, closed);
+                    let closed = annex.clone().close(overran.is_some()).await;
+                    guard.scope.annex_closed(&annex, closed, overran.take());
                 }
                 Step::Settled(verdict) => {
                     guard.armed = false;
