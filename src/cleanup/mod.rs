@@ -31,11 +31,13 @@ pub use body::CleanupBody;
 
 use crate::{
     Cause, Ending, TaskResult,
-    scope::{Closer, Hold, MissingLayer, Scope, ScopeLayer, Sealed, View},
+    scope::{Closer, Fixed, Hold, MissingLayer, Scope, ScopeLayer, Sealed, View},
 };
 
 /// The layer that gives handlers [`Cleanup`].
-pub type CleanupLayer = ScopeLayer<Cleanup>;
+///
+/// `M` is its mode: see [`ScopeLayer`].
+pub type CleanupLayer<M = Fixed> = ScopeLayer<Cleanup, M>;
 
 /// Registers closers with the response of this request. Cheap to clone.
 ///

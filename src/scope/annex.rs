@@ -214,7 +214,7 @@ impl Scope {
         }
     }
 
-    /// The scope does not wait for it; a drain does, and names it (G12).
+    /// The scope does not wait for it; a drain does, and names it.
     fn annex_stuck(&self, annex: &Arc<dyn Annex>, what: String) {
         {
             let mut state = self.lock();

@@ -19,11 +19,13 @@ use super::{
 };
 use crate::{
     BoxError, Outcome, TaskResult,
-    scope::{FailurePolicy, Hold, MissingLayer, Scope, ScopeLayer, Sealed, TaskKind, View},
+    scope::{FailurePolicy, Fixed, Hold, MissingLayer, Scope, ScopeLayer, Sealed, TaskKind, View},
 };
 
 /// The layer that gives handlers [`TaskGroup`].
-pub type TaskGroupLayer = ScopeLayer<TaskGroup>;
+///
+/// `M` is its mode: see [`ScopeLayer`].
+pub type TaskGroupLayer<M = Fixed> = ScopeLayer<TaskGroup, M>;
 
 /// Ties tasks to the response of this request: none of them outlives it. Cheap to clone.
 ///
