@@ -26,10 +26,15 @@ pub enum Outcome {
     Shutdown,
     /// The application cancelled the scope, or dropped its hold.
     Cancelled,
-    /// Dropped before its end, and the connection is known to be gone.
+    /// The client is known to have gone before the end: its connection ended, or its upload broke off.
+    ///
+    /// Known with a [`net::Peer`](crate::net::Peer) in the request's extensions, or under
+    /// [`drain_request`](crate::scope::ScopeLayer::drain_request); without them a leave is `Dropped`.
+    /// See [what detection depends on](crate::disconnect#what-detection-depends-on).
     Disconnected,
-    /// Dropped before its end for a reason unknown to us: mostly the client left, or an outer layer
-    /// (a time-out, a hedge) gave up.
+    /// Dropped before its end for a reason unknown to us: mostly the client left (always so where the
+    /// connection is not watched, and where only an HTTP/2 stream was reset), or an outer layer (a
+    /// time-out, a hedge) gave up.
     Dropped,
 }
 
@@ -76,6 +81,11 @@ pub(crate) struct EndingParts {
     pub(crate) client_gone: bool,
     pub(crate) cause: Option<Cause>,
     pub(crate) succeeded: bool,
+}
+
+/// The default rule for [`Ending::succeeded`].
+pub(crate) fn succeeded(outcome: Outcome, status: Option<StatusCode>) -> bool {
+    outcome.is_complete() && status.is_none_or(|status| status.as_u16() < 400)
 }
 
 impl Ending {

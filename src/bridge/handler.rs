@@ -13,20 +13,26 @@ use super::{cx::Cx, error::BridgeError, handle::Bridge, sync_body::SyncBody};
 
 /// Makes an axum handler of a blocking function that runs on the request's thread.
 ///
-/// The function is given the [`Cx`] and what one extractor gives it; a tuple of extractors is one.
-/// They are extracted in async code, before the function is called.
+/// The function is given the [`Cx`], and what one extractor gives it, if it takes one; a tuple of
+/// extractors is one. They are extracted in async code, before the function is called.
 ///
 /// ```
 /// use axum::{Router, extract::{Path, Query}, routing::get};
-/// use bodyguard::bridge::{BridgeError, Cx, sync_handler};
+/// use bodyguard::bridge::{BridgeError, BridgeLayer, Cx, sync_handler};
 ///
 /// fn report(cx: &Cx, (Path(id), Query(q)): (Path<u32>, Query<Vec<(String, String)>>)) -> Result<String, BridgeError> {
 ///     let looked_up = cx.block_on(async move { id * 2 })?;
 ///     Ok(format!("{looked_up} {}", q.len()))
 /// }
 ///
-/// let app: Router = Router::new().route("/report/{id}", get(sync_handler(report)));
-/// # let _ = app;
+/// fn thread(_: &Cx) -> String {
+///     format!("{:?}", std::thread::current().id())
+/// }
+///
+/// let app: Router = Router::new()
+///     .route("/report/{id}", get(sync_handler(report)))
+///     .route("/thread", get(sync_handler(thread)))
+///     .layer(BridgeLayer::new());
 /// ```
 ///
 /// # Errors
@@ -80,6 +86,22 @@ where
                 .await
                 .unwrap_or_else(IntoResponse::into_response)
         })
+    }
+}
+
+/// The same of a function that takes nothing of the request.
+impl<F, R, S> Handler<((), R), S> for SyncHandler<F>
+where
+    F: Fn(&Cx) -> R + Clone + Send + Sync + 'static,
+    R: IntoResponse,
+    S: Send + Sync + 'static,
+{
+    type Future = Pin<Box<dyn Future<Output = Response> + Send>>;
+
+    fn call(self, request: Request, state: S) -> Self::Future {
+        let f = move |cx: &Cx, _: Request| (self.f)(cx);
+        let handler = SyncHandler { f, at: self.at };
+        Handler::<(_, Request, R), S>::call(handler, request, state)
     }
 }
 

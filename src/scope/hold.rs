@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use super::machine::Scope;
 use crate::outcome::Outcome;
 
-/// Keeps a scope open past the end of its body, without delaying that end (G11).
+/// Keeps a scope open past the end of its body, without delaying that end.
 ///
 /// A WebSocket task holds the scope of its upgrade request, so that closers run when the socket
 /// is done and not before the 101. The teardown starts when the last hold goes; a body that ended

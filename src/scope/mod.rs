@@ -1,22 +1,5 @@
 //! The one machine under all views: what a request started ends when its body does.
 //!
-//! | file | what it is |
-//! |---|---|
-//! | `detector` | how a body ended, as a pure state machine |
-//! | `machine`, `state` | the steps of a scope's life, and what it knows behind its lock |
-//! | `entry` | the scope in the request's extensions: joining, children, views |
-//! | `layer`, `future`, `body` | the layer and its owner, written once for all views |
-//! | `movable`, `cell`, `stall` | the mode in which an owner can be taken from its server, and the stall watchdog |
-//! | `inner`, `failing` | how the inner body is asked, and how a body that fails says so |
-//! | `judge` | what a step of the inner body means for its client |
-//! | `owner` | the owner's two guards: one starts the end, one tears down |
-//! | `tasks`, `spawning`, `tracked`, `joining` | the tasks, how they come and end, one of them, and how they are joined |
-//! | `teardown`, `closers` | what happens at the end, in the order of G3 |
-//! | `annex` | the door for what a view keeps beside them, and the scope ends with |
-//! | `connection`, `upload` | what is known of the client: its connection, its request body |
-//! | `register` | the doors: closers, holds, shutdown |
-//! | `close` | awaited close for consumers inside the process |
-//!
 //! # What goes out
 //! With the feature `tracing`: for every response the event `response ended`, target `bodyguard`, level
 //! `DEBUG`, or `WARN` if anything failed. Its fields: `scope`, `method`, `path` (no query), `outcome`,
@@ -43,6 +26,23 @@
 //!
 //! Durations run from the call to the start of the end, and from there to the report. The last five are
 //! those of `CompressionStats`, summed over all layers.
+
+// | file | what it is |
+// |---|---|
+// | `detector` | how a body ended, as a pure state machine |
+// | `machine`, `state` | the steps of a scope's life, and what it knows behind its lock |
+// | `entry` | the scope in the request's extensions: joining, children, views |
+// | `layer`, `future`, `body` | the layer and its owner, written once for all views |
+// | `movable`, `cell`, `stall` | the mode in which an owner can be taken from its server, and the stall watchdog |
+// | `inner`, `failing` | how the inner body is asked, and how a body that fails says so |
+// | `judge` | what a step of the inner body means for its client |
+// | `owner` | the owner's two guards: one starts the end, one tears down |
+// | `tasks`, `spawning`, `tracked`, `joining` | the tasks, how they come and end, one of them, and how they are joined |
+// | `teardown`, `closers` | what happens at the end, in its order |
+// | `annex` | the door for what a view keeps beside them, and the scope ends with |
+// | `connection`, `upload` | what is known of the client: its connection, its request body |
+// | `register` | the doors: closers, holds, shutdown |
+// | `close` | awaited close for consumers inside the process |
 
 mod annex;
 mod body;

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     error::{BodyError, Cause},
-    outcome::{Counts, EndReport, Ending, EndingParts, Outcome},
+    outcome::{Counts, EndReport, Ending, EndingParts, Outcome, succeeded},
     supervisor::{Background, Released},
 };
 
@@ -305,7 +305,7 @@ impl State {
         let by_rule = match &self.options(scope).succeeded_when {
             // A panic of the rule is no success.
             Some(rule) => contained(|| rule(outcome, self.status)).unwrap_or(false),
-            None => outcome.is_complete() && self.status.is_none_or(|status| status.as_u16() < 400),
+            None => succeeded(outcome, self.status),
         };
         Ending::new(EndingParts {
             outcome,
