@@ -57,7 +57,7 @@ use crate::{
 /// # guard(Router::new(), Some(DisconnectLayer::new().stall_timeout(Duration::from_secs(60))));
 /// ```
 ///
-/// (`tower::util::option_layer` does it where the response bodies are boxed inside the option.)
+/// (`tower::util::option_layer` wants the same response body with and without: box it in the option.)
 #[must_use = "a layer does nothing unless it is applied to a service"]
 pub struct ScopeLayer<V, M = Fixed> {
     options: Arc<Options>,
