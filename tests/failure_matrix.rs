@@ -50,6 +50,8 @@ use tokio_util::sync::CancellationToken;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 const JOIN_LIMIT: Duration = Duration::from_millis(300);
+/// Long enough for the frames before it to leave, also on a machine that does much else.
+const ERROR_GAP: Duration = Duration::from_millis(150);
 const MEMBERS: usize = 4;
 const OWN: usize = MEMBERS - 1;
 const FRAMES: usize = 12;
@@ -180,17 +182,28 @@ impl Drop for Live {
     }
 }
 
+#[derive(Default)]
+struct Turns {
+    /// The frame whose turn it is.
+    now: watch::Sender<usize>,
+    /// The one that fails second has begun: before, there is nobody to cancel.
+    second: watch::Sender<bool>,
+}
+
 async fn member(
     cell: Cell,
     me: usize,
-    turn: Arc<watch::Sender<usize>>,
+    turn: Arc<Turns>,
     tx: FrameSender,
     _live: Live,
 ) -> TaskResult {
-    let mut turns = turn.subscribe();
+    let mut turns = turn.now.subscribe();
     for number in 0..=FRAMES {
         if me == cell.who && number == cell.when {
             turns.wait_for(|now| *now >= number).await?;
+            if cell.second().is_some() {
+                turn.second.subscribe().wait_for(|begun| *begun).await?;
+            }
             return fail(cell.kind, tx).await;
         }
         if number < FRAMES && cell.sender_of(number) == me {
@@ -199,7 +212,7 @@ async fn member(
                 .wait_for(|now| *now == number && (cell.goes_on() || number != cell.when))
                 .await?;
             tx.send(frame(number)).await?;
-            turn.send_replace(number + 1);
+            turn.now.send_replace(number + 1);
         }
     }
     Ok(())
@@ -229,9 +242,11 @@ async fn fail(kind: Kind, tx: FrameSender) -> TaskResult {
 /// A member until it is cancelled, and then a failure of its own.
 async fn second(
     kind: Kind,
+    turn: Arc<Turns>,
     cancel: CancellationToken,
     first: impl Future<Output = TaskResult>,
 ) -> TaskResult {
+    turn.second.send_replace(true);
     tokio::select! {
         biased;
         () = cancel.cancelled() => {}
@@ -248,12 +263,13 @@ async fn handler(State(seen): State<Seen>, group: TaskGroup, request: Request) -
     let cell = seen.cells.lock().unwrap()[request.uri().path()];
     let tasks = group.clone();
     group.body(move |tx| async move {
-        let turn = Arc::new(watch::Sender::new(0));
+        let turn = Arc::new(Turns::default());
         for me in 0..OWN {
             let live = Live::new(&seen.live);
             let member = member(cell, me, turn.clone(), tx.clone(), live);
             if cell.second() == Some(me) {
-                tasks.spawn_graceful(move |cancel| second(cell.kind, cancel, member))?;
+                let turn = turn.clone();
+                tasks.spawn_graceful(move |cancel| second(cell.kind, turn, cancel, member))?;
             } else {
                 tasks.spawn(member)?;
             }
@@ -293,6 +309,7 @@ impl Server {
             .compression(compression)
             .supervisor(&supervisor)
             .join_limit(JOIN_LIMIT)
+            .error_gap(ERROR_GAP)
             .shutdown(policy)
             .on_end(move |report| {
                 let path = report.uri.path().to_owned();
