@@ -4,9 +4,8 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
-    io::{Read, Write},
+    io::Write,
     net::SocketAddr,
-    process::{Command, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -29,6 +28,9 @@ use tokio::{
     time::timeout,
 };
 use tower::{Layer, service_fn};
+
+#[path = "../src/compression/tests/foreign.rs"]
+mod foreign;
 
 /// Longer than any wait that is not a failure.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -176,7 +178,8 @@ async fn streams(version: Version) {
         wires.extend(done.expect("no panic"));
     }
     assert_eq!(wires.len(), STREAMS);
-    foreign_decoders(wires).await;
+    let decoded = tokio::task::spawn_blocking(|| foreign::decode(wires));
+    decoded.await.expect("one member each, to others too");
 }
 
 /// Sends each event only once the one before has been decoded and the stream is parked.
@@ -230,59 +233,6 @@ async fn until(done: impl Fn() -> bool) {
     while !done() {
         tokio::time::sleep(Duration::from_micros(200)).await;
     }
-}
-
-/// Python's zlib, which is asked for exactly one member, and the system's gzip.
-async fn foreign_decoders(wires: Vec<(Vec<u8>, Vec<u8>)>) {
-    let mut input = Vec::new();
-    for (wire, text) in &wires {
-        for bytes in [wire, text] {
-            input.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-            input.extend_from_slice(bytes);
-        }
-    }
-    const SCRIPT: &str = "
-import struct, sys, zlib
-count = 0
-def take():
-    size = sys.stdin.buffer.read(4)
-    return sys.stdin.buffer.read(struct.unpack('<I', size)[0]) if size else None
-while (wire := take()) is not None:
-    decoder = zlib.decompressobj(31)
-    assert decoder.decompress(wire) == take(), 'another text'
-    assert decoder.eof and not decoder.unused_data, 'not one member'
-    count += 1
-print(count)
-";
-    let output = pipe(Command::new("python3").args(["-c", SCRIPT]), input).await;
-    assert_eq!(output.trim_ascii(), STREAMS.to_string().as_bytes());
-
-    let (wires, texts): (Vec<_>, Vec<_>) = wires.into_iter().unzip();
-    // gzip reads members one after the other, and fails on anything that is none.
-    assert!(pipe(Command::new("gzip").arg("-dc"), wires.concat()).await == texts.concat());
-}
-
-async fn pipe(command: &mut Command, input: Vec<u8>) -> Vec<u8> {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("a decoder");
-    let mut stdin = child.stdin.take().expect("piped");
-    let mut stdout = child.stdout.take().expect("piped");
-    let writer = tokio::task::spawn_blocking(move || stdin.write_all(&input));
-    let output = tokio::task::spawn_blocking(move || {
-        let mut output = Vec::new();
-        stdout.read_to_end(&mut output).map(|_| output)
-    });
-    let output = timeout(DEADLINE, output)
-        .await
-        .expect("in time")
-        .expect("no panic")
-        .expect("output");
-    writer.await.expect("no panic").expect("all taken");
-    assert!(child.wait().expect("a status").success());
-    output
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

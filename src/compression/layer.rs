@@ -244,4 +244,12 @@ impl CompressionLayer {
     pub(super) fn core_scratch(&self) -> usize {
         self.core.pool.largest_scratch()
     }
+
+    /// How often streams were parked, threads were had, and blocks were made in parallel.
+    pub(super) fn core_tally(&self) -> (usize, u64, usize) {
+        use std::sync::atomic::Ordering::Relaxed;
+        let tally = &self.core.stats.tally;
+        let (parked, blocks) = (tally.parked.load(Relaxed), tally.blocks.load(Relaxed));
+        (parked, self.core.workers.stints(), blocks)
+    }
 }

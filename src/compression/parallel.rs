@@ -147,6 +147,13 @@ impl Parallel {
         });
         self.blocks.push_back(Arc::clone(&block));
         self.submitted += 1;
+        #[cfg(test)]
+        let _ = self
+            .core
+            .stats
+            .tally
+            .blocks
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Workers::submit(&self.core, block, &self.handle);
     }
 

@@ -29,6 +29,17 @@ pub(super) struct Stats {
     parked: AtomicUsize,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
+    #[cfg(test)]
+    pub(super) tally: Tally,
+}
+
+/// What streams have been through, for tests that must know they have.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) parked: AtomicUsize,
+    /// Blocks of streams in parallel.
+    pub(super) blocks: AtomicUsize,
 }
 
 impl Stats {
@@ -82,6 +93,8 @@ pub(super) struct Parked(Arc<Core>);
 impl Parked {
     pub(super) fn new(core: Arc<Core>) -> Self {
         core.stats.parked.fetch_add(1, Relaxed);
+        #[cfg(test)]
+        core.stats.tally.parked.fetch_add(1, Relaxed);
         #[cfg(feature = "metrics")]
         metrics::gauge!("bodyguard_compression_parked").increment(1.0);
         Self(core)

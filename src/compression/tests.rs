@@ -3,6 +3,7 @@
 mod closing;
 #[cfg(all(feature = "br", feature = "zstd", feature = "deflate"))]
 mod codecs;
+mod foreign;
 mod matrix;
 mod property;
 mod reuse;

@@ -79,6 +79,12 @@ impl Workers {
         }
     }
 
+    /// How often a thread was had.
+    #[cfg(test)]
+    pub(super) fn stints(&self) -> u64 {
+        self.state().stints
+    }
+
     fn begin(&self) {
         let mut state = self.state();
         state.at_work += 1;
