@@ -3,6 +3,7 @@
 mod closing;
 #[cfg(all(feature = "br", feature = "zstd", feature = "deflate"))]
 mod codecs;
+mod jobs;
 mod matrix;
 mod property;
 mod reuse;
