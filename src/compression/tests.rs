@@ -4,6 +4,7 @@ mod closing;
 #[cfg(all(feature = "br", feature = "zstd", feature = "deflate"))]
 mod codecs;
 mod foreign;
+mod jobs;
 mod matrix;
 mod property;
 mod reuse;
