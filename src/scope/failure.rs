@@ -5,10 +5,11 @@ use std::{
     error::Error,
     fmt,
     panic::{AssertUnwindSafe, Location, catch_unwind},
+    sync::Arc,
     time::Duration,
 };
 
-use crate::error::{BoxError, Cause};
+use crate::error::{BodyError, BoxError, Cause};
 
 /// A failure that is not an error of the application's: a panic, a limit, a broken promise.
 ///
@@ -153,4 +154,35 @@ pub(super) fn panic_message(payload: &(dyn Any + Send)) -> String {
         .map(|text| (*text).to_owned())
         .or_else(|| payload.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "no message".to_owned())
+}
+
+/// How far down the sources of an error another is looked for.
+const MOST_SOURCES: usize = 16;
+
+/// Whether two errors are one that passed several owners.
+pub(super) fn is_same(one: &Cause, other: &Cause) -> bool {
+    fn failure(cause: &Cause) -> Option<&FailureKind> {
+        cause.downcast_ref::<Failure>()?.of_owner()
+    }
+    Arc::ptr_eq(one, other)
+        || carries(one, other)
+        || carries(other, one)
+        || failure(one).is_some_and(|kind| failure(other) == Some(kind))
+}
+
+/// Whether this is that error of a body of ours, as a body around it passed it on.
+fn carries(outer: &Cause, inner: &Cause) -> bool {
+    let mut next: Option<&(dyn Error + 'static)> = Some(&**outer);
+    // The application's own code, which may not come to an end.
+    for _ in 0..MOST_SOURCES {
+        let Some(error) = next else {
+            return false;
+        };
+        let body_error = error.downcast_ref::<BodyError>();
+        if body_error.is_some_and(|error| Arc::ptr_eq(error.cause(), inner)) {
+            return true;
+        }
+        next = contained(|| error.source()).ok().flatten();
+    }
+    false
 }

@@ -303,7 +303,9 @@ impl Scope {
         if let Some(annex) = work.annex.begin_close() {
             return Step::Close(annex);
         }
-        if !work.after_end.is_empty() && !settled {
+        let behind =
+            !work.after_end.is_empty() || work.children.iter().any(|child| child.is_told());
+        if behind && !settled {
             state.settled = true;
             return Step::Settled(state.verdict(self));
         }
