@@ -3,8 +3,9 @@
 use std::{
     any::Any,
     error::Error,
-    fmt,
-    panic::{AssertUnwindSafe, Location, catch_unwind},
+    fmt, mem,
+    ops::Deref,
+    panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind},
     sync::Arc,
     time::Duration,
 };
@@ -134,13 +135,38 @@ impl From<Failure> for Cause {
     }
 }
 
-/// What a panic carries.
-pub(crate) type Payload = Box<dyn Any + Send>;
+/// What a panic carries. It is the application's, and may panic as it is dropped: that stays in here.
+pub(crate) struct Payload(Option<Box<dyn Any + Send>>);
+
+impl Payload {
+    /// Goes on with the panic.
+    pub(super) fn resume(mut self) -> ! {
+        resume_unwind(self.0.take().unwrap_or_else(|| Box::new(())))
+    }
+}
+
+impl Deref for Payload {
+    type Target = dyn Any + Send;
+
+    fn deref(&self) -> &Self::Target {
+        self.0.as_deref().unwrap_or(&())
+    }
+}
+
+impl Drop for Payload {
+    fn drop(&mut self) {
+        let payload = self.0.take();
+        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            // There is no end to that.
+            mem::forget(again);
+        }
+    }
+}
 
 /// Runs application code whose panic must not reach past us. What it was working on is dropped
 /// with it, so nobody sees it half done.
 pub(crate) fn contained<T>(code: impl FnOnce() -> T) -> Result<T, Payload> {
-    catch_unwind(AssertUnwindSafe(code))
+    catch_unwind(AssertUnwindSafe(code)).map_err(|payload| Payload(Some(payload)))
 }
 
 /// Names a task or closer by its kind and place.
