@@ -9,6 +9,7 @@
 //! | `movable`, `cell`, `stall` | the mode in which an owner can be taken from its server, and the stall watchdog |
 //! | `inner`, `failing` | how the inner body is asked, and how a body that fails says so |
 //! | `judge` | what a step of the inner body means for its client |
+//! | `rpc` | how a gRPC call came out, as its headers and trailers say |
 //! | `owner` | the owner's two guards: one starts the end, one tears down |
 //! | `tasks`, `tracked`, `joining` | the tasks, one of them, and how they are joined |
 //! | `teardown`, `closers` | what happens at the end, in the order of G3 |
@@ -72,6 +73,7 @@ mod observe;
 mod options;
 mod owner;
 mod register;
+mod rpc;
 mod signals;
 mod stall;
 mod standalone;

@@ -56,6 +56,8 @@ pub(super) struct State {
     pub(super) natural: bool,
     pub(super) client_gone: bool,
     pub(super) handler_lost: bool,
+    /// The headers or trailers say so.
+    pub(super) rpc_failed: bool,
     /// The client has been shown the outcome: it changes no more.
     pub(super) settled: bool,
     /// The teardown runs before the head is sent, so that a failure becomes a 500.
@@ -162,6 +164,7 @@ impl State {
             natural: true,
             client_gone: false,
             handler_lost: false,
+            rpc_failed: false,
             settled: false,
             before_head: false,
             owner_ended: false,
@@ -316,7 +319,10 @@ impl State {
         let by_rule = match &self.options(scope).succeeded_when {
             // A panic of the rule is no success.
             Some(rule) => contained(|| rule(outcome, self.status)).unwrap_or(false),
-            None => outcome.is_complete() && self.status.is_none_or(|status| status.as_u16() < 400),
+            None => {
+                let well = self.status.is_none_or(|status| status.as_u16() < 400);
+                outcome.is_complete() && well && !self.rpc_failed
+            }
         };
         Ending::new(EndingParts {
             outcome,
