@@ -84,7 +84,8 @@
 //! [`Outcome`] says how the body ended, [`Ending::succeeded`] is what commit-or-rollback code
 //! branches on, and an [`EndReport`] accounts for each response. On a natural end the teardown
 //! finishes before the client sees the end: a closer that fails makes the transfer a broken one,
-//! or the response a 500 if its head was not sent yet.
+//! or the response a 500 if its head was not sent yet. A gRPC call that fails, which is a complete
+//! response of status 200, has not succeeded.
 //!
 //! # Where a broken body can look whole
 //!

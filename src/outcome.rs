@@ -120,14 +120,18 @@ impl Ending {
         self.inner.cause.as_ref()
     }
 
-    /// What commit-or-rollback code branches on: complete, and a status below 400.
+    /// What commit-or-rollback code branches on: complete, a status below 400, no failed gRPC call.
     ///
     /// A response to HEAD is complete although its body was never polled: code that commits what a
     /// body has done asks that too (axum's `get` answers HEAD).
     ///
+    /// A gRPC call fails with status 200: a `grpc-status` other than 0, in trailers or in the head, is no
+    /// success either. (gRPC-Web has its trailers in the body, where they are not seen.)
+    ///
     /// False once any task or closer has failed, and when the handler under the owner was dropped
-    /// or panicked although someone else answered for it. A layer can set another rule for status
-    /// and outcome with [`ScopeLayer::succeeded_when`](crate::scope::ScopeLayer::succeeded_when).
+    /// or panicked although someone else answered for it. A layer can set another rule for outcome,
+    /// status and `grpc-status` with
+    /// [`ScopeLayer::succeeded_when`](crate::scope::ScopeLayer::succeeded_when).
     pub fn succeeded(&self) -> bool {
         self.inner.succeeded
     }

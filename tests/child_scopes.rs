@@ -11,7 +11,7 @@ use std::{
 
 use bodyguard::{
     Cleanup, CleanupLayer, Disconnect, DisconnectLayer, EndReport, Outcome, Shutdown, Stack,
-    Supervisor, close, disconnect::OnLeave, testing::Script,
+    Supervisor, cleanup::CleanupBody, close, disconnect::OnLeave, testing::Script,
 };
 use http::{Request, Response};
 use http_body::{Body, Frame};
@@ -207,5 +207,45 @@ async fn a_body_that_comes_during_the_drain_is_taken_over_unasked() {
         assert!(drained.is_clean(), "{policy:?}: {drained}");
         assert!(probe.is_dropped());
         drop(response);
+    }
+}
+
+/// Three scopes deep: a body with closers of its own, an armed layer, the outermost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn late_closers_at_every_depth() {
+    for _ in 0..20 {
+        let (supervisor, reports) = (Supervisor::new(), Reports::default());
+        let go = Arc::new(tokio::sync::Semaphore::new(0));
+        let late = go.clone();
+        let handler = service_fn(move |request: Request<()>| {
+            let wait = |late: Arc<tokio::sync::Semaphore>| async move {
+                late.acquire().await?.forget();
+                Ok(())
+            };
+            let cleanup = Cleanup::of(&request).unwrap();
+            let (one, two) = (late.clone(), late.clone());
+            cleanup.defer_after_end(move |_| wait(one));
+            let body = CleanupBody::new(Script::new().data("a").pending().data("b"));
+            let own = body.cleanup();
+            own.defer_after_end(move |_| wait(two));
+            std::future::ready(Ok::<_, Infallible>(body.into_http()))
+        });
+        let inner = DisconnectLayer::new().detachable(MINUTE);
+        let inner = inner.layer(CleanupLayer::new().layer(handler));
+        let service = CleanupLayer::new()
+            .supervisor(&supervisor)
+            .on_end(hook(&reports))
+            .layer(inner);
+        let response = service.oneshot(Request::new(())).await.unwrap();
+        // Nothing lets the late closers go before the client has seen the end.
+        let read = tokio::time::timeout(MINUTE, response.into_body().collect());
+        assert_eq!(read.await.unwrap().unwrap().to_bytes(), "ab");
+        assert_eq!(supervisor.active(), 2);
+        go.add_permits(2);
+        let drained = supervisor.drain(MINUTE).await;
+        assert!(drained.is_clean(), "{drained}");
+        let report = reports.lock().unwrap().pop().unwrap();
+        assert_eq!(report.counts.closers_run, 2);
+        assert_eq!(report.outcome(), Outcome::Complete);
     }
 }

@@ -4,7 +4,7 @@ use std::{
     any::Any, error::Error as StdError, fmt, io, panic::Location, sync::Arc, time::Duration,
 };
 
-use super::local::quietly;
+use crate::scope::quietly;
 
 /// Why a bridge call, wait or task gave no result.
 ///

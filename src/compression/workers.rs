@@ -19,7 +19,7 @@ use std::{
 use tokio::runtime::Handle;
 
 use super::options::Core;
-use crate::scope::{Limit, contained};
+use crate::scope::{Limit, contained, quietly};
 
 /// A worker hands over to a fresh one after this many blocks, so that it cannot keep a runtime
 /// that is shutting down waiting for the work of another.
@@ -119,7 +119,7 @@ fn block(job: Arc<dyn Job>) -> Option<Arc<dyn Job>> {
         Ok(true) => return Some(job),
         Ok(false) => {}
         Err(payload) => {
-            quietly(|| drop(payload));
+            drop(payload);
             quietly(|| job.refuse(true));
         }
     }
@@ -130,17 +130,6 @@ fn block(job: Arc<dyn Job>) -> Option<Arc<dyn Job>> {
 fn wake(wakers: Vec<Waker>) {
     for waker in wakers {
         quietly(|| waker.wake());
-    }
-}
-
-/// Runs what may be code of the application, whose panic is not to be ours.
-fn quietly(code: impl FnOnce()) {
-    let Err(payload) = contained(code) else {
-        return;
-    };
-    // What a panic carries may panic as it is dropped; what that one carries is left alone.
-    if let Err(again) = contained(|| drop(payload)) {
-        std::mem::forget(again);
     }
 }
 

@@ -9,7 +9,8 @@ use crate::outcome::Outcome;
 ///
 /// A WebSocket task holds the scope of its upgrade request, so that closers run when the socket
 /// is done and not before the 101. The teardown starts when the last hold goes; a body that ended
-/// badly keeps its outcome, otherwise the hold's word counts.
+/// badly keeps its outcome, otherwise the hold's word counts. Work that chose to run on without its
+/// client ([`OnLeave`](crate::disconnect::OnLeave)) ends at that word, too.
 ///
 /// **On drop** without [`Hold::finish`]: the scope is `Cancelled`.
 #[must_use = "a dropped hold cancels the scope"]

@@ -154,6 +154,7 @@ impl<V, M> ScopeLayer<V, M> {
 
     /// Another rule for [`Ending::succeeded`](crate::Ending::succeeded) than complete and below 400.
     ///
+    /// It decides in place of that: a `grpc-status`, which it is not shown, counts no more.
     /// A failed task or closer, or a lost handler, makes it false whatever the rule says. The rule
     /// is asked while the scope is locked: it must only look at its arguments.
     pub fn succeeded_when(

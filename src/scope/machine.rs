@@ -27,7 +27,7 @@ use super::{
     annex::Annex,
     closers::Closer,
     connection::Connection,
-    failure::{Failure, FailureKind, contained},
+    failure::{Failure, FailureKind, contained, panic_message},
     options::Options,
     state::{LastWords, Phase, Release, ShutBy, State, Verdict, failure_status},
     teardown,
@@ -303,7 +303,9 @@ impl Scope {
         if let Some(annex) = work.annex.begin_close() {
             return Step::Close(annex);
         }
-        if !work.after_end.is_empty() && !settled {
+        let behind =
+            !work.after_end.is_empty() || work.children.iter().any(|child| child.is_told());
+        if behind && !settled {
             state.settled = true;
             return Step::Settled(state.verdict(self));
         }
@@ -448,7 +450,10 @@ impl Finished {
         if let Some((report, options)) = self.report {
             for hook in &options.on_end {
                 // A hook's panic is its own: the others still get the report.
-                let _ = contained(|| hook(&report));
+                if let Err(payload) = contained(|| hook(&report)) {
+                    let told = || super::observe::hook_panicked(scope, &panic_message(&*payload));
+                    let _ = contained(told);
+                }
             }
             // A child's response is its parent's: one event for each response.
             if scope.parent.get().is_none() {

@@ -3,9 +3,10 @@
 //! # What goes out
 //! With the feature `tracing`: for every response the event `response ended`, target `bodyguard`, level
 //! `DEBUG`, or `WARN` if anything failed. Its fields: `scope`, `method`, `path` (no query), `outcome`,
-//! `status`, `bytes`, `frames`, `duration_ms`, `teardown_ms`, `closers_run`, `closers_failed`,
-//! `closers_unrun`, `tasks_cancelled`, `tasks_panicked`, `error` (the first). Closers that did not run
-//! to their end are an event of level `ERROR` besides.
+//! `status`, `bytes`, `frames`, `client_gone`, `first_frame_ms`, `duration_ms`, `teardown_ms`,
+//! `closers_run`, `closers_failed`, `closers_unrun`, `tasks_joined`, `tasks_failed`, `tasks_cancelled`,
+//! `tasks_panicked`, `stuck` (how many), `errors` (how many), `error` (the first). Closers that did not
+//! run to their end, and a hook that panicked, are events of level `ERROR` besides.
 //!
 //! With the feature `metrics`:
 //!
@@ -14,9 +15,13 @@
 //! | `bodyguard_responses_total` | counter | `outcome` |
 //! | `bodyguard_response_duration_seconds` | histogram | `outcome` |
 //! | `bodyguard_response_bytes_total` | counter | |
+//! | `bodyguard_first_frame_seconds` | histogram | |
 //! | `bodyguard_teardown_seconds` | histogram | |
+//! | `bodyguard_closers_run_total` | counter | |
 //! | `bodyguard_closers_failed_total` | counter | |
 //! | `bodyguard_closers_unrun_total` | counter | |
+//! | `bodyguard_tasks_failed_total` | counter | |
+//! | `bodyguard_tasks_panicked_total` | counter | |
 //! | `bodyguard_tasks_cancelled_total` | counter | |
 //! | `bodyguard_compression_streams` | gauge | |
 //! | `bodyguard_compression_parked` | gauge | |
@@ -24,7 +29,8 @@
 //! | `bodyguard_compression_bytes_in_total` | counter | |
 //! | `bodyguard_compression_bytes_out_total` | counter | |
 //!
-//! Durations run from the call to the start of the end, and from there to the report. The last five are
+//! Durations run from the call to the first data frame, to the start of the end, and from there to the
+//! report. The last five are
 //! those of `CompressionStats`, summed over all layers.
 
 // | file | what it is |
@@ -36,6 +42,7 @@
 // | `movable`, `cell`, `stall` | the mode in which an owner can be taken from its server, and the stall watchdog |
 // | `inner`, `failing` | how the inner body is asked, and how a body that fails says so |
 // | `judge` | what a step of the inner body means for its client |
+// | `rpc` | how a gRPC call came out, as its headers and trailers say |
 // | `owner` | the owner's two guards: one starts the end, one tears down |
 // | `tasks`, `spawning`, `tracked`, `joining` | the tasks, how they come and end, one of them, and how they are joined |
 // | `teardown`, `closers` | what happens at the end, in its order |
@@ -67,6 +74,7 @@ mod observe;
 mod options;
 mod owner;
 mod register;
+mod rpc;
 mod signals;
 mod spawning;
 mod stall;
@@ -86,8 +94,8 @@ pub(crate) use closers::Closer;
 pub(crate) use closers::Unrun;
 pub(crate) use entry::sealed::Sealed;
 pub use entry::{MissingLayer, View};
-pub(crate) use failure::contained;
 pub use failure::{Failure, FailureKind};
+pub(crate) use failure::{contained, quietly};
 pub use future::ScopeFuture;
 pub use hold::Hold;
 pub use layer::{Fixed, Mode, Movable, ScopeLayer, ScopeService};

@@ -372,21 +372,6 @@ impl Scope {
         armed
     }
 
-    /// It ends when it is left, and so does what answers in it, whatever the handlers chose.
-    pub(super) fn end_when_left(&self) {
-        let children = {
-            let mut state = self.lock();
-            state.on_leave = OnLeave::Cancel;
-            let work = state.work.as_deref();
-            work.map(|work| work.children.clone()).unwrap_or_default()
-        };
-        let answers = |child: &&Arc<Scope>| child.answers.load(Ordering::Acquire);
-        children
-            .iter()
-            .filter(answers)
-            .for_each(|child| child.end_when_left());
-    }
-
     /// The client has left: how long the work goes on without it. `None`: it ends.
     fn leave(&self) -> Option<Duration> {
         let (limit, signals) = {
