@@ -130,12 +130,13 @@ impl Cx {
             called_at: Location::caller(),
         };
         let session = &self.local.session;
-        if session.scope.is_some() {
-            return view::register(session, entry).inspect_err(|_| self.forget_closer(index));
-        }
-        session
-            .push_closer_here(entry)
-            .map_err(|_| BridgeError::ENDED)
+        let registered = match &session.scope {
+            Some(_) => view::register(session, entry),
+            None => session
+                .push_closer_here(entry)
+                .map_err(|_| BridgeError::ENDED),
+        };
+        registered.inspect_err(|_| self.forget_closer(index))
     }
 
     fn forget_closer(&self, index: usize) {
