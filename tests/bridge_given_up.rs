@@ -4,7 +4,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     thread,
@@ -14,7 +14,7 @@ use std::{
 use axum::{Router, body::Body, extract::Request, routing::get};
 use bodyguard::{
     Cleanup, EndReport, Outcome, Stack,
-    bridge::{Bridge, BridgeErrorKind as Kind, Context, Pool, SyncBody},
+    bridge::{Bridge, BridgeErrorKind as Kind, Context, Cx, Pool, SyncBody},
     scope::{Failure, FailureKind},
 };
 use bytes::Bytes;
@@ -185,4 +185,51 @@ async fn code_that_came_back_late_is_named_by_where_it_was_called() {
     assert!(what.contains("tests/bridge_given_up.rs"), "{what}");
     assert_eq!(report.stuck, [what.as_str()]);
     assert_eq!(pool.idle(), 1);
+}
+
+/// Runs in its drop, on the request's thread.
+struct AtDrop<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> Drop for AtDrop<F> {
+    fn drop(&mut self) {
+        self.0.take().unwrap()();
+    }
+}
+
+#[tokio::test]
+async fn values_that_leave_others_behind_and_panic_cost_no_thread() {
+    let pool = Pool::builder().max_threads(1).build();
+    let context = Context::new(pool.clone());
+    let told = Arc::new(());
+    let refused = Arc::clone(&told);
+    let dropped = Arc::new(AtomicBool::new(false));
+    let was_dropped = Arc::clone(&dropped);
+    let set_up = context.bridge().call(move |cx| {
+        cx.insert(AtDrop(Some(move || {
+            Cx::with_current(move |cx| {
+                let closer = Arc::clone(&refused);
+                let late = cx.defer(move |_| drop(closer)).unwrap_err();
+                assert_eq!(late.kind(), Kind::Ended);
+                let at_once = Arc::strong_count(&refused) == 2;
+                was_dropped.store(at_once, Ordering::Relaxed);
+                let panics = || panic!("second value");
+                cx.insert(AtDrop(Some(panics)));
+                cx.spawn_local(async move {
+                    let _refused = refused;
+                    std::future::pending::<()>().await;
+                })
+                .detach();
+            })
+            .unwrap();
+        })));
+    });
+    soon(set_up).await.unwrap();
+    let next = Context::new(pool.clone());
+    let waiting = Handle::current().spawn(next.bridge().call(|_| "served"));
+    until(|| pool.waiting() == 1).await;
+    soon(context.close()).await;
+    assert!(dropped.load(Ordering::Relaxed), "with its refusal");
+    assert_eq!(soon(waiting).await.unwrap().unwrap(), "served");
+    assert_eq!((pool.threads(), Arc::strong_count(&told)), (1, 1));
+    soon(next.close()).await;
 }

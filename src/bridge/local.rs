@@ -125,7 +125,8 @@ impl Drop for Finished {
     fn drop(&mut self) {
         self.session.done();
         for close in self.closes.drain(..) {
-            let _ = close.send(self.report.clone());
+            // It wakes whoever waits, by whatever waker that has.
+            quietly(|| drop(close.send(self.report.clone())));
         }
     }
 }
@@ -148,8 +149,7 @@ pub(super) fn serve(session: Arc<Session>, runtime: Runtime) -> Served {
     CURRENT.with(|current| *current.borrow_mut() = None);
     let closes = session.take_closes();
     if let Ok(local) = Rc::try_unwrap(cx.local) {
-        // Drops what was spawned on the runtime; does not wait for its blocking threads.
-        quietly(|| local.runtime.shutdown_background());
+        quietly(move || local.shut_down());
     }
     Served {
         unused: None,
@@ -197,17 +197,32 @@ impl Local {
         };
         self.session.tasks_ended(report.tasks_cancelled);
         self.run_closers(cx, &mut report);
-        self.end_tasks();
-        let values = self.values.take();
-        for (_, value) in values {
-            quietly(|| drop(value));
-        }
-        // Those that their scope gave up.
-        let unrun = self.closers.take();
-        for closer in unrun {
-            quietly(|| drop(closer));
-        }
+        self.clear();
         report
+    }
+
+    /// Drops what was kept, and what that leaves behind as it is dropped.
+    fn clear(&self) {
+        loop {
+            self.end_tasks();
+            let values = self.values.take();
+            // Those that their scope gave up.
+            let unrun = self.closers.take();
+            if values.is_empty() && unrun.is_empty() && self.alive.get() == 0 {
+                return;
+            }
+            for (_, value) in values {
+                quietly(|| drop(value));
+            }
+            for closer in unrun {
+                quietly(|| drop(closer));
+            }
+        }
+    }
+
+    /// Drops what was spawned on the runtime; does not wait for its blocking threads.
+    fn shut_down(self) {
+        self.runtime.shutdown_background();
     }
 
     /// Blocks on `future`, and does whatever else arrives for this thread meanwhile.

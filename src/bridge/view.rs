@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    panic::Location,
     sync::{Arc, Weak},
 };
 
@@ -17,7 +18,7 @@ use super::{
     session::Session,
 };
 use crate::{
-    TaskResult,
+    Ending, TaskResult,
     scope::{
         self, Annex, AnnexClosed, AnnexFuture, Fixed, MissingLayer, Scope, ScopeLayer, Sealed,
         Unrun, View,
@@ -89,20 +90,28 @@ pub(super) fn register(session: &Arc<Session>, closer: Closer) -> Result<(), Bri
     let scope = scope.upgrade().ok_or(BridgeError::ENDED)?;
     let (at, run) = (closer.called_at, closer.run);
     let bridge = Bridge::new(Arc::clone(session));
-    let closer = scope::Closer::new(move |_| close(bridge, at, run)).registered_at(at);
+    let closer = scope::Closer::new(move |ending| close(bridge, at, run, ending)).registered_at(at);
     scope
         .defer_with_annex(closer)
         .map_err(|_| BridgeError::ENDED)
 }
 
 /// A closer of the scope that runs on the request's thread.
-async fn close(bridge: Bridge, at: &'static std::panic::Location<'static>, run: Run) -> TaskResult {
-    let closed = bridge.call_from(at, move |cx| match run {
-        Run::Send(run) => run(cx),
-        Run::Bound(index) => match take_bound(cx, index) {
-            Some(run) => run(cx),
-            None => Ok(()),
-        },
+async fn close(
+    bridge: Bridge,
+    at: &'static Location<'static>,
+    run: Run,
+    end: Ending,
+) -> TaskResult {
+    let closed = bridge.call_from(at, move |cx| {
+        let cx = &cx.at_end(end);
+        match run {
+            Run::Send(run) => run(cx),
+            Run::Bound(index) => match take_bound(cx, index) {
+                Some(run) => run(cx),
+                None => Ok(()),
+            },
+        }
     });
     match closed.await {
         Ok(result) => result,

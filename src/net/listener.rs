@@ -102,7 +102,7 @@ impl WatchedListener {
     /// wait in the listener's queue.
     ///
     /// # Errors
-    /// Only if the listening socket itself is unusable.
+    /// Only if the listening socket itself is unusable: not listening, or no longer.
     ///
     /// # On drop
     /// Cancel safe: no connection is lost.

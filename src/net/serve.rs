@@ -76,6 +76,10 @@ type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Compared with `axum::serve`: a shutdown reaches the bodies, and a stalled connection cannot keep
 /// the process from ending.
 ///
+/// # Errors
+/// Only if the listening socket itself is unusable (see [`WatchedListener::accept`]): then it drains
+/// as at a shutdown, and gives the error.
+///
 /// **On drop** of the future: connections are dropped where they stand; teardowns of their
 /// responses go on as long as the runtime does.
 pub fn serve<A>(listener: impl Into<WatchedListener>, app: A) -> Serve<A> {
@@ -154,17 +158,20 @@ where
         mut signal,
     } = serve;
     let mut connections = JoinSet::new();
-    loop {
+    let ended = loop {
         tokio::select! {
             // In this order: a signal is listened for, by its first poll, before anybody is served.
             biased;
-            () = &mut signal => break,
+            () = &mut signal => break Ok(()),
             Some(_) = connections.join_next() => {}
-            stream = accept(&mut listener) => {
-                connections.spawn(connection(stream, app.clone(), supervisor.clone()));
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(stream, app.clone(), supervisor.clone()));
+                }
+                Err(error) => break Err(error),
             }
         }
-    }
+    };
     drop(listener);
     let deadline = deadline.min(FAR);
     let end = Instant::now() + deadline;
@@ -182,20 +189,11 @@ where
     let _ = timeout_at(end, closed(&mut connections)).await;
     let rest = end.saturating_duration_since(Instant::now());
     let report = supervisor.drain(rest.max(LEAST)).await;
-    Ok(report)
+    ended.map(|()| report)
 }
 
 async fn closed(connections: &mut JoinSet<()>) {
     while connections.join_next().await.is_some() {}
-}
-
-async fn accept(listener: &mut WatchedListener) -> WatchedStream {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return stream,
-            Err(error) => listener.back_off(&error).await,
-        }
-    }
 }
 
 /// Serves one connection to its end: gracefully from the shutdown on, not at all once it is aborted.
