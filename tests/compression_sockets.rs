@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
-    io::Write,
+    io::{Read, Write},
     net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,

@@ -29,10 +29,7 @@ use super::{
     limits::Limits,
     session::Session,
 };
-use crate::{
-    Cause,
-    scope::{contained, quietly},
-};
+use crate::{Cause, scope::quietly};
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
