@@ -123,6 +123,7 @@ pub mod bridge;
 pub mod cleanup;
 #[cfg(feature = "compression")]
 pub mod compression;
+mod content_encoding;
 mod content_length;
 pub mod disconnect;
 mod error;

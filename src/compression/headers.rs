@@ -3,6 +3,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, response::Parts};
 
 use super::{negotiation::Coding, options::Options, predicate::compressible};
+use crate::content_encoding::is_encoded;
 
 /// A handler's word on compressing its own response: a response extension.
 ///
@@ -151,11 +152,6 @@ fn has_no_content(method: &Method, status: StatusCode) -> bool {
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::RESET_CONTENT
         || (method == Method::CONNECT && status.is_success())
-}
-
-fn is_encoded(headers: &HeaderMap) -> bool {
-    members(headers, header::CONTENT_ENCODING)
-        .any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
 }
 
 fn forbids_transform(headers: &HeaderMap) -> bool {

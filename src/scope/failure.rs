@@ -3,7 +3,7 @@
 use std::{
     any::Any,
     error::Error,
-    fmt, mem,
+    fmt, io, iter, mem,
     ops::Deref,
     panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind},
     sync::Arc,
@@ -174,6 +174,25 @@ pub(crate) fn quietly(code: impl FnOnce()) {
     let _ = contained(code);
 }
 
+/// How far down the sources of an error others are looked for.
+const MOST_SOURCES: usize = 16;
+
+/// An error and its sources, the error that an `io::Error` wraps among them.
+///
+/// They are the application's own code, which may not come to an end.
+pub(crate) fn sources<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    let next = |error: &&'a (dyn Error + 'static)| {
+        let error = *error;
+        match error.downcast_ref().and_then(io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped as &(dyn Error + 'static)),
+            None => contained(|| error.source()).ok().flatten(),
+        }
+    };
+    iter::successors(Some(error), next).take(MOST_SOURCES)
+}
+
 /// Names a task or closer by its kind and place.
 pub(super) fn named(what: &str, at: &Location<'_>) -> String {
     format!("{what} at {}:{}", at.file(), at.line())
@@ -186,9 +205,6 @@ pub(super) fn panic_message(payload: &(dyn Any + Send)) -> String {
         .or_else(|| payload.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "no message".to_owned())
 }
-
-/// How far down the sources of an error another is looked for.
-const MOST_SOURCES: usize = 16;
 
 /// Whether two errors are one that passed several owners.
 pub(super) fn is_same(one: &Cause, other: &Cause) -> bool {
@@ -203,17 +219,6 @@ pub(super) fn is_same(one: &Cause, other: &Cause) -> bool {
 
 /// Whether this is that error of a body of ours, as a body around it passed it on.
 fn carries(outer: &Cause, inner: &Cause) -> bool {
-    let mut next: Option<&(dyn Error + 'static)> = Some(&**outer);
-    // The application's own code, which may not come to an end.
-    for _ in 0..MOST_SOURCES {
-        let Some(error) = next else {
-            return false;
-        };
-        let body_error = error.downcast_ref::<BodyError>();
-        if body_error.is_some_and(|error| Arc::ptr_eq(error.cause(), inner)) {
-            return true;
-        }
-        next = contained(|| error.source()).ok().flatten();
-    }
-    false
+    let mut bodies = sources(&**outer).filter_map(|error| error.downcast_ref::<BodyError>());
+    bodies.any(|error| Arc::ptr_eq(error.cause(), inner))
 }

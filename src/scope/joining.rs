@@ -1,10 +1,17 @@
 //! Teardown step 2: the tasks of a scope are awaited, or cancelled, and joined.
 
-use std::{future::poll_fn, task::Poll, time::Duration};
+use std::{
+    future::{pending, poll_fn},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use tokio::runtime::Handle;
 
 use super::{
     failure::{Failure, FailureKind},
-    limit::Limit,
+    limit::{Limit, within},
     machine::Scope,
     state::State,
     tasks::{Cancellation, TaskKind, Tasks},
@@ -33,7 +40,7 @@ impl Scope {
         if self.join(grace, Tasks::is_idle).await {
             return;
         }
-        self.cancel_tasks(|tasks| tasks.cancellation(|_| true));
+        self.abort_tasks();
         if !self.join(join, Tasks::is_idle).await {
             let mut state = self.lock();
             let work = state.work();
@@ -45,22 +52,65 @@ impl Scope {
     /// and what is left has the grace; otherwise what is left has overrun.
     async fn await_tasks(&self, limit: Duration) -> bool {
         let over = |tasks: &Tasks| tasks.cancelling || tasks.awaits_nobody();
-        if self.join(limit, over).await {
-            if self.lock().work().tasks.cancelling {
-                return false;
-            }
-            self.cancel_tasks(|tasks| tasks.cancellation(|kind| kind == TaskKind::Background));
-            if self.join(limit, Tasks::is_idle).await {
-                return true;
-            }
+        if !self.join(limit, over).await {
+            self.lock()
+                .overran(limit, |kind| kind != TaskKind::Background);
+            return false;
         }
-        self.lock().overran(limit);
-        false
+        if self.lock().work().tasks.cancelling {
+            return false;
+        }
+        self.cancel_tasks(|tasks| tasks.cancellation(|kind| kind == TaskKind::Background));
+        let idle = self.join(limit, Tasks::is_idle).await;
+        if !idle {
+            self.lock().overran(limit, |_| true);
+        }
+        idle
     }
 
     /// Aborts whatever can be: the runtime is gone, or nobody can wait.
     pub(super) fn abandon_tasks(&self) {
         self.cancel_tasks(Tasks::cancel_all);
+        self.abort_tasks();
+    }
+
+    /// Carries out a cancellation that comes while the body goes on, whose server may not poll it for
+    /// long: a task keeps the grace. True if that ends the body.
+    pub(super) fn cancel_unpolled(self: &Arc<Self>, cancellation: Cancellation) -> bool {
+        if cancellation.grace {
+            self.keep_grace();
+        }
+        cancellation.carry_out()
+    }
+
+    fn keep_grace(self: &Arc<Self>) {
+        let runtime = self.runtime.clone();
+        let Some(runtime) = runtime.or_else(|| Handle::try_current().ok()) else {
+            return;
+        };
+        let scope = Arc::downgrade(self);
+        let grace = self.lock().options(self).cancel_grace();
+        let keeper = runtime.spawn(async move {
+            within(grace, pending::<()>()).await;
+            if let Some(scope) = scope.upgrade() {
+                scope.abort_tasks();
+            }
+        });
+        let mut keeper = Some(keeper.abort_handle());
+        {
+            let mut state = self.lock();
+            let tasks = &mut state.work().tasks;
+            // Otherwise the last of them stops it.
+            if !tasks.is_idle() {
+                tasks.keeper = keeper.take();
+            }
+        }
+        if let Some(keeper) = keeper {
+            keeper.abort();
+        }
+    }
+
+    fn abort_tasks(&self) {
         self.cancel_tasks(|tasks| tasks.cancellation(|_| true));
     }
 
@@ -97,8 +147,10 @@ impl Scope {
 
 impl State {
     /// The join limit of a natural end is over: what still runs is named, and the end has failed.
-    fn overran(&mut self, limit: Duration) {
-        let names: Vec<_> = self.work().tasks.names().collect();
+    fn overran(&mut self, limit: Duration, awaited: impl Fn(TaskKind) -> bool) {
+        let slots = self.work().tasks.slots.iter();
+        let slots = slots.filter(|(_, slot)| awaited(slot.kind));
+        let names: Vec<_> = slots.map(|(_, slot)| slot.name()).collect();
         for what in names {
             let failure = Failure::new(FailureKind::OverranLimit { what, limit });
             self.work().tasks.failed = true;

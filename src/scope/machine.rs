@@ -183,14 +183,14 @@ impl Scope {
     }
 
     /// Starts the end, once: the first cause wins.
-    pub(super) fn start_end(&self, outcome: Outcome, cause: Option<Cause>) -> Started {
+    pub(super) fn start_end(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) -> Started {
         self.start(self.lock(), outcome, cause, false)
     }
 
     /// An end from outside is told to the owner, who may be polled by others at this moment, and to
-    /// the tasks at once: the owner may not be polled for long.
+    /// the tasks and what they feed at once: the owner may not be polled for long.
     fn start(
-        &self,
+        self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
         outcome: Outcome,
         cause: Option<Cause>,
@@ -222,7 +222,7 @@ impl Scope {
         drop(state);
         signals.fire();
         if let Some(tasks) = tasks {
-            tasks.carry_out();
+            self.cancel_unpolled(tasks);
         }
         for child in children {
             child.end_with_parent(outcome, cause.clone(), shut_by.clone());
@@ -253,7 +253,7 @@ impl Scope {
     ///
     /// If the end has started, now or before, the owner has to tear down; if holds keep the scope
     /// open, it just leaves.
-    pub(super) fn owner_ended(&self, outcome: Outcome, cause: Option<Cause>) -> Parting {
+    pub(super) fn owner_ended(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) -> Parting {
         let mut state = self.lock();
         state.owner_ended = true;
         let live = state.phase == Phase::Live;

@@ -97,7 +97,8 @@ impl Shutdown {
     ///
     /// It tells the client that the stream was ended, so the body may end cleanly. An empty frame
     /// just ends it: for formats whose streams may stop anywhere. A body whose frames may end in the
-    /// middle of a line, as one passed on from elsewhere, needs an event that begins with `\n\n`.
+    /// middle of a line, as one passed on from elsewhere, needs an event that begins with `\n\n`. One
+    /// with a Content-Encoding at the head of its scope has no last frame: it ends in an error.
     ///
     /// Policies other than [`Shutdown::end_now`] have no last frames: with them this changes nothing.
     pub fn last_frame(mut self, content_type: &str, frame: impl Into<Bytes>) -> Self {

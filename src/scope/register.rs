@@ -17,6 +17,7 @@ use super::{
     state::{Phase, ShutBy, State},
 };
 use crate::{
+    content_encoding,
     error::Cause,
     outcome::Outcome,
     supervisor::{Background, LiveScope, Member},
@@ -179,12 +180,15 @@ impl Scope {
             let mut state = self.lock();
             state.used |= adopted;
             state.status = Some(response.status());
+            let is_encoded = || content_encoding::is_encoded(response.headers());
+            state.encoded = (state.used || views) && is_encoded();
             let policy = state.options(self).shutdown.clone();
             let end_now = match policy.as_deref().map(|policy| (policy, &policy.kind)) {
                 Some((policy, ShutdownKind::EndNow { .. })) => {
                     let content_type = response.headers().get(http::header::CONTENT_TYPE);
                     let content_type = content_type.and_then(|value| value.to_str().ok());
-                    state.work().last_frame = policy.frame_for(content_type.unwrap_or_default());
+                    let frame = policy.frame_for(content_type.unwrap_or_default());
+                    state.work().last_frame = frame.filter(|_| !is_encoded());
                     true
                 }
                 Some((_, ShutdownKind::Abort)) => true,

@@ -19,6 +19,14 @@ use super::{
 };
 use crate::{TaskResult, error::Cause, outcome::Outcome};
 
+/// Why a scope does not take a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// Its end has started, or its tasks are cancelled.
+    Ending,
+    NoRuntime,
+}
+
 /// A task that may be spawned.
 struct Entered {
     runtime: Handle,
@@ -34,17 +42,17 @@ impl Scope {
         kind: TaskKind,
         at: &'static Location<'static>,
         future: F,
-    ) -> Result<TaskKey, F>
+    ) -> Result<TaskKey, (Refused, F)>
     where
         F: Future<Output = TaskResult> + Send + 'static,
     {
-        let Some(Entered {
+        let Entered {
             runtime,
             report,
             feed,
-        }) = self.enter_task(kind, at)
-        else {
-            return Err(future);
+        } = match self.enter_task(kind, at) {
+            Ok(entered) => entered,
+            Err(refused) => return Err((refused, future)),
         };
         let (key, number) = (report.key, report.number);
         let task = runtime.spawn(Tracked {
@@ -64,10 +72,7 @@ impl Scope {
                 return;
             }
             let slot = state.work().tasks.slot_of(task.key, task.number);
-            slot.and_then(|slot| {
-                slot.told = true;
-                slot.abort.clone()
-            })
+            slot.and_then(Slot::abort)
         };
         if let Some(abort) = abort {
             abort.abort();
@@ -82,23 +87,23 @@ impl Scope {
         place: Option<OwnedSemaphorePermit>,
         code: C,
         judge: impl FnOnce(TaskResult) -> TaskResult + Send + 'static,
-    ) -> Result<(), C>
+    ) -> Result<(), (Refused, C)>
     where
         C: FnOnce(CancellationToken) -> TaskResult + Send + 'static,
     {
-        let Some(entered) = self.enter_task(TaskKind::Blocking, at) else {
-            return Err(code);
-        };
         let Entered {
             runtime,
             mut report,
             ..
-        } = entered;
+        } = match self.enter_task(TaskKind::Blocking, at) {
+            Ok(entered) => entered,
+            Err(refused) => return Err((refused, code)),
+        };
         let (key, number) = (report.key, report.number);
         let cancel = self.task_token();
         let task = runtime.spawn_blocking(move || {
             let _place = place;
-            report.tell(contained(|| code(cancel)).map(judge), None);
+            report.tell(contained(|| judge(code(cancel))), None);
         });
         self.set_abort(key, number, task.abort_handle());
         Ok(())
@@ -150,9 +155,17 @@ impl Scope {
     }
 
     /// Makes the frame that a failing body ends with, before its error.
+    ///
+    /// Not of one that has ended: nobody would let go of what makes it.
     pub(crate) fn on_failure(&self, words: LastWords) {
-        let replaced = self.lock().work().last_words.replace(words);
-        drop(replaced);
+        let mut words = Some(words);
+        {
+            let mut state = self.lock();
+            if state.phase != Phase::Done {
+                std::mem::swap(&mut state.work().last_words, &mut words);
+            }
+        }
+        drop(words);
     }
 
     /// Keeps an error for the report that does not change the outcome.
@@ -189,16 +202,17 @@ impl Scope {
         self: &Arc<Self>,
         kind: TaskKind,
         at: &'static Location<'static>,
-    ) -> Option<Entered> {
+    ) -> Result<Entered, Refused> {
         let runtime = self
             .runtime
             .clone()
-            .or_else(|| Handle::try_current().ok())?;
+            .or_else(|| Handle::try_current().ok())
+            .ok_or(Refused::NoRuntime)?;
         let mut state = self.lock();
         let tasks = &state.work().tasks;
         // Whoever came now would be neither told nor aborted before the grace is over.
         if !tasks.open || tasks.cancelling {
-            return None;
+            return Err(Refused::Ending);
         }
         state.used = true;
         let tasks = &mut state.work().tasks;
@@ -209,6 +223,7 @@ impl Scope {
             kind,
             at,
             abort: None,
+            abort_due: false,
             told: false,
         });
         let report = TaskReport {
@@ -217,7 +232,7 @@ impl Scope {
             number,
         };
         let feed = tasks.feeds.last().cloned();
-        Some(Entered {
+        Ok(Entered {
             runtime,
             report,
             feed,
@@ -228,7 +243,7 @@ impl Scope {
     fn set_abort(&self, key: usize, number: u64, abort: AbortHandle) {
         let mut late = None;
         if let Some(slot) = self.lock().work().tasks.slot_of(key, number) {
-            if slot.told && matches!(slot.kind, TaskKind::Plain | TaskKind::Background) {
+            if slot.abort_due {
                 late = Some(abort);
             } else {
                 slot.abort = Some(abort);
@@ -246,10 +261,8 @@ impl Scope {
         end: TaskEnd,
         burst: Option<String>,
     ) {
-        let mut feeds = Vec::new();
-        let mut cancellation = None;
-        let mut interrupt = None;
-        let (waker, release) = {
+        let mut cancelled = None;
+        let (waker, keeper, release) = {
             let mut state = self.lock();
             let tasks = &mut state.work().tasks;
             if tasks.slot_of(key, number).is_none() {
@@ -265,11 +278,11 @@ impl Scope {
                     tasks.failure = Some((outcome, cause.clone()));
                 }
                 state.note_failure(outcome, cause.clone());
-                let tasks = &mut state.work().tasks;
-                if tasks.policy == FailurePolicy::CancelSiblings && first {
-                    feeds = std::mem::take(&mut tasks.feeds);
-                    cancellation = Some(tasks.cancel_all());
-                    interrupt = Some((outcome, cause));
+                let work = state.work();
+                let ended = work.body_end.is_some();
+                let tasks = &mut work.tasks;
+                if tasks.policy == FailurePolicy::CancelSiblings && !tasks.cancelling {
+                    cancelled = Some((tasks.cancel_all(), ended, outcome, cause));
                 }
             }
             if let Some(message) = burst {
@@ -278,21 +291,22 @@ impl Scope {
             let lingering = state.lingering;
             let tasks = &mut state.work().tasks;
             let waker = tasks.joiner.take();
-            let released = lingering && tasks.is_idle();
+            let idle = tasks.is_idle();
+            let keeper = tasks.keeper.take_if(|_| idle);
+            let released = lingering && idle;
             let release = released.then(|| state.release());
-            (waker, release)
+            (waker, keeper, release)
         };
-        if let Some(cancellation) = cancellation {
-            cancellation.carry_out();
+        if let Some((cancellation, ended, outcome, cause)) = cancelled {
+            let ends = self.cancel_unpolled(cancellation);
+            // A body that is not fed by a channel of ours would go on: end it. One that has ended
+            // leaves the scope to its holds: they hear of it.
+            if !ends || ended {
+                self.interrupt(outcome, Some(cause));
+            }
         }
-        // Each of them is told, whatever the others say.
-        let mut fed = false;
-        for feed in feeds {
-            fed |= feed.refuse();
-        }
-        // A body that is not fed by a channel of ours would go on: end it.
-        if let Some((outcome, cause)) = interrupt.filter(|_| !fed) {
-            self.interrupt(outcome, Some(cause));
+        if let Some(keeper) = keeper {
+            keeper.abort();
         }
         if let Some(waker) = waker {
             waker.wake();
@@ -329,6 +343,32 @@ impl State {
                 let failure = Failure::new(FailureKind::TaskLost { what: slot.name() });
                 Some((Outcome::Failed, failure.into()))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    /// Between the spawning of a graceful task and the coming of its handle, its grace is over.
+    #[tokio::test]
+    async fn a_task_whose_handle_comes_behind_the_last_abort_is_aborted() {
+        for kind in [TaskKind::Plain, TaskKind::Graceful, TaskKind::Background] {
+            let scope = Scope::standalone();
+            let entered = scope.enter_task(kind, Location::caller());
+            let Entered { report, .. } = entered.expect("open");
+            let (key, number) = (report.key, report.number);
+            scope.abandon_tasks();
+            let mut task = JoinSet::new();
+            let abort = task.spawn(pending::<()>());
+            scope.set_abort(key, number, abort);
+            let ended = task.join_next().await.expect("one task");
+            assert!(ended.expect_err("aborted").is_cancelled());
         }
     }
 }

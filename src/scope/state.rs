@@ -74,6 +74,8 @@ pub(super) struct State {
     pub(super) used: bool,
     /// Done, but a task does not stop: released when it does.
     pub(super) lingering: bool,
+    /// The body comes encoded from further in: a frame of plain text would be no part of it.
+    pub(super) encoded: bool,
     pub(super) signals: Signals,
     /// Who polls the owner, to be woken by an interruption.
     pub(super) waker: Option<Waker>,
@@ -174,6 +176,7 @@ impl State {
             keep_report: false,
             used: false,
             lingering: false,
+            encoded: false,
             signals: Signals::default(),
             waker: None,
             first_frame: None,
@@ -343,13 +346,14 @@ impl State {
         cause: Option<Cause>,
     ) -> Verdict {
         // A whole response waits for nothing, and has nothing to say.
+        let work = self.work.as_ref().filter(|_| !self.encoded);
         let fault = (!outcome.is_complete()).then(|| {
             Box::new(Fault {
                 cause,
                 gap: self.options(scope).error_gap(),
                 runtime: scope.runtime.clone(),
                 cut_off: scope.ends_with_its_connection().cloned(),
-                last_words: self.work.as_ref().and_then(|work| work.last_words.clone()),
+                last_words: work.and_then(|work| work.last_words.clone()),
             })
         });
         Verdict { outcome, fault }

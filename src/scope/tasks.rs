@@ -25,6 +25,13 @@ pub(crate) enum TaskKind {
     Blocking,
 }
 
+impl TaskKind {
+    /// Cancelled, it is told, and aborted only later.
+    fn has_grace(self) -> bool {
+        matches!(self, Self::Graceful | Self::Blocking)
+    }
+}
+
 /// Finds a task again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TaskKey {
@@ -61,6 +68,8 @@ pub(super) struct Tasks {
     pub(super) failure: Option<(Outcome, Cause)>,
     cancel: Option<CancellationToken>,
     pub(super) joiner: Option<Waker>,
+    /// Aborts what is left after the grace of tasks that were cancelled under a body nobody may poll.
+    pub(super) keeper: Option<AbortHandle>,
     pub(super) feeds: Vec<Arc<dyn Feed>>,
     /// How many tasks may run at once, where the application has set it.
     pub(super) places: Option<Arc<Semaphore>>,
@@ -70,12 +79,23 @@ pub(super) struct Slot {
     pub(super) number: u64,
     pub(super) kind: TaskKind,
     pub(super) at: &'static Location<'static>,
+    /// Known once it is spawned.
     pub(super) abort: Option<AbortHandle>,
+    /// It is to be aborted, as soon as it is known how.
+    pub(super) abort_due: bool,
     /// The scope has told it to end, so that its end is no failure.
     pub(super) told: bool,
 }
 
 impl Slot {
+    /// It has to end. Gives what aborts it, outside the lock; if that is not known yet, whoever comes
+    /// with it aborts it.
+    pub(super) fn abort(&mut self) -> Option<AbortHandle> {
+        self.told = true;
+        self.abort_due = true;
+        self.abort.take()
+    }
+
     pub(super) fn name(&self) -> String {
         named("task", self.at)
     }
@@ -98,6 +118,7 @@ impl Tasks {
             failure: None,
             cancel: None,
             joiner: None,
+            keeper: None,
             feeds: Vec::new(),
             places: None,
         }
@@ -170,25 +191,31 @@ impl Tasks {
         let mut aborts = Vec::new();
         for (_, slot) in &mut self.slots {
             if of(slot.kind) {
-                slot.told = true;
-                aborts.extend(slot.abort.clone());
+                aborts.extend(slot.abort());
             }
         }
         Cancellation {
             aborts,
-            token: None,
+            ..Cancellation::default()
         }
     }
 
-    /// Cancels all: graceful and blocking tasks by their token, the others by abort.
+    /// Cancels all, once: graceful and blocking tasks by their token, the others by abort. What they
+    /// feed takes nothing more.
     pub(super) fn cancel_all(&mut self) -> Cancellation {
-        self.cancelling = true;
+        if std::mem::replace(&mut self.cancelling, true) {
+            return Cancellation::default();
+        }
+        let mut grace = false;
         for (_, slot) in &mut self.slots {
             slot.told = true;
+            grace |= slot.kind.has_grace();
         }
         Cancellation {
             token: self.cancel.clone(),
-            ..self.cancellation(|kind| matches!(kind, TaskKind::Plain | TaskKind::Background))
+            feeds: std::mem::take(&mut self.feeds),
+            grace,
+            ..self.cancellation(|kind| !kind.has_grace())
         }
     }
 
@@ -203,20 +230,31 @@ impl Tasks {
     }
 }
 
-/// Aborts and a token to be carried out once the lock is released.
+/// What is left to do once the lock is released.
+#[derive(Default)]
 #[must_use]
 pub(super) struct Cancellation {
     aborts: Vec<AbortHandle>,
     token: Option<CancellationToken>,
+    feeds: Vec<Arc<dyn Feed>>,
+    /// Some have time to end by themselves.
+    pub(super) grace: bool,
 }
 
 impl Cancellation {
-    pub(super) fn carry_out(self) {
+    /// True if that ends a body.
+    pub(super) fn carry_out(self) -> bool {
         if let Some(token) = self.token {
             token.cancel();
         }
         for abort in self.aborts {
             abort.abort();
         }
+        // Each of them is told, whatever the others say.
+        let mut ends = false;
+        for feed in self.feeds {
+            ends |= feed.refuse();
+        }
+        ends
     }
 }

@@ -103,8 +103,10 @@ impl GroupBody {
     /// `words` sees the error, whatever the reason of the failure. Its frame follows all frames sent
     /// before, and the error follows it after the layer's `error_gap`, so that the transfer is
     /// still a broken one. Frames that may end in the middle of an event call for one that begins with
-    /// `\n\n`. Not called under a promised length, nor if the client has gone. The frame does not count
-    /// among the report's bytes, which was drawn up before.
+    /// `\n\n`. Not called under a promised length, nor if the client has gone, nor for a body with a
+    /// Content-Encoding at the head of its scope: plain text would be no part of it, so compression goes
+    /// outside of the scope's layers. The frame does not count among the report's bytes, which was
+    /// drawn up before.
     pub fn on_failure<F>(mut self, words: F) -> Self
     where
         F: Fn(&BodyError) -> Option<Bytes> + Send + Sync + 'static,

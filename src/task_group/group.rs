@@ -1,12 +1,6 @@
 //! The handle by which a handler ties tasks to its response.
 
-use std::{
-    error::Error,
-    fmt,
-    future::Future,
-    panic::Location,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{fmt, future::Future, panic::Location, sync::Arc};
 
 use http::Request;
 use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
@@ -16,10 +10,14 @@ use super::{
     body::GroupBody,
     channel::{Closed, FrameSender},
     merge::Sources,
+    spawn_error::{SpawnError, Why},
 };
 use crate::{
     BoxError, Outcome, TaskResult,
-    scope::{FailurePolicy, Fixed, Hold, MissingLayer, Scope, ScopeLayer, Sealed, TaskKind, View},
+    scope::{
+        FailurePolicy, Fixed, Hold, MissingLayer, Scope, ScopeLayer, Sealed, TaskKind, View,
+        sources,
+    },
 };
 
 /// The layer that gives handlers [`TaskGroup`].
@@ -65,6 +63,8 @@ impl TaskGroup {
 
     /// Spawns a task that is told when it has to end, and has the cancel grace (1 s) to do so.
     ///
+    /// Then it is aborted, also while nobody polls the body.
+    ///
     /// # Errors
     /// As [`TaskGroup::spawn`].
     #[track_caller]
@@ -103,13 +103,13 @@ impl TaskGroup {
     {
         let place = match self.take_place() {
             Ok(place) => place,
-            Err(Full) => return Err(SpawnError::full(code)),
+            Err(Full) => return Err(SpawnError::new(Why::Full, code)),
         };
         let scope = self.scope.clone();
         let judge = move |result| forgive(&scope, result);
         self.scope
             .spawn_blocking(Location::caller(), place, code, judge)
-            .map_err(SpawnError::ending)
+            .map_err(|(refused, code)| SpawnError::new(refused.into(), code))
     }
 
     /// A body fed by the senders that `producer` is given, under this scope and its supervisor.
@@ -141,7 +141,8 @@ impl TaskGroup {
     /// Lets at most `max` tasks run at once; unlimited by default.
     ///
     /// With `max` tasks running the ways to spawn refuse ([`SpawnError::is_full`]), and
-    /// [`spawn_when_free`](Self::spawn_when_free) waits. Counted are tasks spawned from now on, not
+    /// [`spawn_when_free`](Self::spawn_when_free) waits. With 0 that is every task, until there is
+    /// another limit. Counted are tasks spawned from now on, not
     /// the producers of [`body`](Self::body) and the sources of [`merge`](Self::merge).
     pub fn set_max_tasks(&self, max: usize) {
         self.scope.set_places(max);
@@ -153,7 +154,8 @@ impl TaskGroup {
     /// meanwhile: if all of them do, they wait for the client to leave.
     ///
     /// # Errors
-    /// [`SpawnError`] gives the future back once the tasks are cancelled or the end has started.
+    /// [`SpawnError`] gives the future back once the tasks are cancelled or the response is over, and
+    /// outside any runtime.
     ///
     /// **On drop**: nothing was spawned, and the task is dropped.
     #[track_caller]
@@ -167,7 +169,7 @@ impl TaskGroup {
         let at = Location::caller();
         async move {
             let Some(place) = self.wait_for_place().await else {
-                return Err(SpawnError::ending(task));
+                return Err(SpawnError::new(Why::Ending, task));
             };
             self.spawn_at(place, at, TaskKind::Plain, task)
         }
@@ -203,7 +205,7 @@ impl TaskGroup {
     {
         match self.take_place() {
             Ok(place) => self.spawn_at(place, Location::caller(), kind, task),
-            Err(Full) => Err(SpawnError::full(task)),
+            Err(Full) => Err(SpawnError::new(Why::Full, task)),
         }
     }
 
@@ -222,16 +224,18 @@ impl TaskGroup {
         self.scope
             .spawn(kind, at, task)
             .map(drop)
-            .map_err(|refused| SpawnError::ending(refused.task))
+            .map_err(|(refused, task)| SpawnError::new(refused.into(), task.task))
     }
 
-    /// The same in turn; `None` once the tasks are cancelled.
+    /// The same in turn; `None` once the tasks are cancelled, or the response is over.
     async fn wait_for_place(&self) -> Option<Option<OwnedSemaphorePermit>> {
         while let Some(places) = self.scope.places() {
             let cancel = self.scope.task_token();
             let place = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return None,
+                // A natural end cancels nobody, and waits only for tasks.
+                () = self.scope.done() => return None,
                 place = places.acquire_owned() => place,
             };
             // Otherwise the limit is another by now.
@@ -301,84 +305,10 @@ fn forgive(scope: &Scope, result: TaskResult) -> TaskResult {
     }
 }
 
-fn is_closed(error: &BoxError) -> bool {
-    let mut next: Option<&(dyn Error + 'static)> = Some(&**error);
-    while let Some(error) = next {
-        if let Some(closed) = error.downcast_ref::<Closed>() {
-            return closed.is_from_outside();
-        }
-        let wrapped = error
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref);
-        next = match wrapped {
-            Some(wrapped) => Some(wrapped),
-            None => error.source(),
-        };
-    }
-    false
-}
-
-/// The scope takes no more tasks, or not now. Gives back what was to be spawned.
-///
-/// A task that returns it because the response is ending has not failed by that.
-pub struct SpawnError<T> {
-    /// In a mutex, so that the error is `Sync` and `?` boxes it, whatever the future holds.
-    refused: Mutex<T>,
-    full: bool,
-}
-
-impl<T> SpawnError<T> {
-    fn ending(refused: T) -> Self {
-        Self {
-            refused: Mutex::new(refused),
-            full: false,
-        }
-    }
-
-    fn full(refused: T) -> Self {
-        Self {
-            refused: Mutex::new(refused),
-            full: true,
-        }
-    }
-
-    /// As many tasks run as [`TaskGroup::set_max_tasks`] allows; otherwise the end has started.
-    pub fn is_full(&self) -> bool {
-        self.full
-    }
-
-    /// The future or code that was refused.
-    pub fn into_inner(self) -> T {
-        self.refused
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<T> fmt::Debug for SpawnError<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SpawnError")
-            .field("full", &self.full)
-            .finish_non_exhaustive()
-    }
-}
-
-impl<T> fmt::Display for SpawnError<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.full {
-            true => "task refused: as many run as are allowed",
-            false => "task refused: the response is ending",
-        })
-    }
-}
-
-impl<T> Error for SpawnError<T> {
-    /// An ending group refuses tasks as it refuses frames: for a task that returns this error it is
-    /// no failure of its own.
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        static REFUSED: Closed = Closed::REFUSED;
-        (!self.full).then_some(&REFUSED)
-    }
+pub(super) fn is_closed(error: &BoxError) -> bool {
+    let mut sources = sources(&**error);
+    let closed = sources.find_map(|error| error.downcast_ref::<Closed>());
+    closed.is_some_and(Closed::is_from_outside)
 }
 
 impl Sealed for TaskGroup {
@@ -397,27 +327,5 @@ impl fmt::Debug for TaskGroup {
         f.debug_struct("TaskGroup")
             .field("scope", &self.scope)
             .finish()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::pin::Pin;
-
-    use super::*;
-
-    /// Compiles: a boxed future is `Send` but not `Sync`, and its refusal is boxed by `?` all the same.
-    #[tokio::test]
-    async fn a_refusal_is_boxed_whatever_the_future_holds() {
-        fn spawn(group: &TaskGroup) -> TaskResult {
-            let task: Pin<Box<dyn Future<Output = TaskResult> + Send>> = Box::pin(async { Ok(()) });
-            group.spawn(task)?;
-            Ok(())
-        }
-        let group = TaskGroup::through(Scope::standalone());
-        spawn(&group).unwrap();
-        group.cancel();
-        let refused = spawn(&group).unwrap_err();
-        assert_eq!(refused.to_string(), "task refused: the response is ending");
     }
 }

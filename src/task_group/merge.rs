@@ -6,7 +6,7 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     panic::Location,
-    pin::pin,
+    pin::{Pin, pin},
     task::Poll,
 };
 
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     BoxError, TaskResult,
-    scope::{Failure, TaskKind, contained},
+    scope::{Failure, Payload, TaskKind, contained},
 };
 
 /// Streams to be merged by [`TaskGroup::merge`] or [`TaskGroupBody::merge`], each with a name.
@@ -142,6 +142,15 @@ enum End {
     Panicked(Failure),
 }
 
+impl End {
+    fn panicked(payload: Payload) -> Self {
+        let failure = Failure::panicked("stream", &*payload);
+        // It may panic again.
+        let _ = contained(|| drop(payload));
+        Self::Panicked(failure)
+    }
+}
+
 /// Sends what the stream gives until it is over, or nobody wants it any more.
 async fn feed<S, T, E>(stream: S, tx: FrameSender) -> Result<(), End>
 where
@@ -149,20 +158,37 @@ where
     T: Into<Bytes>,
     E: Into<BoxError>,
 {
-    let mut stream = pin!(stream);
+    let mut stream = pin!(Some(stream));
+    let fed = send_all(stream.as_mut(), &tx).await;
+    // It is the application's, too, as it goes.
+    match contained(|| stream.set(None)) {
+        Err(payload) if fed.is_ok() => Err(End::panicked(payload)),
+        _ => fed,
+    }
+}
+
+async fn send_all<S, T, E>(mut stream: Pin<&mut Option<S>>, tx: &FrameSender) -> Result<(), End>
+where
+    S: Stream<Item = Result<T, E>>,
+    T: Into<Bytes>,
+    E: Into<BoxError>,
+{
     loop {
         // Converted in here, so that neither items nor errors need be `Send`.
         let next = poll_fn(|cx| {
             let polled = contained(|| {
-                let next = stream.as_mut().poll_next(cx);
+                let Some(stream) = stream.as_mut().as_pin_mut() else {
+                    return Poll::Ready(None);
+                };
+                let next = stream.poll_next(cx);
                 next.map(|next| next.map(|item| item.map(T::into).map_err(E::into)))
             });
             match polled {
                 Ok(next) => next.map(Ok),
-                Err(payload) => Poll::Ready(Err(Failure::panicked("stream", &*payload))),
+                Err(payload) => Poll::Ready(Err(End::panicked(payload))),
             }
         });
-        let item: Option<Result<Bytes, BoxError>> = next.await.map_err(End::Panicked)?;
+        let item: Option<Result<Bytes, BoxError>> = next.await?;
         match item {
             None => return Ok(()),
             Some(Err(error)) => return Err(End::Failed(error)),

@@ -74,12 +74,14 @@ mod body;
 mod channel;
 mod group;
 mod merge;
+mod spawn_error;
 
 pub use body::{GroupBody, TaskGroupBody};
 pub use channel::{
     Closed, FrameBody, FrameSender, FrameSink, FrameWriter, SendFrame, TrySendError,
 };
-pub use group::{SpawnError, TaskGroup, TaskGroupLayer};
+pub use group::{TaskGroup, TaskGroupLayer};
 pub use merge::{SourceError, Sources};
+pub use spawn_error::SpawnError;
 
 pub use crate::scope::FailurePolicy;

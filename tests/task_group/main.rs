@@ -1,9 +1,14 @@
 //! Task groups: cancellation, backpressure, last words, merged streams, policies.
 
 mod cancellation;
+mod encoded;
 mod failures;
 mod last_words;
+mod late_failures;
+mod limits;
 mod merge;
 mod run_ahead;
 mod sides;
 mod support;
+mod trailers;
+mod unpolled;

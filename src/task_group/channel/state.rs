@@ -41,7 +41,9 @@ pub(super) struct State {
     trailers: Option<Box<HeaderMap>>,
     preserve_frames: bool,
     end: Option<End>,
-    /// The receiver went before the senders did.
+    /// The receiver has gone.
+    gone: bool,
+    /// It went before the senders did.
     cut: bool,
     receiver: Option<Waker>,
     /// Who waits for the end: their tickets are drawn from the same numbers.
@@ -94,6 +96,7 @@ impl State {
             trailers: None,
             preserve_frames: false,
             end: None,
+            gone: false,
             cut: false,
             receiver: None,
             watchers: Vec::new(),
@@ -125,7 +128,7 @@ impl State {
 
     /// The receiver has gone.
     pub(super) fn is_abandoned(&self) -> bool {
-        self.end == Some(End::Closed(Reason::Gone))
+        self.gone
     }
 
     /// The receiver went, and senders were told.
@@ -287,7 +290,8 @@ impl State {
     /// A stream that failed must not look whole. Gives what is discarded, to be dropped unlocked.
     #[must_use]
     pub(super) fn refuse(&mut self, after: &mut After) -> Option<Box<HeaderMap>> {
-        if matches!(self.end, None | Some(End::Closed(Reason::Trailers))) {
+        let open = matches!(self.end, None | Some(End::Closed(Reason::Trailers)));
+        if open && !self.gone {
             self.finish(End::Closed(Reason::Refused), after);
         }
         self.trailers.take()
@@ -298,8 +302,19 @@ impl State {
     /// Gives what is discarded, to be dropped unlocked.
     #[must_use]
     pub(super) fn receiver_gone(&mut self, after: &mut After) -> (Buffer, Option<Box<HeaderMap>>) {
-        self.cut |= self.end != Some(End::Finished);
-        self.finish(End::Closed(Reason::Gone), after);
+        let whole = match self.end {
+            Some(End::Finished) => true,
+            // Taken with all before them. What is sent behind them is lost by its sender's own fault, and
+            // not because the receiver has gone.
+            Some(End::Closed(Reason::Trailers)) => {
+                self.buffer.is_empty() && self.trailers.is_none()
+            }
+            Some(End::Closed(_)) | None => false,
+        };
+        if !mem::replace(&mut self.gone, true) && !whole {
+            self.cut = true;
+            self.finish(End::Closed(Reason::Gone), after);
+        }
         (mem::take(&mut self.buffer), self.trailers.take())
     }
 

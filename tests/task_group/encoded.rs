@@ -1,0 +1,103 @@
+//! A body encoded inside of its scope: plain text has no place in it.
+
+use std::{future::pending, io::Write};
+
+use axum::{Router, body::Body, extract::Request};
+use bodyguard::{DisconnectLayer, Shutdown, Stack, Supervisor, TaskGroup, net};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+};
+use tower::ServiceExt;
+
+use crate::support::{boom, until, within};
+
+/// What can be read of a gzip stream that is not whole.
+fn plain(gzip: &[u8]) -> Vec<u8> {
+    let mut decoder = flate2::write::GzDecoder::new(Vec::new());
+    decoder.write_all(gzip).unwrap();
+    decoder.flush().unwrap();
+    assert!(decoder.try_finish().is_err(), "a whole gzip member");
+    decoder.get_ref().clone()
+}
+
+fn holds(bytes: &[u8], text: &[u8]) -> bool {
+    bytes.windows(text.len()).any(|window| window == text)
+}
+
+#[tokio::test]
+async fn last_words_do_not_follow_an_encoded_body() {
+    let handler = |group: TaskGroup| async move {
+        let body = group.body(|tx| async move {
+            tx.send("data: 1\n\n").await?;
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            Err(boom("no more news"))
+        });
+        body.on_failure(|_| Some(Bytes::from("event: error\n\n")))
+    };
+    let supervisor = Supervisor::new();
+    let app = Router::new()
+        .fallback(handler)
+        .layer(Stack::new())
+        .layer(DisconnectLayer::new().supervisor(&supervisor));
+    let listener = net::WatchedListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let server = net::serve(listener, app).supervisor(&supervisor);
+    let mut serving = JoinSet::new();
+    serving.spawn(async move { drop(server.await) });
+    let mut client = TcpStream::connect(addr).await.unwrap();
+    let head = b"GET / HTTP/1.0\r\nhost: x\r\naccept-encoding: gzip\r\n\r\n";
+    client.write_all(head).await.unwrap();
+    let mut raw = Vec::new();
+    let read = within(client.read_to_end(&mut raw)).await;
+    assert!(!holds(&raw, b"event: error"), "plain text behind gzip");
+    read.expect_err("a broken end");
+    let head = raw.windows(4).position(|bytes| bytes == b"\r\n\r\n");
+    assert_eq!(plain(&raw[head.unwrap() + 4..]), b"data: 1\n\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_cuts_an_encoded_body_with_an_error() {
+    for coding in ["gzip", "identity"] {
+        let supervisor = Supervisor::new();
+        let policy = Shutdown::end_now().last_frame("text/event-stream", "event: bye\n\n");
+        let handler = |group: TaskGroup| async move {
+            let body = group.body(|tx| async move {
+                tx.send("data: 1\n\n").await?;
+                pending().await
+            });
+            ([("content-type", "text/event-stream")], Body::new(body))
+        };
+        let app = Router::new().fallback(handler).layer(Stack::new()).layer(
+            DisconnectLayer::new()
+                .supervisor(&supervisor)
+                .shutdown(policy),
+        );
+        let request = Request::get("/").header("accept-encoding", coding);
+        let response = app.oneshot(request.body(Body::empty()).unwrap()).await;
+        let mut body = response.unwrap().into_body();
+        let mut bytes = Vec::new();
+        let reading = async {
+            while let Some(frame) = body.frame().await {
+                match frame {
+                    Ok(frame) => bytes.extend_from_slice(&frame.into_data().unwrap()),
+                    Err(_) => return false,
+                }
+            }
+            true
+        };
+        let draining = async {
+            until(|| supervisor.snapshot()[0].frames == 1).await;
+            supervisor.drain(std::time::Duration::from_secs(10)).await
+        };
+        let (clean, _) = tokio::join!(reading, draining);
+        let (gzip, says) = (coding == "gzip", holds(&bytes, b"event: bye"));
+        assert_eq!((clean, says), (!gzip, !gzip), "{coding}");
+        if gzip {
+            assert_eq!(plain(&bytes), b"data: 1\n\n");
+        }
+    }
+}
