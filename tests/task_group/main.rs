@@ -4,6 +4,7 @@ mod cancellation;
 mod failures;
 mod last_words;
 mod merge;
+mod released;
 mod run_ahead;
 mod sides;
 mod support;
