@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use bodyguard::{Cleanup, CompressionLayer, Stack, TaskGroup, testing::Script};
+use bodyguard::{
+    Cleanup, CleanupLayer, CompressionLayer, Stack, TaskGroup, TaskGroupLayer, testing::Script,
+};
 use http::{Request, Response, header};
 use http_body_util::BodyExt;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
@@ -280,4 +282,75 @@ fn metrics_of_compression_have_the_names_of_the_documentation() {
     ];
     let expected: BTreeMap<_, _> = expected.map(|(name, kind)| (name.to_owned(), kind)).into();
     assert_eq!(seen, expected);
+}
+
+/// The names and kinds that the documentation has, out of its table.
+fn documented() -> BTreeMap<String, String> {
+    let rows = include_str!("../src/scope/mod.rs").lines();
+    let rows = rows.filter_map(|line| line.strip_prefix("//! | `bodyguard_"));
+    let rows = rows.map(|row| {
+        let mut cells = row.split('|').map(str::trim);
+        let name = cells.next().unwrap().trim_end_matches('`');
+        (
+            format!("bodyguard_{name}"),
+            cells.next().unwrap().to_owned(),
+        )
+    });
+    rows.collect()
+}
+
+#[test]
+fn what_is_cancelled_and_unrun_is_counted_and_every_name_is_documented() {
+    let _alone = alone();
+    let recorder = DebuggingRecorder::new();
+    let snapshots = recorder.snapshotter();
+    metrics::with_local_recorder(&recorder, || {
+        runtime().block_on(async {
+            let handler = service_fn(|request: Request<()>| {
+                let group = TaskGroup::of(&request).unwrap();
+                for _ in 0..2 {
+                    group.spawn_background(std::future::pending()).unwrap();
+                }
+                let body = Script::new().data("data: news\n\n").pending();
+                let head = Response::builder().header(header::CONTENT_TYPE, "text/event-stream");
+                std::future::ready(Ok::<_, Infallible>(head.body(body).unwrap()))
+            });
+            let service = CompressionLayer::new()
+                .resident_limit(0)
+                .layer(TaskGroupLayer::new().layer(handler));
+            let request = Request::builder().header(header::ACCEPT_ENCODING, "gzip");
+            let response = service.oneshot(request.body(()).unwrap()).await.unwrap();
+            response.into_body().collect().await.unwrap();
+        });
+        let runtime = runtime();
+        let response = runtime.block_on(async {
+            let handler = service_fn(|request: Request<()>| {
+                for _ in 0..3 {
+                    Cleanup::of(&request).unwrap().defer(|_| async { Ok(()) });
+                }
+                std::future::ready(Ok::<_, Infallible>(Response::new(Script::new().hang())))
+            });
+            let service = CleanupLayer::new().layer(handler);
+            service.oneshot(Request::new(())).await.unwrap()
+        });
+        drop(runtime);
+        drop(response);
+    });
+    let mut counters = BTreeMap::new();
+    let mut names = BTreeMap::new();
+    for (key, _, _, value) in snapshots.snapshot().into_vec() {
+        let name = key.key().name().to_owned();
+        let kind = match value {
+            DebugValue::Counter(value) => {
+                *counters.entry(name.clone()).or_insert(0) += value;
+                "counter"
+            }
+            DebugValue::Gauge(_) => "gauge",
+            DebugValue::Histogram(_) => "histogram",
+        };
+        names.insert(name, kind.to_owned());
+    }
+    assert_eq!(counters["bodyguard_tasks_cancelled_total"], 2);
+    assert_eq!(counters["bodyguard_closers_unrun_total"], 3);
+    assert_eq!(names, documented());
 }

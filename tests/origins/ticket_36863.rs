@@ -1,5 +1,6 @@
 //! Ticket 36863: one event loop per request for sync code.
 
+mod freed;
 mod misuse;
 mod sockets;
 
