@@ -76,18 +76,24 @@ impl CompressionLayer {
     }
 
     /// Whether Brotli is offered. Default: false, with the feature `br` too.
+    ///
+    /// Its streams hold their encoder while idle, see [the module](super#idle-streams).
     #[cfg(feature = "br")]
     pub fn br(self, enable: bool) -> Self {
         self.coding(Coding::Brotli, enable)
     }
 
     /// Whether Zstandard is offered. Default: false, with the feature `zstd` too.
+    ///
+    /// Its streams hold their encoder while idle, see [the module](super#idle-streams).
     #[cfg(feature = "zstd")]
     pub fn zstd(self, enable: bool) -> Self {
         self.coding(Coding::Zstd, enable)
     }
 
     /// Whether `deflate` (the zlib format) is offered. Default: false, with the feature `deflate` too.
+    ///
+    /// Its streams hold their encoder while idle, see [the module](super#idle-streams).
     #[cfg(feature = "deflate")]
     pub fn deflate(self, enable: bool) -> Self {
         self.coding(Coding::Deflate, enable)
@@ -97,6 +103,7 @@ impl CompressionLayer {
     ///
     /// Codings left out come after those named; one that is not offered, or whose feature is off, is
     /// skipped. Default: zstd, br, gzip, deflate.
+    /// Only gzip streams are parked while idle: with many event streams, put gzip first.
     pub fn prefer(self, order: impl IntoIterator<Item = Coding>) -> Self {
         let order = order.into_iter().collect();
         self.with(|options| {
@@ -111,12 +118,16 @@ impl CompressionLayer {
     }
 
     /// Brotli's quality, 0 to 11. Default: 4. More is taken for 11.
+    ///
+    /// From 7 on less is encoded where the body is polled, from 10 on nothing: it would take too long.
     #[cfg(feature = "br")]
     pub fn br_level(self, level: u32) -> Self {
         self.with(|options| options.br_level = level.min(11) as i32)
     }
 
     /// Zstandard's level, 1 to 19. Default: 3. Others are taken for the nearest.
+    ///
+    /// From 10 on less is encoded where the body is polled, from 12 on nothing: it would take too long.
     #[cfg(feature = "zstd")]
     pub fn zstd_level(self, level: u32) -> Self {
         self.with(|options| options.zstd_level = level.clamp(1, 19) as i32)
@@ -136,15 +147,17 @@ impl CompressionLayer {
 
     /// Bytes of plain text a parked gzip stream keeps, at most 32 KiB. Default: 6 KiB.
     ///
-    /// More history costs that much memory for each idle stream, and makes the next event smaller.
+    /// More history costs that much memory for each idle stream, and makes the next event smaller. Other
+    /// codings are not parked.
     pub fn history(self, bytes: usize) -> Self {
         self.with(|options| options.history = bytes.min(WINDOW))
     }
 
-    /// Compressors that outlive their use, about 300 KB each. Default: 32.
+    /// gzip compressors that outlive their use, about 300 KB each. Default: 32.
     ///
     /// A stream that goes idle keeps its compressor while three quarters of these suffice, and is
-    /// parked otherwise. Streams at work are never refused one.
+    /// parked otherwise. Streams at work are never refused one. Encoders of other codings are not
+    /// limited: each of their streams has one.
     pub fn resident_limit(self, compressors: usize) -> Self {
         self.with(|options| options.resident_limit = compressors)
     }
