@@ -9,12 +9,17 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{cx::Cx, error::BridgeError, handle::Bridge, sync_body::SyncBody};
+use super::{
+    cx::Cx,
+    error::{BridgeError, BridgeErrorKind},
+    handle::Bridge,
+    sync_body::SyncBody,
+};
 
 /// Makes an axum handler of a blocking function that runs on the request's thread.
 ///
-/// The function is given the [`Cx`] and what one extractor gives it; a tuple of extractors is one.
-/// They are extracted in async code, before the function is called.
+/// The function is given the [`Cx`] and, if it takes a second argument, what one extractor gives it; a
+/// tuple of extractors is one. They are extracted in async code, before the function is called.
 ///
 /// ```
 /// use axum::{Router, extract::{Path, Query}, routing::get};
@@ -25,13 +30,16 @@ use super::{cx::Cx, error::BridgeError, handle::Bridge, sync_body::SyncBody};
 ///     Ok(format!("{looked_up} {}", q.len()))
 /// }
 ///
-/// let app: Router = Router::new().route("/report/{id}", get(sync_handler(report)));
+/// let app: Router = Router::new()
+///     .route("/report/{id}", get(sync_handler(report)))
+///     .route("/thread", get(sync_handler(|_: &Cx| format!("{:?}", std::thread::current().id()))));
 /// # let _ = app;
 /// ```
 ///
 /// # Errors
 /// Without a [`BridgeLayer`](super::BridgeLayer) around it, and on a panic, it answers 500; when no
-/// thread can be had, 503. The [`BridgeError`] is in the response's extensions.
+/// thread can be had, 503. The [`BridgeError`] is in the response's extensions, and in the log (feature
+/// `tracing`).
 #[track_caller]
 pub fn sync_handler<F>(f: F) -> SyncHandler<F> {
     SyncHandler {
@@ -62,9 +70,9 @@ where
     R: IntoResponse,
     S: Send + Sync + 'static,
 {
-    type Future = Pin<Box<dyn Future<Output = Response> + Send>>;
+    type Future = Answer;
 
-    fn call(self, request: Request, state: S) -> Self::Future {
+    fn call(self, request: Request, state: S) -> Answer {
         Box::pin(async move {
             let bridge = match Bridge::find(request.extensions()) {
                 Ok(bridge) => bridge,
@@ -75,20 +83,54 @@ where
                 Err(rejection) => return rejection.into_response(),
             };
             let f = self.f;
-            bridge
-                .call_from(self.at, move |cx| f(cx, extracted).into_response())
-                .await
-                .unwrap_or_else(IntoResponse::into_response)
+            run(&bridge, self.at, move |cx| f(cx, extracted)).await
         })
     }
 }
 
-/// An empty response with status 503 when no thread could be had, else 500.
+impl<F, R, S> Handler<((), R), S> for SyncHandler<F>
+where
+    F: Fn(&Cx) -> R + Clone + Send + Sync + 'static,
+    R: IntoResponse,
+    S: Send + Sync + 'static,
+{
+    type Future = Answer;
+
+    fn call(self, request: Request, _: S) -> Answer {
+        Box::pin(async move {
+            let bridge = Bridge::find(request.extensions());
+            // Nobody reads its body: it is not kept while the function runs.
+            drop(request);
+            match bridge {
+                Ok(bridge) => run(&bridge, self.at, self.f).await,
+                Err(missing) => missing.into_response(),
+            }
+        })
+    }
+}
+
+type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
+
+async fn run<F, R>(bridge: &Bridge, at: &'static Location<'static>, f: F) -> Response
+where
+    F: FnOnce(&Cx) -> R + Send + 'static,
+    R: IntoResponse,
+{
+    let answered = bridge.call_from(at, move |cx| f(cx).into_response());
+    answered.await.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// Status 503 when no thread could be had, else 500; empty, but for the text of `Missing`.
+///
+/// The error is in the response's extensions, and in the log (feature `tracing`).
 impl IntoResponse for BridgeError {
     fn into_response(self) -> Response {
-        let mut response = self.status().into_response();
-        response.extensions_mut().insert(self);
-        response
+        let text = (self.kind() == BridgeErrorKind::Missing).then(|| self.to_string());
+        let (parts, body) = self.answer::<Body>().into_parts();
+        match text {
+            Some(text) => (parts.status, parts.extensions, text).into_response(),
+            None => Response::from_parts(parts, body),
+        }
     }
 }
 
