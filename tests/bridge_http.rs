@@ -212,6 +212,32 @@ async fn the_inner_services_own_error_passes_through() {
     assert_eq!(error.to_string(), "inner");
 }
 
+/// Bodies of scope layers further in have an empty default, for the answer to an error.
+#[tokio::test]
+async fn a_scope_layer_may_stand_inside_of_it() {
+    let inner = tower::service_fn(|_: http::Request<String>| async {
+        Ok::<_, Infallible>(http::Response::new("inner".to_owned()))
+    });
+    let service = tower::ServiceBuilder::new()
+        .layer(from_fn_sync(|cx: &Cx, request, next: Next<_, _, _>| {
+            next.run(cx, request)
+        }))
+        .layer(bodyguard::CleanupLayer::new())
+        .service(inner);
+    let context = Context::new(pool(1));
+    let mut request = http::Request::new(String::new());
+    let missing = soon(service.clone().oneshot(request.clone()))
+        .await
+        .unwrap();
+    assert_eq!(missing.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    let empty = soon(missing.into_body().collect()).await.unwrap();
+    assert!(empty.to_bytes().is_empty());
+    request.extensions_mut().insert(context.bridge());
+    let response = soon(service.oneshot(request)).await.unwrap();
+    let whole = soon(response.into_body().collect()).await.unwrap();
+    assert_eq!(whole.to_bytes(), "inner");
+}
+
 #[tokio::test]
 async fn a_dropped_request_interrupts_its_blocking_middleware() {
     let (told, was_told) = mpsc::channel();
@@ -263,6 +289,7 @@ async fn blocking_handlers_take_extractors() {
     let pool = pool(1);
     let app = Router::new()
         .route("/{n}", get(sync_handler(handler)))
+        .route("/", get(sync_handler(|_: &Cx| "no extractor")))
         .layer(Extension(40_u32))
         .layer(from_fn_with_state(pool.clone(), own));
     assert_eq!(
@@ -273,6 +300,7 @@ async fn blocking_handlers_take_extractors() {
         get_text(app.clone(), "/no").await.0,
         StatusCode::BAD_REQUEST
     );
+    assert_eq!(get_text(app.clone(), "/").await.1, "no extractor");
     // Every thread taken: told to come back.
     let holder = Context::new(pool);
     soon(holder.bridge().call(|_| ())).await.unwrap();

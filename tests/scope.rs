@@ -13,6 +13,8 @@ use http_body::{Body, SizeHint};
 use http_body_util::BodyExt;
 use tower::{Layer, Service, ServiceExt, service_fn};
 
+mod support;
+
 type Log = Arc<Mutex<Vec<String>>>;
 
 fn note(log: &Log, what: impl Into<String>) {
@@ -304,9 +306,7 @@ async fn dropping_at_every_point_tears_down_once() {
             );
         }
         drop(body);
-        while supervisor.active() > 0 {
-            tokio::task::yield_now().await;
-        }
+        support::in_turns(|| supervisor.active() == 0).await;
         let outcome = if over {
             Outcome::Complete
         } else {

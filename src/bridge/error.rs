@@ -6,7 +6,7 @@ use std::{
 
 use http::{Response, StatusCode};
 
-use super::local::quietly;
+use crate::scope::quietly;
 
 /// Why a bridge call, wait or task gave no result.
 ///

@@ -18,22 +18,26 @@ use super::{
 
 /// Makes an axum handler of a blocking function that runs on the request's thread.
 ///
-/// The function is given the [`Cx`] and, if it takes a second argument, what one extractor gives it; a
-/// tuple of extractors is one. They are extracted in async code, before the function is called.
+/// The function is given the [`Cx`], and what one extractor gives it, if it takes one; a tuple of
+/// extractors is one. They are extracted in async code, before the function is called.
 ///
 /// ```
 /// use axum::{Router, extract::{Path, Query}, routing::get};
-/// use bodyguard::bridge::{BridgeError, Cx, sync_handler};
+/// use bodyguard::bridge::{BridgeError, BridgeLayer, Cx, sync_handler};
 ///
 /// fn report(cx: &Cx, (Path(id), Query(q)): (Path<u32>, Query<Vec<(String, String)>>)) -> Result<String, BridgeError> {
 ///     let looked_up = cx.block_on(async move { id * 2 })?;
 ///     Ok(format!("{looked_up} {}", q.len()))
 /// }
 ///
+/// fn thread(_: &Cx) -> String {
+///     format!("{:?}", std::thread::current().id())
+/// }
+///
 /// let app: Router = Router::new()
 ///     .route("/report/{id}", get(sync_handler(report)))
-///     .route("/thread", get(sync_handler(|_: &Cx| format!("{:?}", std::thread::current().id()))));
-/// # let _ = app;
+///     .route("/thread", get(sync_handler(thread)))
+///     .layer(BridgeLayer::new());
 /// ```
 ///
 /// # Errors
@@ -70,9 +74,9 @@ where
     R: IntoResponse,
     S: Send + Sync + 'static,
 {
-    type Future = Answer;
+    type Future = Pin<Box<dyn Future<Output = Response> + Send>>;
 
-    fn call(self, request: Request, state: S) -> Answer {
+    fn call(self, request: Request, state: S) -> Self::Future {
         Box::pin(async move {
             let bridge = match Bridge::find(request.extensions()) {
                 Ok(bridge) => bridge,
@@ -83,41 +87,29 @@ where
                 Err(rejection) => return rejection.into_response(),
             };
             let f = self.f;
-            run(&bridge, self.at, move |cx| f(cx, extracted)).await
+            bridge
+                .call_from(self.at, move |cx| f(cx, extracted).into_response())
+                .await
+                .unwrap_or_else(IntoResponse::into_response)
         })
     }
 }
 
+/// The same of a function that takes nothing of the request.
 impl<F, R, S> Handler<((), R), S> for SyncHandler<F>
 where
     F: Fn(&Cx) -> R + Clone + Send + Sync + 'static,
     R: IntoResponse,
     S: Send + Sync + 'static,
 {
-    type Future = Answer;
+    type Future = Pin<Box<dyn Future<Output = Response> + Send>>;
 
-    fn call(self, request: Request, _: S) -> Answer {
-        Box::pin(async move {
-            let bridge = Bridge::find(request.extensions());
-            // Nobody reads its body: it is not kept while the function runs.
-            drop(request);
-            match bridge {
-                Ok(bridge) => run(&bridge, self.at, self.f).await,
-                Err(missing) => missing.into_response(),
-            }
-        })
+    fn call(self, request: Request, state: S) -> Self::Future {
+        // An extractor of nothing, so that the request is not kept while the function runs.
+        let f = move |cx: &Cx, (): ()| (self.f)(cx);
+        let handler = SyncHandler { f, at: self.at };
+        Handler::<(_, (), R), S>::call(handler, request, state)
     }
-}
-
-type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
-
-async fn run<F, R>(bridge: &Bridge, at: &'static Location<'static>, f: F) -> Response
-where
-    F: FnOnce(&Cx) -> R + Send + 'static,
-    R: IntoResponse,
-{
-    let answered = bridge.call_from(at, move |cx| f(cx).into_response());
-    answered.await.unwrap_or_else(IntoResponse::into_response)
 }
 
 /// Status 503 when no thread could be had, else 500; empty, but for the text of `Missing`.

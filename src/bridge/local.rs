@@ -29,7 +29,7 @@ use super::{
     limits::Limits,
     session::Session,
 };
-use crate::Cause;
+use crate::{Cause, scope::quietly};
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
@@ -371,16 +371,6 @@ impl Local {
         }
         self.deadline.set(None);
         self.depth.set(0);
-    }
-}
-
-/// Runs what may panic only by dropping something of the user's; the thread outlives that.
-pub(super) fn quietly(f: impl FnOnce()) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(f)) {
-        // What was thrown may throw when it is dropped; that is kept from doing so, too.
-        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
-            std::mem::forget(again);
-        }
     }
 }
 

@@ -30,11 +30,10 @@ use super::{
     context::CloseReport,
     error::BridgeError,
     job::{Interrupt, Job, SyncJob},
-    local::quietly,
     pool::Pool,
     stuck::Stuck,
 };
-use crate::scope::Scope;
+use crate::scope::{Scope, quietly};
 
 pub(super) struct Session {
     pub(super) pool: Pool,

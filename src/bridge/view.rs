@@ -20,7 +20,8 @@ use super::{
 use crate::{
     Ending, TaskResult,
     scope::{
-        self, Annex, AnnexClosed, AnnexFuture, MissingLayer, Scope, ScopeLayer, Sealed, Unrun, View,
+        self, Annex, AnnexClosed, AnnexFuture, Fixed, MissingLayer, Scope, ScopeLayer, Sealed,
+        Unrun, View,
     },
 };
 
@@ -28,9 +29,11 @@ use crate::{
 ///
 /// Nothing is started by it: a request that does not use its bridge costs no thread and no
 /// allocation.
-pub type BridgeLayer = ScopeLayer<Bridge>;
+///
+/// `M` is its mode: see [`ScopeLayer`].
+pub type BridgeLayer<M = Fixed> = ScopeLayer<Bridge, M>;
 
-impl ScopeLayer<Bridge> {
+impl<M> ScopeLayer<Bridge, M> {
     /// Takes the threads from `pool` (the [global one](Pool::global)).
     pub fn pool(self, pool: &Pool) -> Self {
         self.annex_settings(pool.clone())

@@ -12,7 +12,7 @@ use super::codecs::Codec;
 use super::{negotiation::Coding, options::Core};
 use crate::BoxError;
 
-pub(super) use gzip::{Gzip, deflate};
+pub(super) use gzip::Gzip;
 
 /// Output is handed on once it has reached this many bytes.
 pub(super) const FULL: usize = 32 << 10;

@@ -66,8 +66,12 @@ type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// # }
 /// ```
 ///
-/// Every request carries its connection's [`Peer`] in its extensions, so that the layers can
-/// confirm a disconnect, and (feature `axum`) `ConnectInfo<SocketAddr>`. `TCP_NODELAY` is set.
+/// Every request carries in its extensions its connection's [`Peer`], so that the layers can confirm a
+/// disconnect (axum handlers extract it as it is), and with the feature `axum` a
+/// `ConnectInfo<SocketAddr>`; there is no `ConnectInfo<Peer>`. `TCP_NODELAY` is set.
+///
+/// It serves plain TCP with hyper's defaults: no TLS, no Unix sockets, none of hyper's options. With an
+/// accept loop of your own the pattern is `examples/hyper_plain.rs`, which shuts down as this does.
 ///
 /// Compared with `axum::serve`: a shutdown reaches the bodies, and a stalled connection cannot keep
 /// the process from ending.

@@ -230,7 +230,7 @@ impl Scope {
         }
     }
 
-    /// The scope does not wait for it; a drain does, and names it (G12).
+    /// The scope does not wait for it; a drain does, and names it.
     fn annex_stuck(&self, annex: &Arc<dyn Annex>, what: String) {
         let name = self.named(&what);
         self.note_stuck(what);

@@ -34,6 +34,7 @@ use crate::{
 /// **On drop**: the end starts, the inner body is dropped, and the teardown moves to a task on the
 /// runtime that was current at the call.
 #[pin_project(project = Projected)]
+#[must_use = "a body does nothing unless it is polled"]
 pub struct ScopeBody<B> {
     // Field order is drop order: signals, inner body, teardown.
     owner: Owner,

@@ -233,6 +233,9 @@ impl Owner {
     }
 
     fn end_of_stream(&self, data: Option<Bytes>, trailers: Option<Box<HeaderMap>>) -> End {
+        if let (Some(scope), Some(trailers)) = (self.scope(), &trailers) {
+            scope.note_rpc_status(trailers);
+        }
         match self.detector.end_of_stream() {
             Seen::Ended(Outcome::Complete) => End::complete(data, trailers),
             _ => self.broken(Outcome::Truncated),

@@ -1,0 +1,334 @@
+//! How tasks enter a scope, what they feed, and what comes of their ends.
+
+use std::{future::Future, panic::Location, sync::Arc};
+
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::AbortHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    failure::{Failure, FailureKind, contained},
+    machine::Scope,
+    options::FailurePolicy,
+    state::{LastWords, Phase, State, Work},
+    tasks::{Feed, Slot, TaskKey, TaskKind},
+    tracked::{TaskEnd, TaskReport, Tracked},
+};
+use crate::{TaskResult, error::Cause, outcome::Outcome};
+
+/// A task that may be spawned.
+struct Entered {
+    runtime: Handle,
+    report: TaskReport,
+    /// What it feeds, as far as can be known.
+    feed: Option<Arc<dyn Feed>>,
+}
+
+impl Scope {
+    /// Spawns a task of this scope. Gives the future back if the scope takes no more.
+    pub(crate) fn spawn<F>(
+        self: &Arc<Self>,
+        kind: TaskKind,
+        at: &'static Location<'static>,
+        future: F,
+    ) -> Result<TaskKey, F>
+    where
+        F: Future<Output = TaskResult> + Send + 'static,
+    {
+        let Some(Entered {
+            runtime,
+            report,
+            feed,
+        }) = self.enter_task(kind, at)
+        else {
+            return Err(future);
+        };
+        let (key, number) = (report.key, report.number);
+        let task = runtime.spawn(Tracked {
+            future: Some(future),
+            report,
+            feed,
+        });
+        self.set_abort(key, number, task.abort_handle());
+        Ok(TaskKey { key, number })
+    }
+
+    /// Aborts a task that fed a body which was replaced; not once the response is ending.
+    pub(crate) fn abort_replaced(&self, task: TaskKey) {
+        let abort = {
+            let mut state = self.lock();
+            if state.phase != Phase::Live || state.work().body_end.is_some() {
+                return;
+            }
+            let slot = state.work().tasks.slot_of(task.key, task.number);
+            slot.and_then(|slot| {
+                slot.told = true;
+                slot.abort.clone()
+            })
+        };
+        if let Some(abort) = abort {
+            abort.abort();
+        }
+    }
+
+    /// Runs blocking code as a task of this scope, its result seen through `judge`. Gives the code
+    /// back if the scope takes no more.
+    pub(crate) fn spawn_blocking<C>(
+        self: &Arc<Self>,
+        at: &'static Location<'static>,
+        place: Option<OwnedSemaphorePermit>,
+        code: C,
+        judge: impl FnOnce(TaskResult) -> TaskResult + Send + 'static,
+    ) -> Result<(), C>
+    where
+        C: FnOnce(CancellationToken) -> TaskResult + Send + 'static,
+    {
+        let Some(entered) = self.enter_task(TaskKind::Blocking, at) else {
+            return Err(code);
+        };
+        let Entered {
+            runtime,
+            mut report,
+            ..
+        } = entered;
+        let (key, number) = (report.key, report.number);
+        let cancel = self.task_token();
+        let task = runtime.spawn_blocking(move || {
+            let _place = place;
+            report.tell(contained(|| code(cancel)).map(judge), None);
+        });
+        self.set_abort(key, number, task.abort_handle());
+        Ok(())
+    }
+
+    /// The token of graceful and blocking tasks: fires when the tasks are cancelled.
+    pub(crate) fn task_token(&self) -> CancellationToken {
+        self.lock().work().tasks.token().child_token()
+    }
+
+    /// Tasks from now on feed this stream. Refused when a failure cancels the siblings; at once if
+    /// that has happened.
+    pub(crate) fn feed(&self, feed: Arc<dyn Feed>) {
+        let now = {
+            let mut state = self.lock();
+            let tasks = &mut state.work().tasks;
+            if tasks.refuses_frames() {
+                Some(feed)
+            } else {
+                tasks.feeds.push(feed);
+                None
+            }
+        };
+        if let Some(feed) = now {
+            feed.refuse();
+        }
+    }
+
+    /// Whether what its tasks feed may be closed on its own account. Otherwise a task that is told
+    /// so was told by somebody else's stream.
+    pub(crate) fn closes_streams(&self) -> bool {
+        let (ended, feeds) = {
+            let mut state = self.lock();
+            let (live, natural) = (state.phase == Phase::Live, state.natural);
+            let work = state.work();
+            let whole = match &work.body_end {
+                Some((outcome, _)) => outcome.is_complete(),
+                None => natural,
+            };
+            if !whole || !work.tasks.open || work.tasks.refuses_frames() {
+                return true;
+            }
+            let ended = !live || work.body_end.is_some();
+            (ended, work.tasks.feeds.clone())
+        };
+        // A stream of ours that ended whole had no sender left. What else has fed the body, and may
+        // have been cut at its end, is not known here.
+        (ended && feeds.is_empty()) || feeds.iter().any(|feed| feed.is_cut())
+    }
+
+    /// Makes the frame that a failing body ends with, before its error.
+    pub(crate) fn on_failure(&self, words: LastWords) {
+        let replaced = self.lock().work().last_words.replace(words);
+        drop(replaced);
+    }
+
+    /// Keeps an error for the report that does not change the outcome.
+    pub(crate) fn keep_error(&self, cause: Cause) {
+        self.lock().add_error(cause);
+    }
+
+    /// Lets at most so many tasks run at once, of those that take a place.
+    pub(crate) fn set_places(&self, places: usize) {
+        let places = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
+        let replaced = self.lock().work().tasks.places.replace(places);
+        // Who waits for a place looks for the new ones.
+        if let Some(replaced) = replaced {
+            replaced.close();
+        }
+    }
+
+    pub(crate) fn places(&self) -> Option<Arc<Semaphore>> {
+        self.lock().work.as_ref()?.tasks.places.clone()
+    }
+
+    pub(crate) fn set_failure_policy(&self, policy: FailurePolicy) {
+        self.lock().work().tasks.set_policy(policy);
+    }
+
+    /// A task has failed, and the end that comes of it has not begun.
+    pub(crate) fn has_failed_task(&self) -> bool {
+        let state = self.lock();
+        let failure = |work: &Work| work.tasks.failure.is_some();
+        state.phase == Phase::Live && state.work.as_deref().is_some_and(failure)
+    }
+
+    fn enter_task(
+        self: &Arc<Self>,
+        kind: TaskKind,
+        at: &'static Location<'static>,
+    ) -> Option<Entered> {
+        let runtime = self
+            .runtime
+            .clone()
+            .or_else(|| Handle::try_current().ok())?;
+        let mut state = self.lock();
+        let tasks = &state.work().tasks;
+        // Whoever came now would be neither told nor aborted before the grace is over.
+        if !tasks.open || tasks.cancelling {
+            return None;
+        }
+        state.used = true;
+        let tasks = &mut state.work().tasks;
+        tasks.spawned += 1;
+        let number = tasks.spawned;
+        let key = tasks.slots.insert(Slot {
+            number,
+            kind,
+            at,
+            abort: None,
+            told: false,
+        });
+        let report = TaskReport {
+            scope: Some(self.clone()),
+            key,
+            number,
+        };
+        let feed = tasks.feeds.last().cloned();
+        Some(Entered {
+            runtime,
+            report,
+            feed,
+        })
+    }
+
+    /// A task may have ended, or been cancelled, before its handle is known.
+    fn set_abort(&self, key: usize, number: u64, abort: AbortHandle) {
+        let mut late = None;
+        if let Some(slot) = self.lock().work().tasks.slot_of(key, number) {
+            if slot.told && matches!(slot.kind, TaskKind::Plain | TaskKind::Background) {
+                late = Some(abort);
+            } else {
+                slot.abort = Some(abort);
+            }
+        }
+        if let Some(abort) = late {
+            abort.abort();
+        }
+    }
+
+    /// `burst` is the panic of its destructors behind a failure.
+    pub(super) fn task_ended(
+        self: &Arc<Self>,
+        (key, number): (usize, u64),
+        end: TaskEnd,
+        burst: Option<String>,
+    ) {
+        let mut feeds = Vec::new();
+        let mut cancellation = None;
+        let mut interrupt = None;
+        let (waker, release) = {
+            let mut state = self.lock();
+            let tasks = &mut state.work().tasks;
+            if tasks.slot_of(key, number).is_none() {
+                return;
+            }
+            let slot = tasks.slots.remove(key);
+            let failure = state.count_task(&slot, end);
+            if let Some((outcome, cause)) = failure {
+                let live = state.phase == Phase::Live;
+                let tasks = &mut state.work().tasks;
+                let first = !std::mem::replace(&mut tasks.failed, true);
+                if live && first {
+                    tasks.failure = Some((outcome, cause.clone()));
+                }
+                state.note_failure(outcome, cause.clone());
+                let tasks = &mut state.work().tasks;
+                if tasks.policy == FailurePolicy::CancelSiblings && first {
+                    feeds = std::mem::take(&mut tasks.feeds);
+                    cancellation = Some(tasks.cancel_all());
+                    interrupt = Some((outcome, cause));
+                }
+            }
+            if let Some(message) = burst {
+                state.note_failure(Outcome::Panicked, slot.panicked(message).into());
+            }
+            let lingering = state.lingering;
+            let tasks = &mut state.work().tasks;
+            let waker = tasks.joiner.take();
+            let released = lingering && tasks.is_idle();
+            let release = released.then(|| state.release());
+            (waker, release)
+        };
+        if let Some(cancellation) = cancellation {
+            cancellation.carry_out();
+        }
+        // Each of them is told, whatever the others say.
+        let mut fed = false;
+        for feed in feeds {
+            fed |= feed.refuse();
+        }
+        // A body that is not fed by a channel of ours would go on: end it.
+        if let Some((outcome, cause)) = interrupt.filter(|_| !fed) {
+            self.interrupt(outcome, Some(cause));
+        }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        if let Some(release) = release {
+            self.release(release);
+        }
+    }
+}
+
+impl State {
+    fn count_task(&mut self, slot: &Slot, end: TaskEnd) -> Option<(Outcome, Cause)> {
+        let counts = &mut self.work().counts;
+        match end {
+            TaskEnd::Returned(Ok(())) => {
+                counts.tasks_joined += 1;
+                None
+            }
+            TaskEnd::Returned(Err(cause)) => {
+                counts.tasks_joined += 1;
+                counts.tasks_failed += 1;
+                Some((Outcome::Failed, cause))
+            }
+            TaskEnd::Panicked(message) => {
+                counts.tasks_panicked += 1;
+                Some((Outcome::Panicked, slot.panicked(message).into()))
+            }
+            TaskEnd::Dropped if slot.told => {
+                counts.tasks_cancelled += 1;
+                None
+            }
+            TaskEnd::Dropped => {
+                counts.tasks_cancelled += 1;
+                let failure = Failure::new(FailureKind::TaskLost { what: slot.name() });
+                Some((Outcome::Failed, failure.into()))
+            }
+        }
+    }
+}
