@@ -311,14 +311,33 @@ async fn blocking_handlers_take_extractors() {
 }
 
 #[tokio::test]
+async fn blocking_handlers_without_extractors() {
+    fn plain(cx: &Cx) -> String {
+        cx.block_on(async { "plain".to_owned() }).unwrap()
+    }
+    let app = Router::new()
+        .route("/fn", get(sync_handler(plain)))
+        .route("/closure", get(sync_handler(|_: &Cx| "closure")))
+        .route("/unit", get(sync_handler(|_: &Cx, ()| "unit")))
+        .layer(from_fn_with_state(pool(1), own));
+    for (path, text) in [("/fn", "plain"), ("/closure", "closure"), ("/unit", "unit")] {
+        let answer = get_text(app.clone(), path).await;
+        assert_eq!(answer, (StatusCode::OK, text.into()));
+    }
+    let app = Router::new().route("/", get(sync_handler(plain)));
+    let (status, text) = get_text(app, "/").await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(text.contains("`BridgeLayer`"), "{text}");
+}
+
+#[tokio::test]
 async fn without_a_bridge_both_say_so() {
     let app = Router::new().route("/", get(sync_handler(|_: &Cx, ()| "never")));
-    let response = soon(app.oneshot(request("/"))).await.unwrap();
+    let response = soon(app.clone().oneshot(request("/"))).await.unwrap();
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
-    assert_eq!(
-        response.extensions().get::<BridgeError>().unwrap().kind(),
-        Kind::Missing
-    );
+    let error = response.extensions().get::<BridgeError>().unwrap().clone();
+    assert_eq!(error.kind(), Kind::Missing);
+    assert_eq!(get_text(app, "/").await.1, error.to_string());
     let app = Router::new()
         .fallback(|| async { "never" })
         .layer(from_fn_sync(

@@ -139,6 +139,42 @@ fn every_response_is_an_event_and_a_failed_one_a_warning() {
     assert_eq!((&*why["errors"], &*why["error"]), ("2", "no row"));
 }
 
+/// Blocking code that gives no response: the client is not told why, so the log is.
+#[test]
+fn a_bridge_error_that_is_answered_is_an_error() {
+    use bodyguard::bridge::{BridgeError, Cx, Next, NextError, from_fn_sync, sync_handler};
+    type Body = axum::body::Body;
+    type Answer = Result<Response<Body>, NextError<Infallible>>;
+    let _alone = alone();
+    let events = Events::default();
+    let subscriber = Registry::default().with(events.clone());
+    tracing::subscriber::with_default(subscriber, || {
+        runtime().block_on(async {
+            let handler = sync_handler(|_: &Cx, ()| "never");
+            let app = axum::Router::new().route("/", axum::routing::get(handler));
+            let ours = app.oneshot(Request::new(Body::empty())).await.unwrap();
+            let echo =
+                service_fn(async |_: Request<Body>| Ok::<_, Infallible>(Response::default()));
+            let pass = |cx: &Cx,
+                        request: Request<Body>,
+                        next: Next<Body, Body, Infallible>|
+             -> Answer { next.run(cx, request) };
+            let layer = from_fn_sync(pass).layer(echo);
+            let theirs = layer.oneshot(Request::new(Body::empty())).await.unwrap();
+            for response in [ours, theirs] {
+                assert!(response.extensions().get::<BridgeError>().is_some());
+            }
+        });
+    });
+    let events = events.0.lock().unwrap();
+    assert_eq!(events.len(), 2, "{events:?}");
+    for (level, fields) in &*events {
+        assert_eq!(*level, Level::ERROR);
+        assert_eq!(fields["message"], "a bridge error is the answer");
+        assert!(fields["error"].contains("add `BridgeLayer`"), "{fields:?}");
+    }
+}
+
 #[test]
 fn closers_that_a_dead_runtime_left_unrun_are_an_error() {
     let _alone = alone();

@@ -79,7 +79,7 @@ use super::{cx::Cx, error::BridgeError, handle::Bridge};
 /// # Errors
 /// The inner service's own errors pass through. A [`BridgeError`], also a panic of the function,
 /// becomes an empty response with status 503 when no thread could be had, else 500; the error is in
-/// the response's extensions.
+/// the response's extensions, and in the log (feature `tracing`).
 #[track_caller]
 pub fn from_fn_sync<F, B, R, E>(f: F) -> FromFnSyncLayer<F>
 where
@@ -321,10 +321,7 @@ where
                 },
                 Err(error) => error,
             };
-            let mut response = Response::new(R::default());
-            *response.status_mut() = error.status();
-            response.extensions_mut().insert(error);
-            return Poll::Ready(Ok(response));
+            return Poll::Ready(Ok(error.answer()));
         }
         if let Some(called) = this.called {
             if let Poll::Ready(called) = Pin::new(called).poll(cx) {

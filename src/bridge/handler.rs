@@ -9,7 +9,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{cx::Cx, error::BridgeError, handle::Bridge, sync_body::SyncBody};
+use super::{
+    cx::Cx,
+    error::{BridgeError, BridgeErrorKind},
+    handle::Bridge,
+    sync_body::SyncBody,
+};
 
 /// Makes an axum handler of a blocking function that runs on the request's thread.
 ///
@@ -37,7 +42,8 @@ use super::{cx::Cx, error::BridgeError, handle::Bridge, sync_body::SyncBody};
 ///
 /// # Errors
 /// Without a [`BridgeLayer`](super::BridgeLayer) around it, and on a panic, it answers 500; when no
-/// thread can be had, 503. The [`BridgeError`] is in the response's extensions.
+/// thread can be had, 503. The [`BridgeError`] is in the response's extensions, and in the log (feature
+/// `tracing`).
 #[track_caller]
 pub fn sync_handler<F>(f: F) -> SyncHandler<F> {
     SyncHandler {
@@ -99,18 +105,24 @@ where
     type Future = Pin<Box<dyn Future<Output = Response> + Send>>;
 
     fn call(self, request: Request, state: S) -> Self::Future {
-        let f = move |cx: &Cx, _: Request| (self.f)(cx);
+        // An extractor of nothing, so that the request is not kept while the function runs.
+        let f = move |cx: &Cx, (): ()| (self.f)(cx);
         let handler = SyncHandler { f, at: self.at };
-        Handler::<(_, Request, R), S>::call(handler, request, state)
+        Handler::<(_, (), R), S>::call(handler, request, state)
     }
 }
 
-/// An empty response with status 503 when no thread could be had, else 500.
+/// Status 503 when no thread could be had, else 500; empty, but for the text of `Missing`.
+///
+/// The error is in the response's extensions, and in the log (feature `tracing`).
 impl IntoResponse for BridgeError {
     fn into_response(self) -> Response {
-        let mut response = self.status().into_response();
-        response.extensions_mut().insert(self);
-        response
+        let text = (self.kind() == BridgeErrorKind::Missing).then(|| self.to_string());
+        let (parts, body) = self.answer::<Body>().into_parts();
+        match text {
+            Some(text) => (parts.status, parts.extensions, text).into_response(),
+            None => Response::from_parts(parts, body),
+        }
     }
 }
 

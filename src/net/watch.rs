@@ -34,7 +34,7 @@ use tokio::{
 };
 
 use super::peer::PeerEnd;
-use crate::scope::contained;
+use crate::scope::quietly;
 
 /// What the stream and every `Peer` share.
 pub(super) struct Connection {
@@ -94,8 +94,8 @@ impl Connection {
         if first {
             let wakers = self.state().waiters.take_wakers();
             for waker in wakers {
-                // One that panics keeps it from nobody else, nor does its payload.
-                let _ = contained(|| drop(contained(|| waker.wake())));
+                // One that panics keeps it from nobody else.
+                quietly(|| waker.wake());
             }
         }
     }
