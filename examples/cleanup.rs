@@ -6,14 +6,9 @@
 //! curl -N -m 2 http://127.0.0.1:3000/import    leaves after two seconds     rolled back 3 rows: Disconnected
 //! curl http://127.0.0.1:3000/refused           answers 409                  rolled back 0 rows: Complete
 //! ```
-//!
 //! Ctrl-C lets imports come to their end.
 
-use std::{
-    sync::Arc,
-    sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, sync::atomic::AtomicU32, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use axum::{Router, body::Body, http::StatusCode, routing::get};
 use bodyguard::{BoxError, Cleanup, CleanupLayer, Ending, Supervisor, TaskResult, net};
@@ -35,14 +30,14 @@ impl Transaction {
 
     async fn insert(&self, row: u32) -> Result<String, BoxError> {
         sleep(Duration::from_millis(500)).await;
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.fetch_add(1, Relaxed);
         Ok(format!("row {row}\n"))
     }
 
     /// Runs before the client sees the end: if the commit fails, so does the response.
     async fn close(&self, ending: &Ending) -> TaskResult {
         sleep(Duration::from_millis(10)).await;
-        let rows = self.0.load(Ordering::Relaxed);
+        let rows = self.0.load(Relaxed);
         match ending.succeeded() {
             true => println!("committed {rows} rows"),
             false => println!("rolled back {rows} rows: {}", ending.outcome()),
@@ -72,17 +67,12 @@ async fn main() -> Result<(), BoxError> {
         .route("/import", get(import))
         .route("/refused", get(refused))
         .layer(CleanupLayer::new().supervisor(&supervisor));
-
     let bind = std::env::var("BIND").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
     let listener = net::WatchedListener::bind(&bind).await?;
     println!("listening on http://{}", listener.local_addr()?);
     let report = net::serve(listener, app)
         .supervisor(&supervisor)
-        .shutdown(async {
-            if tokio::signal::ctrl_c().await.is_err() {
-                std::future::pending().await // It cannot be listened for: serve on.
-            }
-        })
+        .shutdown(async { tokio::signal::ctrl_c().await.expect("Ctrl-C is heard") })
         .await?;
     println!("drained: {report}");
     Ok(())

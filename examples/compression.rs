@@ -46,17 +46,9 @@ async fn secret() -> impl IntoResponse {
 }
 
 fn describe(stats: CompressionStats) -> String {
-    let CompressionStats {
-        open,
-        parked,
-        resident,
-        bytes_in,
-        bytes_out,
-        ..
-    } = stats;
     format!(
-        "{open} streams open, {parked} of them parked, {resident} compressors; \
-         {bytes_in} bytes in, {bytes_out} out\n"
+        "{} streams open, {} of them parked, {} compressors; {} bytes in, {} out\n",
+        stats.open, stats.parked, stats.resident, stats.bytes_in, stats.bytes_out
     )
 }
 
@@ -77,11 +69,7 @@ async fn main() -> Result<(), BoxError> {
     net::serve(listener, app)
         // Its event streams have no end, and without a scope nobody to end them but this.
         .deadline(Duration::from_secs(1))
-        .shutdown(async {
-            if tokio::signal::ctrl_c().await.is_err() {
-                std::future::pending().await // It cannot be listened for: serve on.
-            }
-        })
+        .shutdown(async { tokio::signal::ctrl_c().await.expect("Ctrl-C is heard") })
         .await?;
     Ok(())
 }

@@ -67,11 +67,7 @@ async fn main() -> Result<(), BoxError> {
     println!("listening on http://{}", listener.local_addr()?);
     net::serve(listener, app)
         .supervisor(&supervisor)
-        .shutdown(async {
-            if tokio::signal::ctrl_c().await.is_err() {
-                std::future::pending().await // It cannot be listened for: serve on.
-            }
-        })
+        .shutdown(async { tokio::signal::ctrl_c().await.expect("Ctrl-C is heard") })
         .await?;
     Ok(())
 }

@@ -1,96 +1,79 @@
-//! Bare hyper, HTTP/1.1 and HTTP/2 on one port: a body that owns its tasks, and one layer around it.
+//! Bare hyper, HTTP/1.1 and HTTP/2, on an accept loop of one's own: the pattern for TLS, Unix sockets and
+//! hyper's options. It shuts down as `net::serve` does.
 //!
 //! `cargo run --example hyper_plain`, then try:
 //! ```text
 //! curl -N http://127.0.0.1:3000/                             a clock, once a second
 //! curl -N --http2-prior-knowledge http://127.0.0.1:3000/     the same over HTTP/2
 //! ```
-//!
-//! Leave with Ctrl-C in curl: the server prints `Dropped after 3 frames`. Ctrl-C in the server
-//! ends every clock with an error, and prints what the drain found.
+//! After Ctrl-C in curl the server prints `Disconnected after 3 frames`; its own ends clocks in errors.
 
-use std::{convert::Infallible, net::SocketAddr, pin::pin, time::Duration};
+use std::{convert::Infallible, pin::pin, time::Duration};
 
-use bodyguard::{BoxError, EndReport, Shutdown, Supervisor, TaskGroupBody, TaskGroupLayer};
+use bodyguard::{BoxError, Shutdown, Supervisor, TaskGroupBody, TaskGroupLayer, net};
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-    service::TowerToHyperService,
-};
-use tokio::{
-    net::TcpListener,
-    task::JoinSet,
-    time::{interval, sleep},
-};
-use tower::{ServiceBuilder, service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::{conn::auto, graceful::GracefulShutdown};
+use hyper_util::service::TowerToHyperService;
+use tokio::{task::JoinSet, time::sleep, time::timeout};
+use tower::ServiceBuilder;
 
 async fn clock(_: Request<Incoming>) -> Result<Response<TaskGroupBody>, Infallible> {
     let body = TaskGroupBody::new(|_, tx| async move {
-        let mut ticks = interval(Duration::from_secs(1));
         for second in 0.. {
-            ticks.tick().await;
             tx.send(format!("{second} s\n")).await?;
+            sleep(Duration::from_secs(1)).await;
         }
         Ok(())
     });
-    // Makes the body's tasks known to the layer, so that its supervisor waits for them.
-    Ok(body.into_http())
-}
-
-fn print(report: &EndReport) {
-    println!("{} after {} frames", report.outcome(), report.frames);
+    Ok(body.into_http()) // By this the layer's supervisor knows of the body's tasks.
 }
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let bind = std::env::var("BIND").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
-    let listener = TcpListener::bind(bind.parse::<SocketAddr>()?).await?;
+    let mut listener = net::WatchedListener::bind(&bind).await?;
     println!("listening on http://{}", listener.local_addr()?);
-
     let supervisor = Supervisor::new();
     let layer = TaskGroupLayer::new()
         .supervisor(&supervisor)
         .shutdown(Shutdown::end_now())
-        .on_end(print);
-    let service = ServiceBuilder::new()
-        .layer(layer)
-        .service(service_fn(clock));
-
+        .on_end(|report| println!("{} after {} frames", report.outcome(), report.frames));
     let mut http = auto::Builder::new(TokioExecutor::new());
-    // Without a timer hyper's time-out for request heads does nothing.
-    http.http1().timer(TokioTimer::new());
+    http.http1().timer(TokioTimer::new()); // Without one hyper has no time-outs.
     http.http2().timer(TokioTimer::new());
+    let (mut connections, graceful) = (JoinSet::new(), GracefulShutdown::new());
     let mut stop = pin!(tokio::signal::ctrl_c());
-    let mut connections = JoinSet::new();
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            // Or a set of tasks keeps those that have ended.
-            Some(_ended) = connections.join_next() => continue,
+        let (stream, _) = tokio::select! {
             stopped = &mut stop => break stopped?,
+            Some(_ended) = connections.join_next() => continue, // Or the set keeps them.
+            accepted = listener.accept() => accepted?,
         };
-        let Ok((socket, _)) = accepted else {
-            // Out of descriptors, most likely: some come back.
-            sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        // A held last frame would wait for the client's delayed acknowledgement. Fails only if the
-        // client has gone already.
-        let _ = socket.set_nodelay(true);
-        let service = TowerToHyperService::new(service.clone());
-        let http = http.clone();
+        let (supervisor, peer) = (supervisor.clone(), stream.peer());
+        let service = ServiceBuilder::new()
+            .map_request(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(peer.clone()); // By this the layer knows the connection.
+                request
+            })
+            .layer(layer.clone())
+            .service_fn(clock);
+        let served = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        let served = graceful.watch(served.into_owned());
         connections.spawn(async move {
-            // Fails when the client goes: that is in the end report.
-            http.serve_connection(TokioIo::new(socket), service)
-                .await
-                .ok();
+            tokio::select! {
+                _ = served => {} // Its error is the client's going: that is in the end report.
+                () = supervisor.aborting() => {} // The drain is out of patience.
+            }
         });
     }
-    println!(
-        "drained: {}",
-        supervisor.drain(Duration::from_secs(5)).await
-    );
+    drop(listener);
+    // Connections take no more requests, bodies end. The last bytes have another second.
+    let closed = timeout(Duration::from_secs(6), graceful.shutdown());
+    let _ = tokio::join!(closed, supervisor.drain(Duration::from_secs(5)));
+    connections.shutdown().await;
+    let report = supervisor.drain(Duration::from_secs(1)).await;
+    println!("drained: {report}");
     Ok(())
 }

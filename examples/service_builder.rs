@@ -57,11 +57,7 @@ async fn main() -> Result<(), BoxError> {
     let report = net::serve(listener, service)
         .supervisor(&supervisor)
         .deadline(Duration::from_secs(10))
-        .shutdown(async {
-            if tokio::signal::ctrl_c().await.is_err() {
-                std::future::pending().await // It cannot be listened for: serve on.
-            }
-        })
+        .shutdown(async { tokio::signal::ctrl_c().await.expect("Ctrl-C is heard") })
         .await?;
     println!("drained: {report}");
     Ok(())

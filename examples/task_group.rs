@@ -1,14 +1,12 @@
 //! Several producers, one response: none outlives it, and none fails unseen.
 //!
 //! `cargo run --example task_group`, then try:
-//!
 //! ```text
 //! curl -N http://127.0.0.1:3000/          news and weather as they come, then a clean end
 //! curl -N http://127.0.0.1:3000/alone     the same from a body that needs no layer
 //! curl -N http://127.0.0.1:3000/broken    one producer fails: curl: (18) ... , never a short whole body
 //! curl -N -m 1 http://127.0.0.1:3000/     leaves: both producers are cancelled
 //! ```
-//!
 //! For each the server prints how it ended, for instance `/broken: Failed, the presses have stopped`.
 
 use std::time::Duration;
@@ -57,7 +55,7 @@ async fn broken(group: TaskGroup) -> GroupBody {
 
 fn print(report: &EndReport) {
     let errors = report.errors.iter().map(|error| format!(", {error}"));
-    let errors: String = errors.collect();
+    let errors = errors.collect::<String>();
     println!("{}: {}{errors}", report.uri, report.outcome());
 }
 
@@ -69,17 +67,12 @@ async fn main() -> Result<(), BoxError> {
         .route("/alone", get(alone))
         .route("/broken", get(broken))
         .layer(TaskGroupLayer::new().supervisor(&supervisor).on_end(print));
-
     let bind = std::env::var("BIND").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
     let listener = net::WatchedListener::bind(&bind).await?;
     println!("listening on http://{}", listener.local_addr()?);
     let report = net::serve(listener, app)
         .supervisor(&supervisor)
-        .shutdown(async {
-            if tokio::signal::ctrl_c().await.is_err() {
-                std::future::pending().await // It cannot be listened for: serve on.
-            }
-        })
+        .shutdown(async { tokio::signal::ctrl_c().await.expect("Ctrl-C is heard") })
         .await?;
     println!("drained: {report}");
     Ok(())

@@ -2,7 +2,8 @@
 //! Tower layers that give every streaming HTTP response an owner.
 //!
 //! What a request started is stopped, closed and accounted for when its body ends, however it ends,
-//! and the client can never mistake a broken stream for a whole one.
+//! and the client cannot mistake a broken stream for a whole one
+//! ([three exceptions](#where-a-broken-body-can-look-whole)).
 //!
 //! Without an owner: when a client leaves, hyper drops the body, and Rust has no async drop, so
 //! transactions stay open and producers leak. When a producer task panics, the client sees a
@@ -16,7 +17,7 @@
     not(all(feature = "axum", feature = "net", feature = "compression")),
     doc = "```ignore"
 )]
-//! use axum::{Router, http::header, response::IntoResponse, routing::get};
+//! use axum::{Router, response::IntoResponse, routing::get};
 //! use bodyguard::{Cleanup, Stack, Supervisor, TaskGroup, net};
 //!
 //! async fn feed(group: TaskGroup, cleanup: Cleanup) -> impl IntoResponse {
@@ -32,7 +33,12 @@
 //!         tasks.spawn(async move { Ok(tx.send("data: weather\n\n").await?) })?;
 //!         Ok(())
 //!     });
-//!     ([(header::CONTENT_TYPE, "text/event-stream")], body)
+//!     let headers = [
+//!         ("content-type", "text/event-stream"),
+//!         ("cache-control", "no-cache"),
+//!         ("x-accel-buffering", "no"), // Or nginx holds events back.
+//!     ];
+//!     (headers, body)
 //! }
 //!
 //! #[tokio::main]
@@ -67,6 +73,7 @@
 //! | event streams, exports, JSON | `CompressionLayer` | gzip that flushes when idle |
 //! | all of it | [`Stack`] | all views, compression outside |
 //! | a process that shuts down | [`Supervisor`], `net::serve` | a drain with a report |
+//! | streams without an end | [`Shutdown::end_now`] on the layer | a last event at a shutdown |
 //!
 //! Each layer works alone, in any order, on axum or any hyper 1.x service; together they share one
 //! scope per request. Without a layer there are bodies that bring their own scope:
@@ -77,12 +84,19 @@
 //! [`Outcome`] says how the body ended, [`Ending::succeeded`] is what commit-or-rollback code
 //! branches on, and an [`EndReport`] accounts for each response. On a natural end the teardown
 //! finishes before the client sees the end: a closer that fails makes the transfer a broken one,
-//! or the response a 500 if its head was not sent yet.
+//! or the response a 500 if its head was not sent yet. A gRPC call that fails, which is a complete
+//! response of status 200, has not succeeded.
 //!
-//! To an HTTP/1.0 client the end of the connection is that of a body without a length: there a broken
-//! one ends in a reset, which takes a `net::WatchedListener` and its `net::Peer` in the request's
-//! extensions, as under `net::serve`. (nginx asks its upstreams so unless told
-//! `proxy_http_version 1.1`.)
+//! # Where a broken body can look whole
+//!
+//! - To an HTTP/1.0 client the end of the connection is that of a body without a length: there a broken
+//!   one ends in a reset, which takes a `net::WatchedListener` and its `net::Peer` in the request's
+//!   extensions, as under `net::serve`. (nginx before 1.29.7 asks its upstreams so, unless told
+//!   `proxy_http_version 1.1`.)
+//! - [`FrameBody`](task_group::FrameBody) is only a channel: it ends cleanly when its senders are gone,
+//!   also by a panic of the task that held them.
+//! - A [`GroupBody`](task_group::GroupBody) is judged by the layer of its group: sent as a response from
+//!   outside that layer, it ends cleanly whatever its tasks came to.
 //!
 //! # Features
 //!
@@ -92,8 +106,8 @@
 //! | `compression` | yes | `CompressionLayer` (gzip, pure Rust), and its place in [`Stack`] |
 //! | `net` | yes | `net::serve`, `net::WatchedListener` |
 //! | `bridge` | yes | one thread and one event loop per request for sync code |
-//! | `br`, `zstd`, `deflate` | | further codings |
-//! | `tracing`, `metrics` | | an event and counters for each end report |
+//! | `br`, `zstd`, `deflate` | | further codings, each offered once `CompressionLayer` is told so |
+//! | `tracing`, `metrics` | | [an event and counters](scope#what-goes-out) for each end report |
 //! | `testing` | | scripted bodies, probes, conformance checks |
 //! | `full` | | all of them |
 
@@ -136,3 +150,5 @@ pub use scope::{Hold, MissingLayer, Shutdown, close, closing};
 pub use stack::Stack;
 pub use supervisor::{DrainReport, LiveScope, Supervisor};
 pub use task_group::{FrameSender, TaskGroup, TaskGroupBody, TaskGroupLayer};
+/// From `tokio-util`: what graceful tasks are given, and views give out.
+pub use tokio_util::sync::CancellationToken;

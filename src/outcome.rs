@@ -26,10 +26,15 @@ pub enum Outcome {
     Shutdown,
     /// The application cancelled the scope, or dropped its hold.
     Cancelled,
-    /// Dropped before its end, and the connection is known to be gone.
+    /// The client is known to have gone before the end: its connection ended, or its upload broke off.
+    ///
+    /// Known with a [`net::Peer`](crate::net::Peer) in the request's extensions, or under
+    /// [`drain_request`](crate::scope::ScopeLayer::drain_request); without them a leave is `Dropped`.
+    /// See [what detection depends on](crate::disconnect#what-detection-depends-on).
     Disconnected,
-    /// Dropped before its end for a reason unknown to us: mostly the client left, or an outer layer
-    /// (a time-out, a hedge) gave up.
+    /// Dropped before its end for a reason unknown to us: mostly the client left (always so where the
+    /// connection is not watched, and where only an HTTP/2 stream was reset), or an outer layer (a
+    /// time-out, a hedge) gave up.
     Dropped,
 }
 
@@ -78,6 +83,11 @@ pub(crate) struct EndingParts {
     pub(crate) succeeded: bool,
 }
 
+/// The default rule for [`Ending::succeeded`].
+pub(crate) fn succeeded(outcome: Outcome, status: Option<StatusCode>) -> bool {
+    outcome.is_complete() && status.is_none_or(|status| status.as_u16() < 400)
+}
+
 impl Ending {
     pub(crate) fn new(parts: EndingParts) -> Self {
         Self {
@@ -110,14 +120,18 @@ impl Ending {
         self.inner.cause.as_ref()
     }
 
-    /// What commit-or-rollback code branches on: complete, and a status below 400.
+    /// What commit-or-rollback code branches on: complete, a status below 400, no failed gRPC call.
     ///
     /// A response to HEAD is complete although its body was never polled: code that commits what a
     /// body has done asks that too (axum's `get` answers HEAD).
     ///
+    /// A gRPC call fails with status 200: a `grpc-status` other than 0, in trailers or in the head, is no
+    /// success either. (gRPC-Web has its trailers in the body, where they are not seen.)
+    ///
     /// False once any task or closer has failed, and when the handler under the owner was dropped
-    /// or panicked although someone else answered for it. A layer can set another rule for status
-    /// and outcome with [`ScopeLayer::succeeded_when`](crate::scope::ScopeLayer::succeeded_when).
+    /// or panicked although someone else answered for it. A layer can set another rule for outcome,
+    /// status and `grpc-status` with
+    /// [`ScopeLayer::succeeded_when`](crate::scope::ScopeLayer::succeeded_when).
     pub fn succeeded(&self) -> bool {
         self.inner.succeeded
     }

@@ -72,6 +72,9 @@ impl Stack {
 
 impl<M> Stack<M> {
     /// Replaces the compression and its options.
+    ///
+    /// Without any: `.compression(CompressionLayer::new().gzip(false))`, which leaves every response as
+    /// it is, `Vary` included.
     #[cfg(feature = "compression")]
     pub fn compression(mut self, compression: CompressionLayer) -> Self {
         self.compression = compression;

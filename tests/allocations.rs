@@ -5,6 +5,7 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::{Pin, pin},
+    sync::Mutex,
     task::{Context, Poll, Waker},
 };
 
@@ -17,6 +18,9 @@ use tower::{Layer, Service, service_fn};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// One test at a time: they share the counter.
+static ALONE: Mutex<()> = Mutex::new(());
 
 const FRAMES: usize = 1_000;
 
@@ -79,6 +83,7 @@ where
 
 #[tokio::test]
 async fn layers_that_are_on_and_unused() {
+    let _alone = ALONE.lock().unwrap();
     let handler = || {
         service_fn(|_: Request<()>| async {
             let mut response = Response::new(Frames { left: FRAMES });
@@ -93,10 +98,12 @@ async fn layers_that_are_on_and_unused() {
     let mut shared = CleanupLayer::new().supervisor(&supervisor).layer(handler());
     let mut hooked = CleanupLayer::new().on_end(|_| {}).layer(handler());
     let mut stack = Stack::new().layer(handler());
+    let mut bridge = bodyguard::BridgeLayer::new().layer(handler());
+    let mut both = CleanupLayer::new().layer(bodyguard::BridgeLayer::new().layer(handler()));
     let mut three = CleanupLayer::new().layer(
         bodyguard::TaskGroupLayer::new().layer(bodyguard::DisconnectLayer::new().layer(handler())),
     );
-    let mut lines = [("", (usize::MAX, usize::MAX)); 6];
+    let mut lines = [("", (usize::MAX, usize::MAX)); 8];
     // The fewest of some rounds: what is made once for all requests is made in the first, and the
     // test harness allocates on its own thread now and then.
     for _ in 0..10 {
@@ -105,6 +112,8 @@ async fn layers_that_are_on_and_unused() {
             ("CleanupLayer", counted(&mut private)),
             ("with a supervisor", counted(&mut shared)),
             ("with a hook", counted(&mut hooked)),
+            ("BridgeLayer", counted(&mut bridge)),
+            ("BridgeLayer inside", counted(&mut both)),
             ("three layers", counted(&mut three)),
             ("Stack", counted(&mut stack)),
         ];
@@ -120,4 +129,45 @@ async fn layers_that_are_on_and_unused() {
         let more = call + body - bare_call - bare_body;
         assert!(more <= 4, "{name}: {more} more than the bare service");
     }
+    // The bridge is paid for where it is used: here it is a layer like any other.
+    let of = |name| lines.iter().find(|line| line.0 == name).unwrap().1;
+    assert_eq!(of("BridgeLayer"), of("CleanupLayer"));
+    assert_eq!(of("BridgeLayer inside"), of("CleanupLayer"));
+}
+
+/// A response with nothing to close goes through `close` and `closing` at no cost.
+#[tokio::test]
+async fn closing_what_has_nothing_to_close() {
+    let _alone = ALONE.lock().unwrap();
+    let response = || Response::new(Frames { left: FRAMES });
+    let mut fewest = [usize::MAX; 3];
+    for _ in 0..10 {
+        let mut cx = Context::from_waker(Waker::noop());
+        let region = Region::new(ALLOCATOR);
+        {
+            let closed = pin!(bodyguard::close(response()));
+            assert!(matches!(closed.poll(&mut cx), Poll::Ready(Ok(None))));
+        }
+        fewest[0] = fewest[0].min(region.change().allocations);
+
+        let region = Region::new(ALLOCATOR);
+        drop(bodyguard::closing(response()));
+        fewest[1] = fewest[1].min(region.change().allocations);
+
+        let region = Region::new(ALLOCATOR);
+        {
+            let mut guard = bodyguard::closing(response());
+            assert!(matches!(
+                Pin::new(&mut guard).poll_frame(&mut cx),
+                Poll::Ready(Some(Ok(_)))
+            ));
+            let closed = pin!(guard.close());
+            assert!(matches!(closed.poll(&mut cx), Poll::Ready(Ok(None))));
+        }
+        fewest[2] = fewest[2].min(region.change().allocations);
+    }
+    assert_eq!(
+        fewest, [0; 3],
+        "close, a guard dropped, a guard read and closed"
+    );
 }

@@ -592,11 +592,15 @@ async fn a_disconnect_body_tells_its_parent_that_the_client_left() {
         .drain_request(1 << 20)
         .layer(handler);
     let request = Request::post("/").body(body).unwrap();
+    let (tell, waits) = tokio::sync::oneshot::channel();
     let task = tokio::spawn(async move {
-        let body = service.oneshot(request).await.unwrap().into_body();
+        let mut body = service.oneshot(request).await.unwrap().into_body();
+        // Asked for its first frame, for which it waits.
+        assert!(futures_util::poll!(body.frame()).is_pending());
+        tell.send(()).unwrap();
         let _ = body.collect().await;
     });
-    tokio::time::sleep(Duration::from_millis(10)).await;
+    waits.await.unwrap();
     abort.send(()).unwrap();
     task.await.unwrap();
     assert_eq!(outcomes(&reports), [Outcome::Disconnected]);

@@ -212,6 +212,32 @@ async fn the_inner_services_own_error_passes_through() {
     assert_eq!(error.to_string(), "inner");
 }
 
+/// Bodies of scope layers further in have an empty default, for the answer to an error.
+#[tokio::test]
+async fn a_scope_layer_may_stand_inside_of_it() {
+    let inner = tower::service_fn(|_: http::Request<String>| async {
+        Ok::<_, Infallible>(http::Response::new("inner".to_owned()))
+    });
+    let service = tower::ServiceBuilder::new()
+        .layer(from_fn_sync(|cx: &Cx, request, next: Next<_, _, _>| {
+            next.run(cx, request)
+        }))
+        .layer(bodyguard::CleanupLayer::new())
+        .service(inner);
+    let context = Context::new(pool(1));
+    let mut request = http::Request::new(String::new());
+    let missing = soon(service.clone().oneshot(request.clone()))
+        .await
+        .unwrap();
+    assert_eq!(missing.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    let empty = soon(missing.into_body().collect()).await.unwrap();
+    assert!(empty.to_bytes().is_empty());
+    request.extensions_mut().insert(context.bridge());
+    let response = soon(service.oneshot(request)).await.unwrap();
+    let whole = soon(response.into_body().collect()).await.unwrap();
+    assert_eq!(whole.to_bytes(), "inner");
+}
+
 #[tokio::test]
 async fn a_dropped_request_interrupts_its_blocking_middleware() {
     let (told, was_told) = mpsc::channel();
@@ -263,6 +289,7 @@ async fn blocking_handlers_take_extractors() {
     let pool = pool(1);
     let app = Router::new()
         .route("/{n}", get(sync_handler(handler)))
+        .route("/", get(sync_handler(|_: &Cx| "no extractor")))
         .layer(Extension(40_u32))
         .layer(from_fn_with_state(pool.clone(), own));
     assert_eq!(
@@ -273,6 +300,7 @@ async fn blocking_handlers_take_extractors() {
         get_text(app.clone(), "/no").await.0,
         StatusCode::BAD_REQUEST
     );
+    assert_eq!(get_text(app.clone(), "/").await.1, "no extractor");
     // Every thread taken: told to come back.
     let holder = Context::new(pool);
     soon(holder.bridge().call(|_| ())).await.unwrap();
@@ -283,14 +311,33 @@ async fn blocking_handlers_take_extractors() {
 }
 
 #[tokio::test]
+async fn blocking_handlers_without_extractors() {
+    fn plain(cx: &Cx) -> String {
+        cx.block_on(async { "plain".to_owned() }).unwrap()
+    }
+    let app = Router::new()
+        .route("/fn", get(sync_handler(plain)))
+        .route("/closure", get(sync_handler(|_: &Cx| "closure")))
+        .route("/unit", get(sync_handler(|_: &Cx, ()| "unit")))
+        .layer(from_fn_with_state(pool(1), own));
+    for (path, text) in [("/fn", "plain"), ("/closure", "closure"), ("/unit", "unit")] {
+        let answer = get_text(app.clone(), path).await;
+        assert_eq!(answer, (StatusCode::OK, text.into()));
+    }
+    let app = Router::new().route("/", get(sync_handler(plain)));
+    let (status, text) = get_text(app, "/").await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(text.contains("`BridgeLayer`"), "{text}");
+}
+
+#[tokio::test]
 async fn without_a_bridge_both_say_so() {
     let app = Router::new().route("/", get(sync_handler(|_: &Cx, ()| "never")));
-    let response = soon(app.oneshot(request("/"))).await.unwrap();
+    let response = soon(app.clone().oneshot(request("/"))).await.unwrap();
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
-    assert_eq!(
-        response.extensions().get::<BridgeError>().unwrap().kind(),
-        Kind::Missing
-    );
+    let error = response.extensions().get::<BridgeError>().unwrap().clone();
+    assert_eq!(error.kind(), Kind::Missing);
+    assert_eq!(get_text(app, "/").await.1, error.to_string());
     let app = Router::new()
         .fallback(|| async { "never" })
         .layer(from_fn_sync(

@@ -134,6 +134,64 @@ async fn a_closer_before_the_head_fails_the_response() {
 }
 
 #[tokio::test]
+async fn closers_are_told_how_the_response_ended() {
+    // By both doors, and by what comes of the response.
+    for (status, leave, expected) in [
+        (200, false, (Outcome::Complete, true)),
+        (500, false, (Outcome::Complete, false)),
+        (200, true, (Outcome::Dropped, false)),
+    ] {
+        let (told, endings) = mpsc::channel();
+        let pool = Pool::new();
+        let app = Router::new()
+            .route(
+                "/",
+                get(move |bridge: Bridge| async move {
+                    let first = told.clone();
+                    bridge
+                        .try_defer(move |cx| first.send(cx.ending().cloned()))
+                        .unwrap();
+                    let set_up = bridge.call(move |cx| {
+                        assert!(cx.ending().is_none(), "it goes on");
+                        let bound = std::rc::Rc::new(told);
+                        cx.defer(move |cx| bound.send(cx.ending().cloned()).unwrap())
+                    });
+                    set_up.await.unwrap().unwrap();
+                    let rows = tokio_stream::once(Ok::<_, std::io::Error>("rows"));
+                    let body = match leave {
+                        true => endless(),
+                        false => Body::from_stream(rows),
+                    };
+                    Response::builder().status(status).body(body).unwrap()
+                }),
+            )
+            .layer(BridgeLayer::new().pool(&pool));
+        let response = ask(app).await;
+        match leave {
+            true => drop(response),
+            false => drop(text(response).await),
+        }
+        until(|| pool.idle() == 1).await;
+        let endings: Vec<_> = endings.try_iter().collect();
+        assert_eq!(endings.len(), 2);
+        for ending in endings {
+            let ending = ending.expect("it is over");
+            assert_eq!((ending.outcome(), ending.succeeded()), expected);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_context_serves_no_response_that_could_end() {
+    let context = Context::new(Pool::new());
+    let (told, seen) = mpsc::channel();
+    let closer = move |cx: &Cx| told.send(cx.ending().is_none()).unwrap();
+    context.bridge().defer(closer).unwrap();
+    assert_eq!(soon(context.close()).await.closers_run(), 1);
+    assert!(seen.try_recv().unwrap());
+}
+
+#[tokio::test]
 async fn a_closer_may_use_the_bridge_and_register_others() {
     let (told, order) = mpsc::channel();
     let pool = Pool::new();

@@ -9,10 +9,14 @@ use bodyguard::{
 };
 use http_body_util::BodyExt as _;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use tower::ServiceExt as _;
+use tower::{ServiceExt as _, layer::util::Identity};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// What a layer in which nothing is registered allocates, the boxes that axum puts around any
+/// service of its own among it.
+const SCOPE: usize = 8;
 
 /// Allocations of a request: the median of a hundred, since the test harness allocates now and then.
 async fn allocations(app: Router) -> usize {
@@ -36,8 +40,16 @@ async fn a_request_that_does_not_use_it_pays_nothing() {
     let plain = || Router::new().route("/", get(|| async { "hello" }));
 
     // The layer: what any layer of the crate costs. A second one: nothing.
+    let none = allocations(plain().layer(Identity::new())).await;
     let one = allocations(plain().layer(without.clone())).await;
     assert_eq!(allocations(plain().layer(with.clone())).await, one);
+    let both = (without.clone(), BridgeLayer::new());
+    assert_eq!(allocations(plain().layer(both)).await, one);
+    // Options of an inner layer are merged with those of the outer: one, for any layer.
+    let both = (without.clone(), with.clone());
+    assert_eq!(allocations(plain().layer(both)).await, one + 1);
+    println!("allocations: {none} without a layer, {one} with one");
+    assert_eq!(one - none, SCOPE);
 
     // The view, in the hands of a handler that makes nothing of it.
     let cleanup = Router::new().route("/", get(|_: Cleanup| async { "hello" }));

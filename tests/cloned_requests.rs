@@ -18,6 +18,8 @@ use http_body_util::BodyExt;
 use tokio::{task::JoinSet, time::Instant};
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 
+mod support;
+
 type Boxed = BoxCloneSyncService<Request<()>, Response<Body>, BoxError>;
 
 /// One line for each closer: attempt, outcome, status, success; and when it ran.
@@ -60,9 +62,7 @@ fn taken(log: &Log) -> Vec<(usize, Outcome, Option<u16>, bool)> {
 }
 
 async fn torn_down(supervisor: &Supervisor) {
-    while supervisor.active() > 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    support::eventually(|| supervisor.active() == 0).await;
 }
 
 #[derive(Clone)]
@@ -258,9 +258,7 @@ async fn a_hedge_has_a_winner_and_a_loser() {
         .await
         .unwrap();
     // The loser went with the hedge's future, as soon as there was a winner.
-    while log.lock().unwrap().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    support::in_turns(|| !log.lock().unwrap().is_empty()).await;
     assert_eq!(taken(&log), [(1, Outcome::Dropped, None, false)]);
     assert_eq!(
         response.into_body().collect().await.unwrap().to_bytes(),

@@ -6,7 +6,6 @@ use std::{
     convert::Infallible,
     io::{Read, Write},
     net::SocketAddr,
-    process::{Command, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -15,7 +14,7 @@ use bodyguard::compression::CompressionLayer;
 use bytes::Bytes;
 use http::{Method, Request, Response, Version};
 use http_body::Frame;
-use http_body_util::{BodyExt, Empty, StreamBody};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::{body::Incoming, client::conn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
@@ -29,6 +28,9 @@ use tokio::{
     time::timeout,
 };
 use tower::{Layer, service_fn};
+
+#[path = "../src/compression/tests/foreign.rs"]
+mod foreign;
 
 /// Longer than any wait that is not a failure.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -145,25 +147,30 @@ impl Lengths {
 }
 
 async fn streams(version: Version) {
-    let layer = CompressionLayer::new().resident_limit(0);
-    let feeds = Feeds::default();
-    let (address, _server) = serve(layer.clone(), Arc::clone(&feeds)).await;
     let mut tasks = JoinSet::new();
     let mut wires = Vec::new();
     let mut connections = JoinSet::new();
     for connection in 0..CONNECTIONS {
+        // A layer for each connection: its figures are those of one stream.
+        let layer = CompressionLayer::new().resident_limit(0);
+        let feeds = Feeds::default();
+        let (address, server) = serve(layer.clone(), Arc::clone(&feeds)).await;
         let mut client = Client::connect(address, version, &mut tasks).await;
-        let feeds = Arc::clone(&feeds);
         connections.spawn(async move {
+            let _server = server;
             let mut wires = Vec::new();
             for stream in 0..STREAMS / CONNECTIONS {
                 let seed = (connection * STREAMS + stream) as u64;
                 wires.push(
-                    timeout(DEADLINE, one_stream(&mut client, address, &feeds, seed))
-                        .await
-                        .unwrap_or_else(|_| panic!("stream {seed} hangs")),
+                    timeout(
+                        DEADLINE,
+                        one_stream(&mut client, &layer, address, &feeds, seed),
+                    )
+                    .await
+                    .unwrap_or_else(|_| panic!("stream {seed} hangs")),
                 );
             }
+            assert_eq!(layer.stats().resident, 0, "a compressor was kept");
             wires
         });
     }
@@ -171,17 +178,20 @@ async fn streams(version: Version) {
         wires.extend(done.expect("no panic"));
     }
     assert_eq!(wires.len(), STREAMS);
-    assert_eq!(layer.stats().resident, 0, "a compressor was kept");
-    foreign_decoders(wires).await;
+    let decoded = tokio::task::spawn_blocking(|| foreign::decode(wires));
+    decoded.await.expect("one member each, to others too");
 }
 
-/// Sends each event only once the one before has been decoded.
+/// Sends each event only once the one before has been decoded and the stream is parked.
 async fn one_stream(
     client: &mut Client,
+    layer: &CompressionLayer,
     address: SocketAddr,
     feeds: &Feeds,
     seed: u64,
 ) -> (Vec<u8>, Vec<u8>) {
+    // Over HTTP/2 the client knows the end of a stream before its server has let go of it.
+    until(|| layer.stats().open == 0).await;
     let mut lengths = Lengths(seed);
     let (events, receiver) = mpsc::channel(1);
     let path = format!("/{seed}");
@@ -208,6 +218,8 @@ async fn one_stream(
             told = decoder.get_ref().len();
         }
         assert!(decoder.get_ref() == &text, "another text");
+        until(|| layer.stats().parked == 1).await;
+        assert_eq!((layer.stats().open, layer.stats().resident), (1, 0));
     }
     drop(events);
     while let Some(frame) = body.frame().await {
@@ -216,57 +228,11 @@ async fn one_stream(
     (wire, text)
 }
 
-/// Python's zlib, which is asked for exactly one member, and the system's gzip.
-async fn foreign_decoders(wires: Vec<(Vec<u8>, Vec<u8>)>) {
-    let mut input = Vec::new();
-    for (wire, text) in &wires {
-        for bytes in [wire, text] {
-            input.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-            input.extend_from_slice(bytes);
-        }
+/// For what no event announces; the deadline is that of the stream.
+async fn until(done: impl Fn() -> bool) {
+    while !done() {
+        tokio::time::sleep(Duration::from_micros(200)).await;
     }
-    const SCRIPT: &str = "
-import struct, sys, zlib
-count = 0
-def take():
-    size = sys.stdin.buffer.read(4)
-    return sys.stdin.buffer.read(struct.unpack('<I', size)[0]) if size else None
-while (wire := take()) is not None:
-    decoder = zlib.decompressobj(31)
-    assert decoder.decompress(wire) == take(), 'another text'
-    assert decoder.eof and not decoder.unused_data, 'not one member'
-    count += 1
-print(count)
-";
-    let output = pipe(Command::new("python3").args(["-c", SCRIPT]), input).await;
-    assert_eq!(output.trim_ascii(), STREAMS.to_string().as_bytes());
-
-    let (wires, texts): (Vec<_>, Vec<_>) = wires.into_iter().unzip();
-    // gzip reads members one after the other, and fails on anything that is none.
-    assert!(pipe(Command::new("gzip").arg("-dc"), wires.concat()).await == texts.concat());
-}
-
-async fn pipe(command: &mut Command, input: Vec<u8>) -> Vec<u8> {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("a decoder");
-    let mut stdin = child.stdin.take().expect("piped");
-    let mut stdout = child.stdout.take().expect("piped");
-    let writer = tokio::task::spawn_blocking(move || stdin.write_all(&input));
-    let output = tokio::task::spawn_blocking(move || {
-        let mut output = Vec::new();
-        stdout.read_to_end(&mut output).map(|_| output)
-    });
-    let output = timeout(DEADLINE, output)
-        .await
-        .expect("in time")
-        .expect("no panic")
-        .expect("output");
-    writer.await.expect("no panic").expect("all taken");
-    assert!(child.wait().expect("a status").success());
-    output
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -277,6 +243,41 @@ async fn every_event_arrives_before_the_next_over_http_1() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_event_arrives_before_the_next_over_http_2() {
     streams(Version::HTTP_2).await;
+}
+
+/// A length beside it would make hyper give up the response (RFC 9112, 6.2).
+#[tokio::test]
+async fn a_transfer_coding_of_the_handlers_gets_no_length_beside_it() {
+    let text = "a line of text\n".repeat(400);
+    let body = Full::new(Bytes::from(text.clone()));
+    let service = CompressionLayer::new().layer(service_fn(move |_: Request<Incoming>| {
+        let response = Response::builder()
+            .header("transfer-encoding", "chunked")
+            .body(body.clone())
+            .expect("a response");
+        async { Ok::<_, Infallible>(response) }
+    }));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let (stream, _) = listener.accept().await.expect("a client");
+        let service = TowerToHyperService::new(service);
+        let _ = auto::Builder::new(TokioExecutor::new())
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
+    });
+    let mut client = Client::connect(address, Version::HTTP_11, &mut tasks).await;
+    let response = client.get(address, "/").await;
+    assert_eq!(response.headers()["content-encoding"], "gzip");
+    assert_eq!(response.headers()["transfer-encoding"], "chunked");
+    assert!(!response.headers().contains_key("content-length"));
+    let wire = timeout(DEADLINE, response.into_body().collect()).await;
+    let wire = wire.expect("in time").expect("no error").to_bytes();
+    let mut decoded = String::new();
+    let mut decoder = flate2::read::GzDecoder::new(&wire[..]);
+    decoder.read_to_string(&mut decoded).expect("gzip");
+    assert_eq!(decoded, text);
 }
 
 #[tokio::test]

@@ -24,6 +24,8 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::{Body as _, SizeHint};
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 
+mod support;
+
 type Boxed = BoxCloneSyncService<Request<Body>, Response<Body>, BoxError>;
 
 /// What one run has seen.
@@ -521,8 +523,6 @@ async fn handlers() {
 }
 
 async fn eventually_reported(run: &Run, outcome: Outcome, name: &str) {
-    while run.outcome().is_none() {
-        turn().await;
-    }
+    support::eventually(|| run.outcome().is_some()).await;
     assert_eq!(run.outcome(), Some(outcome), "{name}");
 }

@@ -8,6 +8,7 @@
 //!   must be whole, with a clean end.
 //! - *hang*: with its sender dropped, a member overruns the join limit. One that hangs with its
 //!   sender in hand keeps the stream open; the server's shutdown then has to break it.
+//! - *then*: a second member fails in its own way when the first one's failure cancels it.
 
 use std::{
     collections::HashMap,
@@ -45,9 +46,12 @@ use tokio::{
     sync::{oneshot, watch},
     task::{JoinError, JoinSet},
 };
+use tokio_util::sync::CancellationToken;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 const JOIN_LIMIT: Duration = Duration::from_millis(300);
+/// Long enough for the frames before it to leave, also on a machine that does much else.
+const ERROR_GAP: Duration = Duration::from_millis(150);
 const MEMBERS: usize = 4;
 const OWN: usize = MEMBERS - 1;
 const FRAMES: usize = 12;
@@ -62,6 +66,9 @@ enum Kind {
     EarlyReturn,
     Hang,
     HangHolding,
+    /// An error, on whose cancellation another member fails as well, or panics.
+    ThenAnError,
+    ThenAPanic,
 }
 
 /// Before which frame it happens; `FRAMES` is after the last.
@@ -112,6 +119,11 @@ impl Cell {
             self.kind,
             Kind::EarlyReturn | Kind::Hang | Kind::HangHolding
         )
+    }
+
+    /// The member that fails second; it is never the group's own future.
+    fn second(self) -> Option<usize> {
+        matches!(self.kind, Kind::ThenAnError | Kind::ThenAPanic).then(|| (self.who + 1) % OWN)
     }
 
     /// Whose turn a frame is. A member that fails does so at its turn, and nobody's comes after.
@@ -170,17 +182,28 @@ impl Drop for Live {
     }
 }
 
+#[derive(Default)]
+struct Turns {
+    /// The frame whose turn it is.
+    now: watch::Sender<usize>,
+    /// The one that fails second has begun: before, there is nobody to cancel.
+    second: watch::Sender<bool>,
+}
+
 async fn member(
     cell: Cell,
     me: usize,
-    turn: Arc<watch::Sender<usize>>,
+    turn: Arc<Turns>,
     tx: FrameSender,
     _live: Live,
 ) -> TaskResult {
-    let mut turns = turn.subscribe();
+    let mut turns = turn.now.subscribe();
     for number in 0..=FRAMES {
         if me == cell.who && number == cell.when {
             turns.wait_for(|now| *now >= number).await?;
+            if cell.second().is_some() {
+                turn.second.subscribe().wait_for(|begun| *begun).await?;
+            }
             return fail(cell.kind, tx).await;
         }
         if number < FRAMES && cell.sender_of(number) == me {
@@ -189,7 +212,7 @@ async fn member(
                 .wait_for(|now| *now == number && (cell.goes_on() || number != cell.when))
                 .await?;
             tx.send(frame(number)).await?;
-            turn.send_replace(number + 1);
+            turn.now.send_replace(number + 1);
         }
     }
     Ok(())
@@ -197,7 +220,7 @@ async fn member(
 
 async fn fail(kind: Kind, tx: FrameSender) -> TaskResult {
     match kind {
-        Kind::Error => Err(Boom.into()),
+        Kind::Error | Kind::ThenAnError | Kind::ThenAPanic => Err(Boom.into()),
         Kind::Panic => panic!("boom"),
         Kind::Abort => {
             let mut tasks = JoinSet::new();
@@ -216,14 +239,40 @@ async fn fail(kind: Kind, tx: FrameSender) -> TaskResult {
     }
 }
 
+/// A member until it is cancelled, and then a failure of its own.
+async fn second(
+    kind: Kind,
+    turn: Arc<Turns>,
+    cancel: CancellationToken,
+    first: impl Future<Output = TaskResult>,
+) -> TaskResult {
+    turn.second.send_replace(true);
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => {}
+        // One that has sent all its frames waits for the cancellation all the same.
+        Err(error) = first => return Err(error),
+    }
+    match kind {
+        Kind::ThenAPanic => panic!("boom"),
+        _ => Err("while ending".into()),
+    }
+}
+
 async fn handler(State(seen): State<Seen>, group: TaskGroup, request: Request) -> GroupBody {
     let cell = seen.cells.lock().unwrap()[request.uri().path()];
     let tasks = group.clone();
     group.body(move |tx| async move {
-        let turn = Arc::new(watch::Sender::new(0));
+        let turn = Arc::new(Turns::default());
         for me in 0..OWN {
             let live = Live::new(&seen.live);
-            tasks.spawn(member(cell, me, turn.clone(), tx.clone(), live))?;
+            let member = member(cell, me, turn.clone(), tx.clone(), live);
+            if cell.second() == Some(me) {
+                let turn = turn.clone();
+                tasks.spawn_graceful(move |cancel| second(cell.kind, turn, cancel, member))?;
+            } else {
+                tasks.spawn(member)?;
+            }
         }
         let live = Live::new(&seen.live);
         member(cell, OWN, turn, tx, live).await
@@ -260,6 +309,7 @@ impl Server {
             .compression(compression)
             .supervisor(&supervisor)
             .join_limit(JOIN_LIMIT)
+            .error_gap(ERROR_GAP)
             .shutdown(policy)
             .on_end(move |report| {
                 let path = report.uri.path().to_owned();
@@ -406,13 +456,13 @@ fn check_cause(seen: &Seen, cell: Cell) {
         // Ended by the shutdown: the cause of the end, and nobody's error.
         assert!(report.errors.is_empty(), "{report:?}");
     } else {
-        assert_eq!(report.errors.len(), 1, "{report:?}");
         assert!(Arc::ptr_eq(cause, &report.errors[0]), "{report:?}");
+        check_rest(cell, report);
     }
     assert!(!report.ending.succeeded());
     let failure = cause.downcast_ref::<Failure>().map(Failure::kind);
     match cell.kind {
-        Kind::Error => assert!(cause.is::<Boom>()),
+        Kind::Error | Kind::ThenAnError | Kind::ThenAPanic => assert!(cause.is::<Boom>()),
         Kind::Abort => assert!(cause.downcast_ref::<JoinError>().unwrap().is_cancelled()),
         Kind::Panic => match failure {
             Some(FailureKind::Panicked { what, message }) => {
@@ -446,6 +496,29 @@ fn check_cause(seen: &Seen, cell: Cell) {
         _ => Outcome::Failed,
     };
     assert_eq!(report.outcome(), expected);
+}
+
+/// Every failure is in the report, and counted; the first is the cause.
+fn check_rest(cell: Cell, report: &EndReport) {
+    let rest: Vec<_> = report.errors[1..].iter().collect();
+    let panics = [cell.kind == Kind::Panic, cell.kind == Kind::ThenAPanic];
+    let panics = panics.into_iter().filter(|panic| *panic).count();
+    let counts = (report.counts.tasks_failed, report.counts.tasks_panicked);
+    match (cell.kind, &rest[..]) {
+        (Kind::ThenAnError, [second]) => assert_eq!(second.to_string(), "while ending"),
+        (Kind::ThenAPanic, [second]) => {
+            let kind = second.downcast_ref::<Failure>().map(Failure::kind);
+            let told =
+                matches!(kind, Some(FailureKind::Panicked { message, .. }) if message == "boom");
+            assert!(told, "{report:?}");
+        }
+        (Kind::ThenAnError | Kind::ThenAPanic, _) => panic!("{cell:?}: {report:?}"),
+        (_, rest) => assert!(rest.is_empty(), "{report:?}"),
+    }
+    if !matches!(cell.kind, Kind::Hang) {
+        assert_eq!(counts.1, panics as u64, "{report:?}");
+        assert_eq!(counts.0 + counts.1, 1 + rest.len() as u64, "{report:?}");
+    }
 }
 
 async fn run(server: &Server, cell: Cell) {
@@ -491,6 +564,8 @@ async fn no_client_takes_a_failure_for_a_whole_response() {
         Kind::Abort,
         Kind::EarlyReturn,
         Kind::Hang,
+        Kind::ThenAnError,
+        Kind::ThenAPanic,
     ];
     let cells = Cell::all(&kinds);
     let ran = stream::iter(cells.iter().map(|cell| run(&server, *cell)))
@@ -498,7 +573,7 @@ async fn no_client_takes_a_failure_for_a_whole_response() {
         .count()
         .await;
     println!("failure matrix: {ran} cells ran");
-    assert_eq!(ran, 5 * 4 * 3 * 2 * 2);
+    assert_eq!(ran, 7 * 4 * 3 * 2 * 2);
     let drained = server.stop().await;
     assert!(drained.stuck.is_empty());
     assert_eq!(server.seen.live.load(Ordering::SeqCst), 0);

@@ -12,12 +12,14 @@ use std::{
 use axum::{Router, body::Body, response::IntoResponse, routing::get};
 use bodyguard::{
     Cleanup, Disconnect, Outcome, Shutdown, Stack, Supervisor, TaskGroup, TaskGroupBody,
-    cleanup::CleanupBody, net,
+    cleanup::CleanupBody, disconnect::DisconnectBody, net,
 };
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::ServiceExt;
+
+mod support;
 
 fn request() -> Request<Body> {
     Request::new(Body::empty())
@@ -74,13 +76,7 @@ async fn a_cancel_reaches_tasks_although_nobody_polls_the_body() {
         )
         .layer(Stack::new());
     let response = app.oneshot(request()).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(5), async {
-        while !gone.load(Ordering::SeqCst) {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("the task is cancelled");
+    support::in_turns(|| gone.load(Ordering::SeqCst)).await;
     drop(response);
 }
 
@@ -217,9 +213,7 @@ async fn serve_accounts_for_a_request_that_was_half_sent_at_the_signal() {
         later.write_all(whole).await.unwrap();
         assert!(later.read(&mut first).await.unwrap() > 0);
         stop.send(()).unwrap();
-        while !supervisor.is_draining() {
-            tokio::task::yield_now().await;
-        }
+        support::eventually(|| supervisor.is_draining()).await;
         fresh.write_all(&whole[10..]).await.unwrap();
         let mut answer = String::new();
         fresh.read_to_string(&mut answer).await.unwrap();
@@ -228,4 +222,50 @@ async fn serve_accounts_for_a_request_that_was_half_sent_at_the_signal() {
     let (report, answer) = tokio::join!(server, client);
     assert!(answer.ends_with("whole"), "{answer:?}");
     assert_eq!(report.unwrap().complete, 1);
+}
+
+/// What `Disconnect::gone` documents: who is dropped is not told.
+#[tokio::test(start_paused = true)]
+async fn a_handler_of_its_own_future_is_dropped_and_not_told() {
+    let told = Arc::new(AtomicBool::new(false));
+    let dropped = Arc::new(AtomicBool::new(false));
+    let (flag, guard) = (told.clone(), Gone(dropped.clone()));
+    let (give, view) = tokio::sync::oneshot::channel();
+    let once = Arc::new(std::sync::Mutex::new(Some((guard, give))));
+    let handler = move |disconnect: Disconnect| async move {
+        let (_guard, give) = once.lock().unwrap().take().unwrap();
+        give.send(disconnect.clone()).unwrap();
+        disconnect.gone().await;
+        flag.store(true, Ordering::SeqCst);
+    };
+    let app = Router::new().route("/", get(handler)).layer(Stack::new());
+    let watched = async {
+        let disconnect: Disconnect = view.await.unwrap();
+        disconnect.cancel();
+        // Whoever is not the handler hears of it.
+        disconnect.gone().await;
+    };
+    let (response, ()) = tokio::join!(app.oneshot(request()), watched);
+    assert!(response.unwrap().status().is_server_error());
+    assert!(dropped.load(Ordering::SeqCst) && !told.load(Ordering::SeqCst));
+}
+
+/// Arming it once more arms it for both: the watchdog finds the body where it is kept already.
+#[tokio::test(start_paused = true)]
+async fn a_detachable_body_can_be_given_a_stall_timeout() {
+    let script = bodyguard::testing::Script::new()
+        .data("row")
+        .data("row")
+        .hang();
+    let probe = script.probe();
+    let mut body = DisconnectBody::new(script)
+        .detachable(Duration::from_secs(3600))
+        .stall_timeout(Duration::from_secs(3600))
+        .stall_timeout(Duration::from_secs(1));
+    let disconnect = body.disconnect().clone();
+    body.frame().await.unwrap().unwrap();
+    // The server asks for no more.
+    let ended = tokio::time::timeout(Duration::from_secs(10), disconnect.ended());
+    assert_eq!(ended.await.unwrap(), Outcome::Stalled);
+    assert!(probe.is_dropped());
 }

@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use bodyguard::{Cleanup, CleanupLayer, CompressionLayer, testing::Script};
+use bodyguard::{
+    Cleanup, CleanupLayer, CompressionLayer, Stack, TaskGroup, TaskGroupLayer, testing::Script,
+};
 use http::{Request, Response, header};
 use http_body_util::BodyExt;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
@@ -52,7 +54,7 @@ impl Visit for Fields {
     }
 }
 
-/// One response: two frames, one closer, which may fail.
+/// One response: two frames, one task and one closer, which may fail.
 async fn respond(fails: bool) {
     let handler = service_fn(move |request: Request<()>| {
         Cleanup::of(&request).unwrap().defer(move |_| async move {
@@ -62,10 +64,12 @@ async fn respond(fails: bool) {
                 Ok(())
             }
         });
+        let task = async move { if fails { Err("no row".into()) } else { Ok(()) } };
+        assert!(TaskGroup::of(&request).unwrap().spawn(task).is_ok());
         let body = Script::new().data("ab").data("c");
         std::future::ready(Ok::<_, Infallible>(Response::new(body)))
     });
-    let service = CleanupLayer::new().layer(handler);
+    let service = Stack::new().layer(handler);
     let request = Request::builder()
         .uri("/orders?token=secret")
         .body(())
@@ -116,18 +120,59 @@ fn every_response_is_an_event_and_a_failed_one_a_warning() {
         ("closers_run", "1"),
         ("closers_failed", "0"),
         ("closers_unrun", "0"),
+        ("client_gone", "false"),
+        ("tasks_joined", "1"),
+        ("tasks_failed", "0"),
         ("tasks_cancelled", "0"),
         ("tasks_panicked", "0"),
+        ("stuck", "0"),
+        ("errors", "0"),
     ];
     for (name, value) in expected {
         assert_eq!(fields.get(name).map(String::as_str), Some(value), "{name}");
     }
-    for name in ["scope", "duration_ms", "teardown_ms"] {
+    for name in ["scope", "first_frame_ms", "duration_ms", "teardown_ms"] {
         assert!(fields.contains_key(name), "{name}");
     }
     assert_eq!(why["outcome"], "Failed");
-    assert_eq!(why["closers_failed"], "1");
-    assert_eq!(why["error"], "commit failed");
+    assert_eq!((&*why["closers_failed"], &*why["tasks_failed"]), ("1", "1"));
+    assert_eq!((&*why["errors"], &*why["error"]), ("2", "no row"));
+}
+
+/// Blocking code that gives no response: the client is not told why, so the log is.
+#[test]
+fn a_bridge_error_that_is_answered_is_an_error() {
+    use bodyguard::bridge::{BridgeError, Cx, Next, NextError, from_fn_sync, sync_handler};
+    type Body = axum::body::Body;
+    type Answer = Result<Response<Body>, NextError<Infallible>>;
+    let _alone = alone();
+    let events = Events::default();
+    let subscriber = Registry::default().with(events.clone());
+    tracing::subscriber::with_default(subscriber, || {
+        runtime().block_on(async {
+            let handler = sync_handler(|_: &Cx, ()| "never");
+            let app = axum::Router::new().route("/", axum::routing::get(handler));
+            let ours = app.oneshot(Request::new(Body::empty())).await.unwrap();
+            let echo =
+                service_fn(async |_: Request<Body>| Ok::<_, Infallible>(Response::default()));
+            let pass = |cx: &Cx,
+                        request: Request<Body>,
+                        next: Next<Body, Body, Infallible>|
+             -> Answer { next.run(cx, request) };
+            let layer = from_fn_sync(pass).layer(echo);
+            let theirs = layer.oneshot(Request::new(Body::empty())).await.unwrap();
+            for response in [ours, theirs] {
+                assert!(response.extensions().get::<BridgeError>().is_some());
+            }
+        });
+    });
+    let events = events.0.lock().unwrap();
+    assert_eq!(events.len(), 2, "{events:?}");
+    for (level, fields) in &*events {
+        assert_eq!(*level, Level::ERROR);
+        assert_eq!(fields["message"], "a bridge error is the answer");
+        assert!(fields["error"].contains("add `BridgeLayer`"), "{fields:?}");
+    }
 }
 
 #[test]
@@ -150,6 +195,29 @@ fn closers_that_a_dead_runtime_left_unrun_are_an_error() {
         .map(|(_, fields)| fields["message"].as_str())
         .collect();
     assert_eq!(texts, ["closers did not run to their end"]);
+}
+
+#[test]
+fn a_hook_that_panics_is_an_error() {
+    let _alone = alone();
+    let events = Events::default();
+    let subscriber = Registry::default().with(events.clone());
+    tracing::subscriber::with_default(subscriber, || {
+        runtime().block_on(async {
+            let handler = service_fn(|_: Request<()>| async {
+                Ok::<_, Infallible>(Response::new(Script::new().data("a")))
+            });
+            let service = Stack::new().on_end(|_| panic!("scripted")).layer(handler);
+            let response = service.oneshot(Request::new(())).await.unwrap();
+            response.into_body().collect().await.unwrap();
+        });
+    });
+    let events = events.0.lock().unwrap();
+    let mut errors = events.iter().filter(|(level, _)| *level == Level::ERROR);
+    let (_, fields) = errors.next().unwrap();
+    assert_eq!(fields["message"], "on_end hook panicked");
+    assert_eq!((&*fields["panic"], &*fields["path"]), ("scripted", "/"));
+    assert!(errors.next().is_none());
 }
 
 #[test]
@@ -185,16 +253,20 @@ fn metrics_have_the_names_of_the_documentation() {
         }
     }
     let expected = [
+        ("bodyguard_closers_run_total", 3),
         ("bodyguard_closers_failed_total", 1),
         ("bodyguard_closers_unrun_total", 0),
         ("bodyguard_response_bytes_total", 9),
         ("bodyguard_responses_total Complete", 2),
         ("bodyguard_responses_total Failed", 1),
         ("bodyguard_tasks_cancelled_total", 0),
+        ("bodyguard_tasks_failed_total", 1),
+        ("bodyguard_tasks_panicked_total", 0),
     ];
     let expected: BTreeMap<_, _> = expected.map(|(name, n)| (name.to_owned(), n)).into();
     assert_eq!(counters, expected);
     let expected = [
+        ("bodyguard_first_frame_seconds", 3),
         ("bodyguard_response_duration_seconds Complete", 2),
         ("bodyguard_response_duration_seconds Failed", 1),
         ("bodyguard_teardown_seconds", 3),
@@ -241,8 +313,80 @@ fn metrics_of_compression_have_the_names_of_the_documentation() {
         ("bodyguard_compression_bytes_in_total", "counter"),
         ("bodyguard_compression_bytes_out_total", "counter"),
         ("bodyguard_compression_parked", "gauge"),
+        ("bodyguard_compression_resident", "gauge"),
         ("bodyguard_compression_streams", "gauge"),
     ];
     let expected: BTreeMap<_, _> = expected.map(|(name, kind)| (name.to_owned(), kind)).into();
     assert_eq!(seen, expected);
+}
+
+/// The names and kinds that the documentation has, out of its table.
+fn documented() -> BTreeMap<String, String> {
+    let rows = include_str!("../src/scope/mod.rs").lines();
+    let rows = rows.filter_map(|line| line.strip_prefix("//! | `bodyguard_"));
+    let rows = rows.map(|row| {
+        let mut cells = row.split('|').map(str::trim);
+        let name = cells.next().unwrap().trim_end_matches('`');
+        (
+            format!("bodyguard_{name}"),
+            cells.next().unwrap().to_owned(),
+        )
+    });
+    rows.collect()
+}
+
+#[test]
+fn what_is_cancelled_and_unrun_is_counted_and_every_name_is_documented() {
+    let _alone = alone();
+    let recorder = DebuggingRecorder::new();
+    let snapshots = recorder.snapshotter();
+    metrics::with_local_recorder(&recorder, || {
+        runtime().block_on(async {
+            let handler = service_fn(|request: Request<()>| {
+                let group = TaskGroup::of(&request).unwrap();
+                for _ in 0..2 {
+                    group.spawn_background(std::future::pending()).unwrap();
+                }
+                let body = Script::new().data("data: news\n\n").pending();
+                let head = Response::builder().header(header::CONTENT_TYPE, "text/event-stream");
+                std::future::ready(Ok::<_, Infallible>(head.body(body).unwrap()))
+            });
+            let service = CompressionLayer::new()
+                .resident_limit(0)
+                .layer(TaskGroupLayer::new().layer(handler));
+            let request = Request::builder().header(header::ACCEPT_ENCODING, "gzip");
+            let response = service.oneshot(request.body(()).unwrap()).await.unwrap();
+            response.into_body().collect().await.unwrap();
+        });
+        let runtime = runtime();
+        let response = runtime.block_on(async {
+            let handler = service_fn(|request: Request<()>| {
+                for _ in 0..3 {
+                    Cleanup::of(&request).unwrap().defer(|_| async { Ok(()) });
+                }
+                std::future::ready(Ok::<_, Infallible>(Response::new(Script::new().hang())))
+            });
+            let service = CleanupLayer::new().layer(handler);
+            service.oneshot(Request::new(())).await.unwrap()
+        });
+        drop(runtime);
+        drop(response);
+    });
+    let mut counters = BTreeMap::new();
+    let mut names = BTreeMap::new();
+    for (key, _, _, value) in snapshots.snapshot().into_vec() {
+        let name = key.key().name().to_owned();
+        let kind = match value {
+            DebugValue::Counter(value) => {
+                *counters.entry(name.clone()).or_insert(0) += value;
+                "counter"
+            }
+            DebugValue::Gauge(_) => "gauge",
+            DebugValue::Histogram(_) => "histogram",
+        };
+        names.insert(name, kind.to_owned());
+    }
+    assert_eq!(counters["bodyguard_tasks_cancelled_total"], 2);
+    assert_eq!(counters["bodyguard_closers_unrun_total"], 3);
+    assert_eq!(names, documented());
 }

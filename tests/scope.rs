@@ -13,6 +13,8 @@ use http_body::{Body, SizeHint};
 use http_body_util::BodyExt;
 use tower::{Layer, Service, ServiceExt, service_fn};
 
+mod support;
+
 type Log = Arc<Mutex<Vec<String>>>;
 
 fn note(log: &Log, what: impl Into<String>) {
@@ -304,9 +306,7 @@ async fn dropping_at_every_point_tears_down_once() {
             );
         }
         drop(body);
-        while supervisor.active() > 0 {
-            tokio::task::yield_now().await;
-        }
+        support::in_turns(|| supervisor.active() == 0).await;
         let outcome = if over {
             Outcome::Complete
         } else {
@@ -319,5 +319,37 @@ async fn dropping_at_every_point_tears_down_once() {
             format!("report {outcome}"),
         ];
         assert_eq!(*log.lock().unwrap(), expected, "after {polls} polls");
+    }
+}
+
+/// The report comes before the release: whoever waits for the supervisor misses none.
+#[tokio::test]
+async fn the_scope_is_active_until_it_has_been_reported() {
+    for read in [true, false] {
+        let (supervisor, log) = (Supervisor::new(), Log::default());
+        let (active, noted) = (supervisor.clone(), log.clone());
+        let layer = CleanupLayer::new()
+            .supervisor(&supervisor)
+            .on_end(move |_| note(&noted, format!("{} active", active.active())));
+        let handler = service_fn(|request: Request<()>| async move {
+            Cleanup::of(&request).unwrap().defer(|_| async {
+                tokio::task::yield_now().await;
+                Ok(())
+            });
+            Ok::<_, Infallible>(ok(Script::new().data("a")))
+        });
+        let response = layer
+            .layer(handler)
+            .oneshot(Request::new(()))
+            .await
+            .unwrap();
+        if read {
+            response.into_body().collect().await.unwrap();
+        } else {
+            drop(response);
+            support::in_turns(|| supervisor.active() == 0).await;
+        }
+        assert_eq!(*log.lock().unwrap(), ["1 active"], "read: {read}");
+        assert_eq!(supervisor.active(), 0);
     }
 }

@@ -11,6 +11,7 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        mpsc,
     },
     task::Poll,
     time::Duration,
@@ -28,6 +29,8 @@ use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, StreamBody};
 use tower::{Layer, ServiceExt, service_fn, util::BoxCloneService};
+
+mod support;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -330,6 +333,15 @@ async fn a_body_that_cancels_itself_while_it_gives_a_frame() {
     drop(body);
 }
 
+/// Lets the poll go, also when the test fails.
+struct Released(Arc<AtomicBool>);
+
+impl Drop for Released {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
 /// A poll that has been under way for long is not waited for, and ends by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_poll_blocks_nobody_who_ends_its_scope() {
@@ -354,24 +366,28 @@ async fn a_slow_poll_blocks_nobody_who_ends_its_scope() {
     let ledger = Ledger::default();
     let service = armed(&ledger).layer(handler);
     let mut body = service.oneshot(Request::new(())).await.unwrap().into_body();
+    let released = Released(release);
     let reader = tokio::spawn(async move {
         let first = next(&mut body).await.unwrap();
         (first.is_ok(), body)
     });
-    while !polling.load(SeqCst) {
-        tokio::task::yield_now().await;
-    }
-    view.lock().unwrap().take().unwrap().cancel();
-    release.store(true, SeqCst);
-    let (first, body) = reader.await.unwrap();
+    support::eventually(|| polling.load(SeqCst)).await;
+    // On a thread of its own: one that waits for the poll is seen, and the poll let go.
+    let disconnect = view.lock().unwrap().take().unwrap();
+    let (back, comes) = mpsc::channel();
+    let canceller = std::thread::spawn(move || {
+        disconnect.cancel();
+        back.send(()).unwrap();
+    });
+    comes
+        .recv_timeout(support::DEADLINE)
+        .expect("a cancel that does not wait for the poll");
+    canceller.join().unwrap();
+    drop(released);
+    let (first, body) = support::within(reader).await.unwrap();
     assert!(first);
-    tokio::time::timeout(Duration::from_secs(20), async {
-        while ledger.reports().is_empty() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await
-    .expect("the poller looks after what others could not take");
+    // The poller looks after what others could not take.
+    support::eventually(|| !ledger.reports().is_empty()).await;
     drop(body);
 }
 

@@ -23,6 +23,8 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use tower::{Layer, ServiceExt, service_fn};
 
+mod support;
+
 type Log = Arc<Mutex<Vec<String>>>;
 
 fn note(log: &Log, what: impl Into<String>) {
@@ -719,9 +721,7 @@ async fn a_commit_that_fails_behind_an_empty_answer_under_a_hold_is_told() {
     let response = service.oneshot(Request::new(())).await.unwrap();
     let (parts, body) = response.into_parts();
     drop(body);
-    while log.lock().unwrap().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    support::in_turns(|| !log.lock().unwrap().is_empty()).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let hold = hold.lock().unwrap().take().unwrap();
     hold.finish(Outcome::Complete);

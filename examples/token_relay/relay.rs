@@ -129,6 +129,9 @@ async fn generate(
     });
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-cache"),
+        // Or nginx holds tokens back until its buffer is full.
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
         (header::HeaderName::from_static("x-request-id"), &request),
     ];
     Ok((headers, Body::from_stream(events)).into_response())

@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 use futures_sink::Sink;
 use loom::{future::block_on, model::Builder, thread};
+use tokio::io::AsyncWrite;
 
 use crate::channel::{FrameReceiver, FrameSender, channel};
 
@@ -110,6 +111,48 @@ fn a_receiver_that_goes_releases_who_waits_and_who_watches() {
         drop(receiver);
         assert!(send.join().expect("no panic"), "sent into nothing");
         watch.join().expect("no panic");
+    });
+}
+
+#[test]
+fn a_receiver_that_goes_releases_a_thread_that_blocks() {
+    model(|| {
+        let (sender, receiver) = channel(1);
+        sender.try_send("a").expect("room");
+        let send = thread::spawn(move || sender.send_blocking("b").is_err());
+        drop(receiver);
+        assert!(send.join().expect("no panic"), "sent into nothing");
+    });
+}
+
+#[test]
+fn a_receiver_that_goes_releases_a_writer() {
+    model(|| {
+        let (sender, receiver) = channel(1);
+        sender.try_send("a").expect("room");
+        let write = thread::spawn(move || {
+            let mut writer = sender.into_writer();
+            block_on(poll_fn(|cx| pin!(&mut writer).poll_write(cx, b"b"))).is_err()
+        });
+        drop(receiver);
+        assert!(write.join().expect("no panic"), "written into nothing");
+    });
+}
+
+/// Trailers need no room: they wait for those in line before them.
+#[test]
+fn a_receiver_that_goes_releases_trailers() {
+    model(|| {
+        let (sender, receiver) = channel(1);
+        sender.try_send("a").expect("room");
+        let last = sender.clone();
+        let mut ahead = sender.send("b");
+        let polled = pin!(&mut ahead).poll(&mut Context::from_waker(Waker::noop()));
+        assert!(polled.is_pending());
+        let send =
+            thread::spawn(move || block_on(last.send_trailers(http::HeaderMap::new())).is_err());
+        drop(receiver);
+        assert!(send.join().expect("no panic"), "sent into nothing");
     });
 }
 

@@ -185,7 +185,8 @@ impl<T> Reply<T> {
                 self.bound = None;
             } else if bound.poll(cx).is_ready() {
                 let limit = session.pool.config().wait_limit;
-                if session.pool.is_in_line(session) {
+                // In this order: whoever is told that there is no thread must not be served after all.
+                if session.pool.is_in_line(session) && session.withdraw(|| self.result.close()) {
                     return Poll::Ready(Err(BridgeError::exhausted(limit)));
                 }
                 // It has its thread, which only has to wake up.

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, Ordering, fence},
     },
     task::{Context as TaskContext, Poll},
     time::Duration,
@@ -47,13 +47,15 @@ impl Context {
 
     /// The handle for the request's code.
     pub fn bridge(&self) -> Bridge {
-        let session = self.session.get_or_init(|| {
-            let session = Session::alone(self.pool.clone());
-            if self.closed.load(Ordering::Acquire) {
-                session.request_close();
-            }
-            session
-        });
+        let session = self
+            .session
+            .get_or_init(|| Session::alone(self.pool.clone()));
+        // Behind the session's being there, as `close` looks for the session behind its mark: one of
+        // the two sees the other.
+        fence(Ordering::SeqCst);
+        if self.closed.load(Ordering::Relaxed) {
+            session.request_close();
+        }
         Bridge::new(Arc::clone(session))
     }
 
@@ -90,7 +92,8 @@ impl Context {
     /// [`close_limit`](super::PoolBuilder::close_limit) is named in the report. It starts when
     /// called; the future only waits.
     pub fn close(&self) -> Close {
-        self.closed.store(true, Ordering::Release);
+        self.closed.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
         match self.session.get() {
             Some(session) => Close::of(session, false),
             None => Close {
@@ -177,10 +180,10 @@ pub struct Close {
 }
 
 impl Close {
-    /// With `overran` it has been waited for once already, and is not again.
+    /// With `overran` its tasks have been waited for; if they still run they are not again.
     pub(super) fn of(session: &Arc<Session>, overran: bool) -> Self {
         let closed = session.request_close();
-        let limit = if overran {
+        let limit = if overran && session.is_behind() {
             Duration::ZERO
         } else {
             session.pool.config().close_limit
@@ -326,6 +329,16 @@ fn with_unrun(what: String, unrun: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_close_in_the_middle_of_the_first_use_holds() {
+        let context = Context::new(Pool::new());
+        context.session.get_or_init(|| {
+            drop(context.close());
+            Session::alone(context.pool.clone())
+        });
+        assert!(context.bridge().is_ended());
+    }
 
     #[tokio::test]
     async fn a_thread_that_died_is_no_clean_close() {

@@ -10,7 +10,7 @@ use super::{
     task::{self, Task},
     view,
 };
-use crate::BoxError;
+use crate::{BoxError, Ending};
 
 /// The request's loop, in the hands of sync code on the request's thread.
 ///
@@ -19,19 +19,39 @@ use crate::BoxError;
 /// does not drive a loop of this kind, so it waits for ever.
 pub struct Cx {
     pub(super) local: Rc<Local>,
+    ending: Option<Ending>,
 }
 
 impl Cx {
     pub(super) fn new(local: Rc<Local>) -> Self {
-        Self { local }
+        Self {
+            local,
+            ending: None,
+        }
+    }
+
+    /// The same, for a closer of a response that ended so.
+    pub(super) fn at_end(&self, ending: Ending) -> Self {
+        Self {
+            local: Rc::clone(&self.local),
+            ending: Some(ending),
+        }
+    }
+
+    /// How the response ended, in its bridge closers: what a commit or rollback is decided by.
+    ///
+    /// `None` in any other code, and in the closers of a [`Context`](super::Context), which serves no
+    /// response. See [`Bridge::try_defer`] for an example.
+    pub fn ending(&self) -> Option<&Ending> {
+        self.ending.as_ref()
     }
 
     /// Gives `f` the request of the calling thread, if it is a bridge thread.
     ///
     /// This is how code that is called without a `Cx`, an iterator or a library's callback, comes
-    /// by one.
+    /// by one. It has no [`ending`](Self::ending).
     pub fn with_current<R>(f: impl FnOnce(&Cx) -> R) -> Option<R> {
-        local::current().map(|local| f(&Cx { local }))
+        local::current().map(|local| f(&Cx::new(local)))
     }
 
     /// Runs a future on the request's loop and waits for it.
@@ -90,7 +110,7 @@ impl Cx {
 
     /// Registers sync code to run on this thread at the end; it need not be `Send`.
     ///
-    /// See [`Bridge::defer`].
+    /// See [`Bridge::defer`], and [`Bridge::try_defer`] for an example that commits or rolls back.
     ///
     /// # Errors
     /// `Ended` once the last closer has run.
@@ -130,12 +150,13 @@ impl Cx {
             called_at: Location::caller(),
         };
         let session = &self.local.session;
-        if session.scope.is_some() {
-            return view::register(session, entry).inspect_err(|_| self.forget_closer(index));
-        }
-        session
-            .push_closer_here(entry)
-            .map_err(|_| BridgeError::ENDED)
+        let registered = match &session.scope {
+            Some(_) => view::register(session, entry),
+            None => session
+                .push_closer_here(entry)
+                .map_err(|_| BridgeError::ENDED),
+        };
+        registered.inspect_err(|_| self.forget_closer(index))
     }
 
     fn forget_closer(&self, index: usize) {

@@ -4,7 +4,9 @@ use std::{
     any::Any, error::Error as StdError, fmt, io, panic::Location, sync::Arc, time::Duration,
 };
 
-use super::local::quietly;
+use http::{Response, StatusCode};
+
+use crate::scope::quietly;
 
 /// Why a bridge call, wait or task gave no result.
 ///
@@ -133,12 +135,24 @@ impl BridgeError {
 
     pub(super) const MISSING: Self = Self::plain(Repr::Missing);
 
-    /// What a client is told: to try again if there was no thread, else only that it failed.
-    pub(super) fn status(&self) -> http::StatusCode {
-        match self.repr {
-            Repr::Exhausted(_) | Repr::Start(_) => http::StatusCode::SERVICE_UNAVAILABLE,
-            _ => http::StatusCode::INTERNAL_SERVER_ERROR,
-        }
+    /// Makes an empty response of it: to try again if there was no thread, else only that it failed.
+    ///
+    /// The client is not told more, so the log is.
+    pub(super) fn answer<B: Default>(self) -> Response<B> {
+        #[cfg(feature = "tracing")]
+        tracing::error!(
+            target: "bodyguard",
+            kind = ?self.kind(),
+            error = %self,
+            "a bridge error is the answer"
+        );
+        let mut response = Response::new(B::default());
+        *response.status_mut() = match self.repr {
+            Repr::Exhausted(_) | Repr::Start(_) => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        response.extensions_mut().insert(self);
+        response
     }
 
     const fn plain(repr: Repr) -> Self {
@@ -149,16 +163,33 @@ impl BridgeError {
 impl fmt::Display for BridgeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.repr {
-            Repr::Panicked { message, .. } => write!(f, "bridge code panicked: {message}"),
-            Repr::InsideLoop => f.write_str("block_on called by async code of the same loop"),
-            Repr::ForeignThread => f.write_str("block_on called off the request's thread"),
-            Repr::OwnThread => {
-                f.write_str("bridge call polled on its own thread, outside the loop")
+            Repr::Panicked { message, at: None } => write!(f, "bridge code panicked: {message}"),
+            Repr::Panicked {
+                message,
+                at: Some(at),
+            } => {
+                write!(f, "bridge code panicked: {message} (called at {at})")
             }
+            Repr::InsideLoop => f.write_str(
+                "block_on called by async code of the same loop, where the future is to be awaited",
+            ),
+            Repr::ForeignThread => {
+                f.write_str("block_on called off the request's thread: `Bridge::call` leads there")
+            }
+            Repr::OwnThread => f.write_str(
+                "bridge call polled on its own thread, outside the loop: wait with `Cx::block_on`",
+            ),
             Repr::Ended => f.write_str("the request of this bridge has ended"),
             Repr::Cancelled => f.write_str("the caller of this bridge code has given up"),
-            Repr::Exhausted(waited) => write!(f, "no bridge thread came free within {waited:?}"),
-            Repr::TooDeep(limit) => write!(f, "bridge calls nested deeper than {limit}"),
+            Repr::Exhausted(waited) => write!(
+                f,
+                "no bridge thread came free within {waited:?}: there are \
+                 `PoolBuilder::max_threads`, and each is kept to the end of its request's body"
+            ),
+            Repr::TooDeep(limit) => write!(
+                f,
+                "bridge calls nested deeper than {limit} (`PoolBuilder::max_depth`)"
+            ),
             Repr::Start(_) => f.write_str("bridge thread could not be started"),
             Repr::Missing => {
                 f.write_str("no bridge in the request: add `BridgeLayer` or `Stack` around it")

@@ -47,14 +47,47 @@ use super::{cx::Cx, error::BridgeError, handle::Bridge};
 /// # let _ = layer;
 /// ```
 ///
+/// In axum, *inside* the [`BridgeLayer`](super::BridgeLayer), that is in a `Router` before it (what is
+/// added last is outermost); a router's error is `Infallible`:
+///
+#[cfg_attr(feature = "axum", doc = "```")]
+#[cfg_attr(not(feature = "axum"), doc = "```ignore")]
+/// use std::convert::Infallible;
+/// use axum::{Router, body::Body, extract::Request, response::Response, routing::get};
+/// use bodyguard::bridge::{BridgeLayer, Cx, Next, NextError, from_fn_sync};
+///
+/// fn timed(
+///     cx: &Cx,
+///     request: Request,
+///     next: Next<Body, Body, Infallible>,
+/// ) -> Result<Response, NextError<Infallible>> {
+///     let start = std::time::Instant::now();
+///     let response = next.run(cx, request)?;
+///     println!("{:?}", start.elapsed());
+///     Ok(response)
+/// }
+///
+/// let app: Router = Router::new()
+///     .route("/", get(|| async { "hello" }))
+///     .layer(from_fn_sync(timed))
+///     .layer(BridgeLayer::new());
+/// ```
+///
+/// `R`, the body of the responses, has an empty `Default`, for the response to an error: axum's body has,
+/// and those of this crate's scope layers.
+///
 /// # Errors
 /// The inner service's own errors pass through. A [`BridgeError`], also a panic of the function,
 /// becomes an empty response with status 503 when no thread could be had, else 500; the error is in
-/// the response's extensions.
+/// the response's extensions, and in the log (feature `tracing`).
 #[track_caller]
 pub fn from_fn_sync<F, B, R, E>(f: F) -> FromFnSyncLayer<F>
 where
-    F: Fn(&Cx, Request<B>, Next<B, R, E>) -> Result<Response<R>, NextError<E>>,
+    F: Fn(&Cx, Request<B>, Next<B, R, E>) -> Result<Response<R>, NextError<E>>
+        + Send
+        + Sync
+        + 'static,
+    R: Default,
 {
     FromFnSyncLayer {
         f: Arc::new(f),
@@ -288,10 +321,7 @@ where
                 },
                 Err(error) => error,
             };
-            let mut response = Response::new(R::default());
-            *response.status_mut() = error.status();
-            response.extensions_mut().insert(error);
-            return Poll::Ready(Ok(response));
+            return Poll::Ready(Ok(error.answer()));
         }
         if let Some(called) = this.called {
             if let Poll::Ready(called) = Pin::new(called).poll(cx) {

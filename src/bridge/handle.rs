@@ -147,7 +147,7 @@ impl Bridge {
 
     /// Registers sync code to run on the request's thread at the end.
     ///
-    /// It is one of the response's closers, and they run last registered first, whichever view they
+    /// [`Cx::ending`] tells it how the response ended. It is one of the response's closers, and they run last registered first, whichever view they
     /// came by, after the local tasks have been dropped. One that fails or panics is reported and
     /// the others still run; each has the layer's
     /// [`closer_limit`](crate::scope::ScopeLayer::closer_limit). Without a layer it is one of the
@@ -171,6 +171,32 @@ impl Bridge {
     ///
     /// Its error fails the response as that of any closer does; without a layer it is in the
     /// [`CloseReport`](super::CloseReport).
+    ///
+    /// A transaction of a blocking driver, which cannot leave its thread; [`Cx::try_defer`] registers
+    /// there what is not `Send`:
+    ///
+    /// ```
+    /// # use std::{io, rc::Rc};
+    /// # struct Transaction(Rc<()>);
+    /// # impl Transaction {
+    /// #     fn begin() -> io::Result<Self> { Ok(Self(Rc::new(()))) }
+    /// #     fn commit(self) -> io::Result<()> { Ok(()) }
+    /// #     fn rollback(self) -> io::Result<()> { Ok(()) }
+    /// # }
+    /// # use bodyguard::{BoxError, bridge::Bridge};
+    /// async fn begin(bridge: &Bridge) -> Result<(), BoxError> {
+    ///     bridge
+    ///         .call(|cx| {
+    ///             let transaction = Transaction::begin()?;
+    ///             cx.try_defer(move |cx| match cx.ending() {
+    ///                 Some(ending) if ending.succeeded() => transaction.commit(),
+    ///                 _ => transaction.rollback(),
+    ///             })?;
+    ///             Ok(())
+    ///         })
+    ///         .await?
+    /// }
+    /// ```
     ///
     /// # Errors
     /// As [`defer`](Self::defer).

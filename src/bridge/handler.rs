@@ -9,29 +9,41 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{cx::Cx, error::BridgeError, handle::Bridge, sync_body::SyncBody};
+use super::{
+    cx::Cx,
+    error::{BridgeError, BridgeErrorKind},
+    handle::Bridge,
+    sync_body::SyncBody,
+};
 
 /// Makes an axum handler of a blocking function that runs on the request's thread.
 ///
-/// The function is given the [`Cx`] and what one extractor gives it; a tuple of extractors is one.
-/// They are extracted in async code, before the function is called.
+/// The function is given the [`Cx`], and what one extractor gives it, if it takes one; a tuple of
+/// extractors is one. They are extracted in async code, before the function is called.
 ///
 /// ```
 /// use axum::{Router, extract::{Path, Query}, routing::get};
-/// use bodyguard::bridge::{BridgeError, Cx, sync_handler};
+/// use bodyguard::bridge::{BridgeError, BridgeLayer, Cx, sync_handler};
 ///
 /// fn report(cx: &Cx, (Path(id), Query(q)): (Path<u32>, Query<Vec<(String, String)>>)) -> Result<String, BridgeError> {
 ///     let looked_up = cx.block_on(async move { id * 2 })?;
 ///     Ok(format!("{looked_up} {}", q.len()))
 /// }
 ///
-/// let app: Router = Router::new().route("/report/{id}", get(sync_handler(report)));
-/// # let _ = app;
+/// fn thread(_: &Cx) -> String {
+///     format!("{:?}", std::thread::current().id())
+/// }
+///
+/// let app: Router = Router::new()
+///     .route("/report/{id}", get(sync_handler(report)))
+///     .route("/thread", get(sync_handler(thread)))
+///     .layer(BridgeLayer::new());
 /// ```
 ///
 /// # Errors
 /// Without a [`BridgeLayer`](super::BridgeLayer) around it, and on a panic, it answers 500; when no
-/// thread can be had, 503. The [`BridgeError`] is in the response's extensions.
+/// thread can be had, 503. The [`BridgeError`] is in the response's extensions, and in the log (feature
+/// `tracing`).
 #[track_caller]
 pub fn sync_handler<F>(f: F) -> SyncHandler<F> {
     SyncHandler {
@@ -83,12 +95,34 @@ where
     }
 }
 
-/// An empty response with status 503 when no thread could be had, else 500.
+/// The same of a function that takes nothing of the request.
+impl<F, R, S> Handler<((), R), S> for SyncHandler<F>
+where
+    F: Fn(&Cx) -> R + Clone + Send + Sync + 'static,
+    R: IntoResponse,
+    S: Send + Sync + 'static,
+{
+    type Future = Pin<Box<dyn Future<Output = Response> + Send>>;
+
+    fn call(self, request: Request, state: S) -> Self::Future {
+        // An extractor of nothing, so that the request is not kept while the function runs.
+        let f = move |cx: &Cx, (): ()| (self.f)(cx);
+        let handler = SyncHandler { f, at: self.at };
+        Handler::<(_, (), R), S>::call(handler, request, state)
+    }
+}
+
+/// Status 503 when no thread could be had, else 500; empty, but for the text of `Missing`.
+///
+/// The error is in the response's extensions, and in the log (feature `tracing`).
 impl IntoResponse for BridgeError {
     fn into_response(self) -> Response {
-        let mut response = self.status().into_response();
-        response.extensions_mut().insert(self);
-        response
+        let text = (self.kind() == BridgeErrorKind::Missing).then(|| self.to_string());
+        let (parts, body) = self.answer::<Body>().into_parts();
+        match text {
+            Some(text) => (parts.status, parts.extensions, text).into_response(),
+            None => Response::from_parts(parts, body),
+        }
     }
 }
 

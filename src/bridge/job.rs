@@ -2,7 +2,10 @@
 
 use std::{
     panic::Location,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::{cx::Cx, error::BridgeError};
@@ -25,6 +28,12 @@ pub(super) struct SyncJob {
     pub(super) called_at: &'static Location<'static>,
     /// Whether the loop itself submitted it: then whoever waits for it may be what blocks it.
     pub(super) from_loop: bool,
+}
+
+impl SyncJob {
+    pub(super) fn is_live(&self) -> bool {
+        !self.gone.load(Ordering::Acquire) && self.job.is_live()
+    }
 }
 
 /// What the code that is waiting on the loop has to do next.

@@ -29,7 +29,7 @@ use super::{
     limits::Limits,
     session::Session,
 };
-use crate::Cause;
+use crate::{Cause, scope::quietly};
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
@@ -122,7 +122,8 @@ impl Drop for Finished {
     fn drop(&mut self) {
         self.session.done();
         for close in self.closes.drain(..) {
-            let _ = close.send(self.report.clone());
+            // It wakes whoever waits, by whatever waker that has.
+            quietly(|| drop(close.send(self.report.clone())));
         }
     }
 }
@@ -145,8 +146,7 @@ pub(super) fn serve(session: Arc<Session>, runtime: Runtime) -> Served {
     CURRENT.with(|current| *current.borrow_mut() = None);
     let closes = session.take_closes();
     if let Ok(local) = Rc::try_unwrap(cx.local) {
-        // Drops what was spawned on the runtime; does not wait for its blocking threads.
-        quietly(|| local.runtime.shutdown_background());
+        quietly(move || local.shut_down());
     }
     Served {
         unused: None,
@@ -194,17 +194,32 @@ impl Local {
         };
         self.session.tasks_ended(report.tasks_cancelled);
         self.run_closers(cx, &mut report);
-        self.end_tasks();
-        let values = self.values.take();
-        for (_, value) in values {
-            quietly(|| drop(value));
-        }
-        // Those that their scope gave up.
-        let unrun = self.closers.take();
-        for closer in unrun {
-            quietly(|| drop(closer));
-        }
+        self.clear();
         report
+    }
+
+    /// Drops what was kept, and what that leaves behind as it is dropped.
+    fn clear(&self) {
+        loop {
+            self.end_tasks();
+            let values = self.values.take();
+            // Those that their scope gave up.
+            let unrun = self.closers.take();
+            if values.is_empty() && unrun.is_empty() && self.alive.get() == 0 {
+                return;
+            }
+            for (_, value) in values {
+                quietly(|| drop(value));
+            }
+            for closer in unrun {
+                quietly(|| drop(closer));
+            }
+        }
+    }
+
+    /// Drops what was spawned on the runtime; does not wait for its blocking threads.
+    fn shut_down(self) {
+        self.runtime.shutdown_background();
     }
 
     /// Blocks on `future`, and does whatever else arrives for this thread meanwhile.
@@ -297,16 +312,16 @@ impl Local {
     }
 
     fn run_sync(&self, cx: &Cx, job: SyncJob) {
+        if !job.is_live() {
+            quietly(|| drop(job));
+            return;
+        }
         let SyncJob {
             job,
             gone,
             called_at,
             ..
         } = job;
-        if gone.load(Ordering::Acquire) {
-            quietly(|| drop(job));
-            return;
-        }
         let outer = self.gone.replace(Some(gone));
         self.session.enter(called_at);
         self.depth.set(self.depth.get() + 1);
@@ -356,16 +371,6 @@ impl Local {
         }
         self.deadline.set(None);
         self.depth.set(0);
-    }
-}
-
-/// Runs what may panic only by dropping something of the user's; the thread outlives that.
-pub(super) fn quietly(f: impl FnOnce()) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(f)) {
-        // What was thrown may throw when it is dropped; that is kept from doing so, too.
-        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
-            std::mem::forget(again);
-        }
     }
 }
 

@@ -120,6 +120,11 @@ impl Pipe {
         Poll::Pending
     }
 
+    /// Whether the reader has gone.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     /// The next frame.
     pub(super) fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Bytes> {
         let mut state = self.lock();

@@ -113,42 +113,7 @@ impl Pool {
             state.queue.push_back(session);
             return;
         }
-        state.threads += 1;
-        state.last_id += 1;
-        let id = state.last_id;
-        state.serving.insert(id, Arc::downgrade(&session));
-        drop(state);
-
-        let mut builder =
-            thread::Builder::new().name(format!("{}-{id}", shared.config.thread_name));
-        if let Some(size) = shared.config.stack_size {
-            builder = builder.stack_size(size);
-        }
-        let worker = Worker::new(Arc::clone(shared), id);
-        let first = Arc::clone(&session);
-        if let Err(error) = builder.spawn(move || worker.run(first)) {
-            // The closure was dropped, and the worker in it has signed off.
-            self.not_started(session, error);
-        }
-    }
-
-    /// There is no new thread after all: those that there are have to do.
-    fn not_started(&self, session: Arc<Session>, error: io::Error) {
-        let mut state = self.handle.shared.lock();
-        // One may have come free since: it found nobody in line.
-        let Err(session) = state.wake_idle(session) else {
-            return;
-        };
-        state.queue.push_front(session);
-        if state.threads == 0 {
-            // Nobody is left who would serve the line.
-            let stranded = std::mem::take(&mut state.queue);
-            drop(state);
-            let error = BridgeError::start(error);
-            for session in stranded {
-                session.fail(&error);
-            }
-        }
+        shared.start(state, session);
     }
 
     /// Whether the session waits for a thread to come free.
@@ -214,6 +179,46 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a thread for the session.
+    pub(super) fn start(self: &Arc<Self>, mut state: MutexGuard<'_, State>, session: Arc<Session>) {
+        state.threads += 1;
+        state.last_id += 1;
+        let id = state.last_id;
+        state.serving.insert(id, Arc::downgrade(&session));
+        drop(state);
+
+        let name = format!("{}-{id}", self.config.thread_name);
+        let mut builder = thread::Builder::new().name(name);
+        if let Some(size) = self.config.stack_size {
+            builder = builder.stack_size(size);
+        }
+        let worker = Worker::new(Arc::clone(self), id);
+        let first = Arc::clone(&session);
+        if let Err(error) = builder.spawn(move || worker.run(first)) {
+            // The closure was dropped, and the worker in it has signed off.
+            self.not_started(session, error);
+        }
+    }
+
+    /// There is no new thread after all: those that there are have to do.
+    fn not_started(&self, session: Arc<Session>, error: io::Error) {
+        let mut state = self.lock();
+        // One may have come free since: it found nobody in line.
+        let Err(session) = state.wake_idle(session) else {
+            return;
+        };
+        state.queue.push_front(session);
+        if state.threads == 0 {
+            // Nobody is left who would serve the line.
+            let stranded = std::mem::take(&mut state.queue);
+            drop(state);
+            let error = BridgeError::start(error);
+            for session in stranded {
+                session.fail(&error);
+            }
+        }
     }
 }
 

@@ -14,7 +14,10 @@ use std::{
     any::Any,
     collections::VecDeque,
     panic::Location,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::Waker,
     thread::ThreadId,
     time::Instant,
@@ -27,17 +30,18 @@ use super::{
     context::CloseReport,
     error::BridgeError,
     job::{Interrupt, Job, SyncJob},
-    local::quietly,
     pool::Pool,
     stuck::Stuck,
 };
-use crate::scope::Scope;
+use crate::scope::{Scope, quietly};
 
 pub(super) struct Session {
     pub(super) pool: Pool,
     /// The scope that this is the bridge of: closers are kept there, so that all have one order.
     pub(super) scope: Option<Weak<Scope>>,
     inner: Mutex<Inner>,
+    /// Bodies whose code runs, or is to run, here.
+    bodies: AtomicUsize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,6 +107,7 @@ impl Session {
                 done: false,
                 kept: Vec::new(),
             }),
+            bodies: AtomicUsize::new(0),
         })
     }
 
@@ -156,23 +161,29 @@ impl Session {
 
     /// A caller has given up: forget what only it wanted, and tell code that waits for it.
     pub(super) fn abandon(self: &Arc<Self>) {
-        let mut dead = (VecDeque::new(), VecDeque::new());
-        let mut inner = self.lock();
-        let forget = if inner.state == State::Open {
-            false
-        } else {
-            let (live, gone) = std::mem::take(&mut inner.jobs)
-                .into_iter()
-                .partition(|job| !job.gone.load(Ordering::Acquire));
-            inner.jobs = live;
-            dead.0 = gone;
-            let (live, gone) = std::mem::take(&mut inner.locals)
-                .into_iter()
-                .partition(|job| job.is_live());
-            inner.locals = live;
-            dead.1 = gone;
-            inner.leave_line()
-        };
+        self.forget_dead(self.lock());
+    }
+
+    /// A caller gives up unless a thread has come: then its job, which `mark` makes dead, is forgotten
+    /// before any could. False if one has, or the job is being answered.
+    pub(super) fn withdraw(self: &Arc<Self>, mark: impl FnOnce()) -> bool {
+        let inner = self.lock();
+        let queued = inner.state == State::Queued;
+        if queued {
+            mark();
+            self.forget_dead(inner);
+        }
+        queued
+    }
+
+    fn forget_dead(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>) {
+        let jobs = std::mem::take(&mut inner.jobs).into_iter();
+        let (live, dead): (_, VecDeque<_>) = jobs.partition(SyncJob::is_live);
+        inner.jobs = live;
+        let locals = std::mem::take(&mut inner.locals).into_iter();
+        let (live, dead_locals): (_, VecDeque<_>) = locals.partition(|job| job.is_live());
+        inner.locals = live;
+        let forget = inner.leave_line();
         let waker = inner.waker.take();
         drop(inner);
         if forget {
@@ -181,7 +192,12 @@ impl Session {
         if let Some(waker) = waker {
             waker.wake();
         }
-        drop(dead);
+        for job in dead {
+            quietly(|| drop(job));
+        }
+        for local in dead_locals {
+            quietly(|| drop(local));
+        }
     }
 
     /// Asks for the local tasks to be ended; `None` if no thread was ever opened.
@@ -328,12 +344,21 @@ impl Session {
         }
     }
 
+    pub(super) fn is_producing(&self) -> bool {
+        self.bodies.load(Ordering::Relaxed) > 0
+    }
+
     pub(super) fn is_queued(&self) -> bool {
         self.lock().state == State::Queued
     }
 
     pub(super) fn is_open(&self) -> bool {
         self.lock().state == State::Open
+    }
+
+    /// Whether the thread has not come round yet to ending the local tasks.
+    pub(super) fn is_behind(&self) -> bool {
+        !self.lock().end_tasks.is_empty()
     }
 
     pub(super) fn is_closing(&self) -> bool {
@@ -367,6 +392,22 @@ impl Session {
             called_at,
             running_for: since.elapsed(),
         })
+    }
+}
+
+/// A body of the session's code, for as long as there is one.
+pub(super) struct Producing(pub(super) Arc<Session>);
+
+impl Producing {
+    pub(super) fn new(session: Arc<Session>) -> Self {
+        session.bodies.fetch_add(1, Ordering::Relaxed);
+        Self(session)
+    }
+}
+
+impl Drop for Producing {
+    fn drop(&mut self) {
+        self.0.bodies.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

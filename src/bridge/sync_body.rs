@@ -24,7 +24,7 @@ use super::{
     local::is_blocking_directly,
     pipe::Pipe,
     pool::Pool,
-    session::Session,
+    session::Producing,
 };
 use crate::{BodyError, BoxError};
 
@@ -55,16 +55,21 @@ const ERROR_GAP: Duration = Duration::from_millis(10);
 /// });
 /// ```
 ///
-/// What was written is on its way at once; there is nothing to flush.
+/// What was written is on its way at once; there is nothing to flush. An empty chunk or write, and a
+/// flush, only ask whether the body is still there.
 ///
 /// # Errors
 /// An error that the producer returns, and a panic in it, become the body's error: never a clean
 /// end. So does a [`BridgeError`] when no thread can be had.
 ///
+/// Under a promised length over HTTP/1 a server asks no further than the last byte. A layer of this
+/// crate holds that byte back for the code of its own request's bridge ([`Bridge::body_writer`] and its
+/// siblings); what a body with a thread of its own does behind it is cut off, unseen.
+///
 /// # On drop
-/// The producer's next write fails with [`BrokenPipe`](io::ErrorKind::BrokenPipe), and so does the
-/// one that is waiting. The closure or iterator is dropped on its own thread. One that was never
-/// polled has not been started, and is dropped with the body.
+/// The producer's next write or flush fails with [`BrokenPipe`](io::ErrorKind::BrokenPipe), and so
+/// does the one that is waiting. The closure or iterator is dropped on its own thread. One that has not
+/// been started, for want of a poll or of a free thread, is dropped with the body.
 #[must_use = "a body does nothing unless polled"]
 pub struct SyncBody {
     // Dropped in this order: the pipe is closed before the call is given up, so that the producer
@@ -72,15 +77,15 @@ pub struct SyncBody {
     reader: Reader,
     stage: Stage,
     context: Option<Context>,
-    session: Arc<Session>,
+    session: Producing,
     begun: bool,
 }
 
-type Producing = Pin<Box<dyn Future<Output = Result<Result<(), BoxError>, BridgeError>> + Send>>;
+type Running = Pin<Box<dyn Future<Output = Result<Result<(), BoxError>, BridgeError>> + Send>>;
 
 enum Stage {
     /// In a mutex that is never locked, for the body to be `Sync`.
-    Producing(Mutex<Producing>),
+    Producing(Mutex<Running>),
     Draining(Result<(), BodyError>),
     Closing(Close, Result<(), BodyError>),
     Gap(Bound, BodyError),
@@ -151,7 +156,7 @@ impl SyncBody {
             reader: Reader(pipe),
             stage: Stage::Producing(Mutex::new(Box::pin(call))),
             context: None,
-            session: bridge.session(),
+            session: Producing::new(bridge.session()),
             begun: false,
         }
     }
@@ -189,7 +194,7 @@ impl Body for SyncBody {
                         continue;
                     }
                     let frame = this.reader.0.poll_read(cx);
-                    if frame.is_pending() && is_blocking_directly(&this.session) {
+                    if frame.is_pending() && is_blocking_directly(&this.session.0) {
                         // Sync code of the same thread collects this body: below the producer on
                         // the stack, it could not read while the producer waits for room.
                         this.reader.0.set_limit(usize::MAX);

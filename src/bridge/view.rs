@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    panic::Location,
     sync::{Arc, Weak},
 };
 
@@ -17,9 +18,10 @@ use super::{
     session::Session,
 };
 use crate::{
-    TaskResult,
+    Ending, TaskResult,
     scope::{
-        self, Annex, AnnexClosed, AnnexFuture, MissingLayer, Scope, ScopeLayer, Sealed, Unrun, View,
+        self, Annex, AnnexClosed, AnnexFuture, Fixed, MissingLayer, Scope, ScopeLayer, Sealed,
+        Unrun, View,
     },
 };
 
@@ -27,9 +29,11 @@ use crate::{
 ///
 /// Nothing is started by it: a request that does not use its bridge costs no thread and no
 /// allocation.
-pub type BridgeLayer = ScopeLayer<Bridge>;
+///
+/// `M` is its mode: see [`ScopeLayer`].
+pub type BridgeLayer<M = Fixed> = ScopeLayer<Bridge, M>;
 
-impl ScopeLayer<Bridge> {
+impl<M> ScopeLayer<Bridge, M> {
     /// Takes the threads from `pool` (the [global one](Pool::global)).
     pub fn pool(self, pool: &Pool) -> Self {
         self.annex_settings(pool.clone())
@@ -86,20 +90,28 @@ pub(super) fn register(session: &Arc<Session>, closer: Closer) -> Result<(), Bri
     let scope = scope.upgrade().ok_or(BridgeError::ENDED)?;
     let (at, run) = (closer.called_at, closer.run);
     let bridge = Bridge::new(Arc::clone(session));
-    let closer = scope::Closer::new(move |_| close(bridge, at, run)).registered_at(at);
+    let closer = scope::Closer::new(move |ending| close(bridge, at, run, ending)).registered_at(at);
     scope
         .defer_with_annex(closer)
         .map_err(|_| BridgeError::ENDED)
 }
 
 /// A closer of the scope that runs on the request's thread.
-async fn close(bridge: Bridge, at: &'static std::panic::Location<'static>, run: Run) -> TaskResult {
-    let closed = bridge.call_from(at, move |cx| match run {
-        Run::Send(run) => run(cx),
-        Run::Bound(index) => match take_bound(cx, index) {
-            Some(run) => run(cx),
-            None => Ok(()),
-        },
+async fn close(
+    bridge: Bridge,
+    at: &'static Location<'static>,
+    run: Run,
+    end: Ending,
+) -> TaskResult {
+    let closed = bridge.call_from(at, move |cx| {
+        let cx = &cx.at_end(end);
+        match run {
+            Run::Send(run) => run(cx),
+            Run::Bound(index) => match take_bound(cx, index) {
+                Some(run) => run(cx),
+                None => Ok(()),
+            },
+        }
     });
     match closed.await {
         Ok(result) => result,
@@ -125,9 +137,19 @@ impl Annex for Session {
         self.end_if_idle()
     }
 
-    fn end_tasks(self: Arc<Self>) -> AnnexFuture<Option<u64>> {
+    fn is_producing(&self) -> bool {
+        Session::is_producing(self)
+    }
+
+    fn end_tasks(self: Arc<Self>) -> AnnexFuture<Result<u64, String>> {
         let ended = EndTasks::of(&self);
-        Box::pin(async move { ended.await.map(|tasks| tasks as u64) })
+        Box::pin(async move {
+            let tasks = ended.await.ok_or_else(|| {
+                let what = self.running_now();
+                what.unwrap_or_else(|| "thread of the request".into())
+            });
+            tasks.map(|tasks| tasks as u64)
+        })
     }
 
     fn close(self: Arc<Self>, overran: bool) -> AnnexFuture<AnnexClosed> {

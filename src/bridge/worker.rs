@@ -6,6 +6,7 @@ use std::{
         Arc,
         mpsc::{self, RecvTimeoutError},
     },
+    thread,
 };
 
 use tokio::runtime::Runtime;
@@ -26,6 +27,8 @@ pub(super) enum Wake {
 pub(super) struct Worker {
     shared: Arc<Shared>,
     id: u64,
+    /// On its thread, which may not be there to be had.
+    pub(super) running: bool,
     signed_off: bool,
 }
 
@@ -34,11 +37,13 @@ impl Worker {
         Self {
             shared,
             id,
+            running: false,
             signed_off: false,
         }
     }
 
     pub(super) fn run(mut self, first: Arc<Session>) {
+        self.running = true;
         let (wake, woken) = mpsc::channel();
         let mut next = Some(first);
         let mut runtime = None;
@@ -120,6 +125,12 @@ impl Drop for Worker {
             let mut state = self.shared.lock();
             state.threads -= 1;
             state.serving.remove(&self.id);
+            // Nothing of a request's should come this far; if it does, the line is not to wait for ever.
+            if self.running && thread::panicking() {
+                if let Some(session) = state.queue.pop_front() {
+                    self.shared.start(state, session);
+                }
+            }
         }
     }
 }

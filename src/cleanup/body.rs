@@ -51,6 +51,7 @@ use crate::{
 ///
 /// **On drop**: the inner body is dropped, then the closers run on that runtime.
 #[pin_project]
+#[must_use = "a body does nothing unless it is polled"]
 pub struct CleanupBody<B> {
     #[pin]
     body: ScopeBody<B>,
@@ -74,7 +75,6 @@ where
 
     /// Adds an async closer. See [`Cleanup::defer`].
     #[track_caller]
-    #[must_use]
     pub fn defer<F, Fut>(self, closer: F) -> Self
     where
         F: FnOnce(Ending) -> Fut + Send + 'static,
@@ -86,7 +86,6 @@ where
 
     /// Adds a synchronous closer. See [`Cleanup::defer_sync`].
     #[track_caller]
-    #[must_use]
     pub fn defer_sync(self, closer: impl FnOnce(Ending) + Send + 'static) -> Self {
         self.cleanup.defer_sync(closer);
         self

@@ -1,25 +1,66 @@
 //! Async cleanup that runs exactly once when a response ends, however it ends.
 //!
 //! ```
-//! use axum::{Router, body::Body, routing::get};
-//! use bodyguard::{Cleanup, CleanupLayer};
+//! use std::sync::Arc;
+//! use axum::{Router, http::StatusCode, routing::get};
+//! use bodyguard::{BoxError, Cleanup, Stack, TaskGroup, TaskResult, task_group::GroupBody};
+//! use tokio::sync::Mutex;
+//! # struct Transaction(u32);
+//! # impl Transaction {
+//! #     async fn begin() -> Result<Self, BoxError> { Ok(Self(0)) }
+//! #     async fn next_row(&mut self) -> Result<Option<String>, BoxError> {
+//! #         self.0 += 1;
+//! #         Ok((self.0 < 3).then(|| format!("{}\n", self.0)))
+//! #     }
+//! #     async fn commit(self) -> TaskResult { Ok(()) }
+//! #     async fn rollback(self) -> TaskResult { Ok(()) }
+//! # }
 //!
-//! async fn export(cleanup: Cleanup) -> Body {
-//!     cleanup.defer(|ending| async move {
-//!         if ending.succeeded() { /* commit().await?; */ } else { /* rollback().await?; */ }
-//!         Ok(())
+//! async fn export(group: TaskGroup, cleanup: Cleanup) -> Result<GroupBody, StatusCode> {
+//!     let begun = Transaction::begin().await;
+//!     let transaction = begun.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+//!     // The producer reads through it, the closer takes it. Tasks have ended before closers run.
+//!     let shared = Arc::new(Mutex::new(Some(transaction)));
+//!     let closing = shared.clone();
+//!     cleanup.defer(move |ending| async move {
+//!         match closing.lock().await.take() {
+//!             Some(transaction) if ending.succeeded() => transaction.commit().await,
+//!             Some(transaction) => transaction.rollback().await,
+//!             None => Ok(()),
+//!         }
 //!     });
-//!     Body::from("rows")
+//!     Ok(group.body(move |tx| async move {
+//!         let mut shared = shared.lock().await;
+//!         let transaction = shared.as_mut().ok_or("the transaction is closed")?;
+//!         while let Some(row) = transaction.next_row().await? {
+//!             tx.send(row).await?;
+//!         }
+//!         Ok(())
+//!     }))
 //! }
 //!
-//! let app: Router = Router::new()
-//!     .route("/export", get(export))
-//!     .layer(CleanupLayer::new());
+//! let app: Router = Router::new().route("/export", get(export)).layer(Stack::new());
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! # use tower::ServiceExt;
+//! # let request = http::Request::get("/export").body(axum::body::Body::empty()).unwrap();
+//! # let body = app.oneshot(request).await.unwrap().into_body();
+//! # assert_eq!(axum::body::to_bytes(body, 99).await.unwrap(), "1\n2\n");
+//! # });
 //! ```
 //!
 //! Closers run last registered first, after the inner body has been dropped and tasks have been
 //! joined, and *before* the client sees the end: a failing closer makes the response fail. Each has
 //! a limit (30 s); its panic is contained, and the others still run.
+//!
+//! # What a commit means
+//! [`Ending::succeeded`] says that the handler's part is done, no more:
+//!
+//! - [`Complete`](crate::Outcome::Complete) is *handed to the server*, not received by the client:
+//!   several hundred KB may be on their way, and be lost. What must not be done twice, or not be lost,
+//!   wants an acknowledgement from the client in a request of its own.
+//! - A response to HEAD, which axum's `get` answers too, is complete with an empty body: its producer
+//!   was never polled. Code that commits what a body has done asks for
+//!   [`Ending::method`](crate::Ending::method), or for what was done.
 
 mod body;
 
@@ -31,11 +72,13 @@ pub use body::CleanupBody;
 
 use crate::{
     Cause, Ending, TaskResult,
-    scope::{Closer, Hold, MissingLayer, Scope, ScopeLayer, Sealed, View},
+    scope::{Closer, Fixed, Hold, MissingLayer, Scope, ScopeLayer, Sealed, View},
 };
 
 /// The layer that gives handlers [`Cleanup`].
-pub type CleanupLayer = ScopeLayer<Cleanup>;
+///
+/// `M` is its mode: see [`ScopeLayer`].
+pub type CleanupLayer<M = Fixed> = ScopeLayer<Cleanup, M>;
 
 /// Registers closers with the response of this request. Cheap to clone.
 ///

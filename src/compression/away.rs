@@ -12,7 +12,7 @@ use super::{
     encoder::Encoder,
     error::Broken,
     offload::{Harvest, Offload},
-    options::{Core, Flush},
+    options::{BURST, Core, Flush},
     parallel::{LONG_BLOCK, Parallel},
 };
 use crate::BoxError;
@@ -41,9 +41,12 @@ impl Away {
                 let parallel = Parallel::start(core, handle, gzip).map_err(Stay::Failed)?;
                 Ok(Self::Many(Box::new(parallel)))
             }
-            encoder => Ok(Self::One(Box::new(Offload::start(
-                core, handle, encoder, flush_each,
-            )))),
+            encoder => {
+                let slow = core.options.burst(encoder.coding()) < BURST;
+                let settle = slow && core.options.flush == Flush::WhenIdle;
+                let offload = Offload::start(core, handle, encoder, flush_each, settle);
+                Ok(Self::One(Box::new(offload)))
+            }
         }
     }
 

@@ -1,32 +1,44 @@
 //! Brotli, Zstandard and zlib, on the codecs of `async-compression` without its I/O.
 
-use std::{fmt, io};
+use std::{fmt, io, sync::Arc};
 
 use async_compression::{
     codecs::EncodeV2,
     core::util::{PartialBuffer, WriteBuffer},
 };
 
-use super::{negotiation::Coding, options::Options};
+use super::{
+    negotiation::Coding,
+    options::{Core, Options},
+};
 
 /// Room made for output at a time.
 const GROWTH: usize = 16 << 10;
 
 /// An encoder that lives as long as its stream: these codecs cannot be parked.
 pub(super) struct Codec {
-    encoder: Box<dyn EncodeV2 + Send>,
+    /// `None` before the first byte: hundreds of kilobytes, and with some levels tens of milliseconds.
+    encoder: Option<Box<dyn EncodeV2 + Send>>,
+    coding: Coding,
+    core: Arc<Core>,
     output: Vec<u8>,
     /// Written to since the last flush.
     dirty: bool,
 }
 
 impl Codec {
-    pub(super) fn new(coding: Coding, options: &Options) -> Self {
+    pub(super) fn new(coding: Coding, core: Arc<Core>) -> Self {
         Self {
-            encoder: encoder(coding, options),
+            encoder: None,
+            coding,
+            core,
             output: Vec::new(),
             dirty: false,
         }
+    }
+
+    pub(super) fn coding(&self) -> Coding {
+        self.coding
     }
 
     pub(super) fn write(&mut self, input: &[u8]) -> io::Result<()> {
@@ -67,10 +79,13 @@ impl Codec {
         &mut self,
         call: impl FnOnce(&mut dyn EncodeV2, &mut WriteBuffer<'_>) -> io::Result<bool>,
     ) -> io::Result<bool> {
+        let encoder = self
+            .encoder
+            .get_or_insert_with(|| encoder(self.coding, &self.core.options));
         let begin = self.output.len();
         self.output.resize(begin + GROWTH, 0);
         let mut room = WriteBuffer::new_initialized(&mut self.output[begin..]);
-        let done = call(self.encoder.as_mut(), &mut room);
+        let done = call(encoder.as_mut(), &mut room);
         let written = room.written_len();
         self.output.truncate(begin + written);
         done

@@ -12,7 +12,7 @@ use super::codecs::Codec;
 use super::{negotiation::Coding, options::Core};
 use crate::BoxError;
 
-pub(super) use gzip::{Gzip, deflate};
+pub(super) use gzip::Gzip;
 
 /// Output is handed on once it has reached this many bytes.
 pub(super) const FULL: usize = 32 << 10;
@@ -52,7 +52,7 @@ impl Encoder {
         match coding {
             #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
             Coding::Brotli | Coding::Zstd | Coding::Deflate => {
-                Self::Codec(Codec::new(coding, &core.options))
+                Self::Codec(Codec::new(coding, Arc::clone(core)))
             }
             _ => Self::Gzip(Box::new(Gzip::new(Arc::clone(core), history))),
         }
@@ -91,6 +91,14 @@ impl Encoder {
             Self::Gzip(gzip) => gzip.rest(),
             #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
             Self::Codec(codec) => codec.rest(),
+        }
+    }
+
+    pub(super) fn coding(&self) -> Coding {
+        match self {
+            Self::Gzip(_) => Coding::Gzip,
+            #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
+            Self::Codec(codec) => codec.coding(),
         }
     }
 

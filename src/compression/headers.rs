@@ -30,7 +30,8 @@ pub enum Compress {
 pub(super) enum Verdict {
     /// Nothing here depends on `Accept-Encoding`.
     LeaveAlone,
-    /// A 304: its headers are those of the response it stands for (RFC 9110, 15.4.5).
+    /// A 304: its fields are those of the response it stands for (RFC 9110, 15.4.5), and a cache takes
+    /// them over into the one it has (RFC 9111, 4.3.4).
     HeadersOnly,
     /// The content may be encoded.
     Negotiable,
@@ -109,10 +110,17 @@ pub(super) fn encode_head(headers: &mut HeaderMap, coding: Coding, length: Optio
         header::CONTENT_ENCODING,
         HeaderValue::from_static(coding.as_str()),
     );
-    match length {
-        Some(length) => headers.insert(header::CONTENT_LENGTH, length.into()),
-        None => headers.remove(header::CONTENT_LENGTH),
-    };
+    // A length beside a transfer coding is a message nobody may send (RFC 9112, 6.2).
+    let length = length.filter(|_| !headers.contains_key(header::TRANSFER_ENCODING));
+    forget_plain(headers);
+    if let Some(length) = length {
+        headers.insert(header::CONTENT_LENGTH, length.into());
+    }
+}
+
+/// Takes out what a head says of the plain content alone.
+pub(super) fn forget_plain(headers: &mut HeaderMap) {
+    headers.remove(header::CONTENT_LENGTH);
     // Ranges would count bytes of an encoded form that is different each time.
     headers.remove(header::ACCEPT_RANGES);
     encode_trailers(headers);
@@ -127,7 +135,7 @@ pub(super) fn encode_trailers(fields: &mut HeaderMap) {
 }
 
 /// A strong validator promises identical bytes (RFC 9110, 8.8.1), which encoding breaks.
-pub(super) fn weaken_etag(headers: &mut HeaderMap) {
+fn weaken_etag(headers: &mut HeaderMap) {
     let Some(strong) = headers
         .get(header::ETAG)
         .filter(|tag| tag.as_bytes().starts_with(b"\""))

@@ -43,8 +43,19 @@ use super::{
 ///
 /// # Compared with `tower_http::compression::CompressionLayer`
 ///
-/// `CompressionLayer::new()` is the same line. Codings other than gzip are switched on by method,
-/// never by a feature alone; `compress_when` narrows the default rules instead of replacing them.
+/// `CompressionLayer::new()` is the same line, but for the codings: a feature alone (`br`, `zstd`,
+/// `deflate`) changes nothing.
+///
+/// | there | here |
+/// |---|---|
+/// | `no_br()`, `no_zstd()`, `no_deflate()` | not needed: off until `.br(true)` and so on |
+/// | `no_gzip()` | `.gzip(false)` |
+/// | `quality(CompressionLevel::Precise(n))` | `.level(n)` for gzip and deflate; `.br_level(n)`, `.zstd_level(n)` |
+/// | `SizeAbove::new(32)`, the default | `.min_size(32)`; the default is 200 |
+/// | `NotForContentType::IMAGES`, `GRPC` | among the default rules |
+/// | `NotForContentType::SSE` | event streams are compressed: they are flushed |
+/// | `NotForContentType::new("text/csv")` | `.compress_when(..)` on the head: see [there](Self::compress_when) |
+/// | `compress_when(p)`, in place of the default rules | `.compress_when(p)`, on top of them; a handler overrides them by [`Compress::Always`](super::Compress) |
 #[must_use = "a layer does nothing unless it is applied to a service"]
 #[derive(Clone, Debug)]
 pub struct CompressionLayer {
@@ -64,19 +75,25 @@ impl CompressionLayer {
         self.coding(Coding::Gzip, enable)
     }
 
-    /// Whether Brotli is offered. Default: false.
+    /// Whether Brotli is offered. Default: false, with the feature `br` too.
+    ///
+    /// Its streams hold their encoder while idle, see [the module](super#idle-streams).
     #[cfg(feature = "br")]
     pub fn br(self, enable: bool) -> Self {
         self.coding(Coding::Brotli, enable)
     }
 
-    /// Whether Zstandard is offered. Default: false.
+    /// Whether Zstandard is offered. Default: false, with the feature `zstd` too.
+    ///
+    /// Its streams hold their encoder while idle, see [the module](super#idle-streams).
     #[cfg(feature = "zstd")]
     pub fn zstd(self, enable: bool) -> Self {
         self.coding(Coding::Zstd, enable)
     }
 
-    /// Whether `deflate` (the zlib format) is offered. Default: false.
+    /// Whether `deflate` (the zlib format) is offered. Default: false, with the feature `deflate` too.
+    ///
+    /// Its streams hold their encoder while idle, see [the module](super#idle-streams).
     #[cfg(feature = "deflate")]
     pub fn deflate(self, enable: bool) -> Self {
         self.coding(Coding::Deflate, enable)
@@ -84,7 +101,9 @@ impl CompressionLayer {
 
     /// The server's order among codings the client weighs equally, best first.
     ///
-    /// Codings left out come after those named. Default: zstd, br, gzip, deflate.
+    /// Codings left out come after those named; one that is not offered, or whose feature is off, is
+    /// skipped. Default: zstd, br, gzip, deflate.
+    /// Only gzip streams are parked while idle: with many event streams, put gzip first.
     pub fn prefer(self, order: impl IntoIterator<Item = Coding>) -> Self {
         let order = order.into_iter().collect();
         self.with(|options| {
@@ -93,24 +112,30 @@ impl CompressionLayer {
         })
     }
 
-    /// The level of gzip and deflate, 1 (fast) to 9 (small). Default: 5.
+    /// The level of gzip and deflate, 1 (fast) to 9 (small). Default: 5. Others are taken for the nearest.
     pub fn level(self, level: u32) -> Self {
         self.with(|options| options.level = level.clamp(1, 9))
     }
 
-    /// Brotli's quality, 0 to 11. Default: 4.
+    /// Brotli's quality, 0 to 11. Default: 4. More is taken for 11.
+    ///
+    /// From 7 on less is encoded where the body is polled, from 10 on nothing: it would take too long.
     #[cfg(feature = "br")]
     pub fn br_level(self, level: u32) -> Self {
         self.with(|options| options.br_level = level.min(11) as i32)
     }
 
-    /// Zstandard's level, 1 to 19. Default: 3.
+    /// Zstandard's level, 1 to 19. Default: 3. Others are taken for the nearest.
+    ///
+    /// From 10 on less is encoded where the body is polled, from 12 on nothing: it would take too long.
     #[cfg(feature = "zstd")]
     pub fn zstd_level(self, level: u32) -> Self {
         self.with(|options| options.zstd_level = level.clamp(1, 19) as i32)
     }
 
     /// Bodies known to be smaller than this many bytes are left alone. Default: 200.
+    ///
+    /// 0 counts as 1: an empty body is never compressed. Streams of unknown length are not asked.
     pub fn min_size(self, bytes: u64) -> Self {
         self.with(|options| options.min_size = bytes)
     }
@@ -122,15 +147,17 @@ impl CompressionLayer {
 
     /// Bytes of plain text a parked gzip stream keeps, at most 32 KiB. Default: 6 KiB.
     ///
-    /// More history costs that much memory for each idle stream, and makes the next event smaller.
+    /// More history costs that much memory for each idle stream, and makes the next event smaller. Other
+    /// codings are not parked.
     pub fn history(self, bytes: usize) -> Self {
         self.with(|options| options.history = bytes.min(WINDOW))
     }
 
-    /// Compressors that outlive their use, about 300 KB each. Default: 32.
+    /// gzip compressors that outlive their use, about 300 KB each. Default: 32.
     ///
     /// A stream that goes idle keeps its compressor while three quarters of these suffice, and is
-    /// parked otherwise. Streams at work are never refused one.
+    /// parked otherwise. Streams at work are never refused one. Encoders of other codings are not
+    /// limited: each of their streams has one.
     pub fn resident_limit(self, compressors: usize) -> Self {
         self.with(|options| options.resident_limit = compressors)
     }
@@ -142,7 +169,8 @@ impl CompressionLayer {
 
     /// The most random bytes added to a gzip response against BREACH. Default: 100.
     ///
-    /// They are its file-name field, which decoders skip. With 0, equal input gives equal output.
+    /// They are its file-name field, which decoders skip. So equal input gives another output, of another
+    /// length, each time: with 0 (for caches, and tests that compare bytes) it gives the same.
     pub fn random_padding(self, most: u16) -> Self {
         self.with(|options| options.random_padding = most)
     }
@@ -155,6 +183,27 @@ impl CompressionLayer {
     }
 
     /// Compresses only responses for which `allows` is true, on top of the default rules.
+    ///
+    /// A second call replaces the first: join conditions by `&&`. The default rules leave alone:
+    ///
+    /// - statuses 1xx, 204, 205, 206 and 304, answers to CONNECT, and whatever has a `Content-Range`, a
+    ///   `Content-Encoding` other than `identity`, or `Cache-Control: no-transform`;
+    /// - bodies known to be smaller than [`min_size`](Self::min_size);
+    /// - by `Content-Type`: images but SVG and BMP, audio, video, WOFF and WOFF2 fonts, archives
+    ///   (zip, gzip, xz, 7z, zstd and the like), gRPC but gRPC-Web. All else, and no type, is compressed.
+    ///
+    /// A handler overrides size, types and `allows` with a [`Compress`](super::Compress) extension.
+    ///
+    /// ```
+    /// # use bodyguard::CompressionLayer;
+    /// use http::header::CONTENT_TYPE;
+    ///
+    /// let layer = CompressionLayer::new().compress_when(|head| {
+    ///     let kind = head.headers.get(CONTENT_TYPE);
+    ///     !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/csv"))
+    /// });
+    /// # let _ = layer;
+    /// ```
     pub fn compress_when(self, allows: impl Fn(&Parts) -> bool + Send + Sync + 'static) -> Self {
         self.with(|options| options.predicate = Some(Predicate::new(allows)))
     }
@@ -202,5 +251,18 @@ impl CompressionLayer {
     /// Compressors that streams hold now.
     pub(super) fn core_lent(&self) -> usize {
         self.core.pool.lent()
+    }
+
+    /// The largest buffer that a free compressor keeps.
+    pub(super) fn core_scratch(&self) -> usize {
+        self.core.pool.largest_scratch()
+    }
+
+    /// How often streams were parked, threads were had, and blocks were made in parallel.
+    pub(super) fn core_tally(&self) -> (usize, u64, usize) {
+        use std::sync::atomic::Ordering::Relaxed;
+        let tally = &self.core.stats.tally;
+        let (parked, blocks) = (tally.parked.load(Relaxed), tally.blocks.load(Relaxed));
+        (parked, self.core.workers.stints(), blocks)
     }
 }

@@ -3,18 +3,26 @@
 //! [`CompressionLayer`] compresses the responses of any service whose client accepts it. A body
 //! whose length is known and small is compressed at once and keeps a `Content-Length`; every other
 //! body is a stream. What a stream's inner body has given is decodable by the client as soon as the
-//! inner body has nothing more ready, and a stream that waits does not hold a compressor.
+//! inner body has nothing more ready, and a gzip stream that waits need not hold a compressor.
+//!
+//! # Idle streams
+//!
+//! Only gzip can be parked. A stream of `br`, `zstd` or `deflate` holds its encoder (hundreds of kilobytes,
+//! megabytes at high levels) from its first byte to its end, idle or not: that is not limited by
+//! [`resident_limit`](CompressionLayer::resident_limit) and not counted in [`CompressionStats::resident`]. With
+//! many idle streams, leave those codings off, or put gzip first with [`prefer`](CompressionLayer::prefer).
 //!
 //! # Where it runs
 //!
-//! Up to 32 KiB of ready input where the body is polled; more goes to tokio's blocking pool in small blocks,
+//! Up to 32 KiB of ready input where the body is polled (less, or nothing, at the slow levels of `br` and
+//! `zstd`); more goes to tokio's blocking pool in small blocks,
 //! on as many threads as there are cores. A pool without a thread to spare holds no body up: after
 //! 50 ms, or at once on a runtime without timers, bodies do those blocks where they are polled. So they do
 //! outside a runtime.
 //!
 //! # Compared with `tower_http::compression`
 //!
-//! Event streams are compressed. An idle stream costs kilobytes instead of hundreds of them. ETag,
+//! Event streams are compressed. An idle gzip stream costs kilobytes instead of hundreds of them. ETag,
 //! digests, `Vary`, HEAD, 204, 206, 304 and `no-transform` follow RFC 9110. An inner body that ends
 //! short of its promised length, fails or panics never looks complete to the client. Codings
 //! other than gzip are switched on one by one, so another crate's features cannot change yours.

@@ -35,6 +35,9 @@ pub(super) struct Offload {
     /// Small frames, not sent yet.
     gathered: BytesMut,
     flush_each: bool,
+    /// A flush is so slow that the encoder comes home only after one.
+    settle: bool,
+    settled: bool,
     patience: Patience,
 }
 
@@ -56,6 +59,7 @@ impl Offload {
         handle: Handle,
         encoder: Encoder,
         flush_each: bool,
+        settle: bool,
     ) -> Self {
         Self {
             station: Arc::new(Station::new(encoder)),
@@ -63,6 +67,8 @@ impl Offload {
             handle,
             gathered: BytesMut::new(),
             flush_each,
+            settle,
+            settled: true,
             patience: Patience::default(),
         }
     }
@@ -79,7 +85,7 @@ impl Offload {
     pub(super) fn put(&mut self, data: Bytes) {
         if self.flush_each || data.len() >= SLICE {
             self.put_gathered();
-            self.send(data);
+            self.send(data, self.flush_each);
         } else {
             // Small frames are copied together: a copy costs less than a call.
             if self.gathered.is_empty() {
@@ -96,17 +102,15 @@ impl Offload {
     pub(super) fn put_gathered(&mut self) {
         if !self.gathered.is_empty() {
             let data = self.gathered.split().freeze();
-            self.send(data);
+            self.send(data, self.flush_each);
         }
     }
 
-    fn send(&self, data: Bytes) {
+    fn send(&mut self, data: Bytes, flush: bool) {
+        self.settled = flush || !self.settle;
         let mut state = self.station.state();
         state.queued += data.len();
-        state.input.push_back(Piece {
-            data,
-            flush: self.flush_each,
-        });
+        state.input.push_back(Piece { data, flush });
         self.schedule(state);
     }
 
@@ -128,6 +132,13 @@ impl Offload {
         }
         if let Some(error) = state.error.take() {
             return Poll::Ready(Err(error));
+        }
+        let idle = !state.scheduled && state.input.is_empty() && !state.refused;
+        if idle && !self.settled && self.gathered.is_empty() {
+            drop(state);
+            self.send(Bytes::new(), true);
+            // From the start: the worker may be done with it.
+            return self.harvest(cx);
         }
         if !state.scheduled && (state.input.is_empty() || state.refused) {
             let Some(encoder) = state.encoder.take() else {
@@ -327,10 +338,10 @@ mod tests {
     };
 
     /// A station on which nobody works but the test.
-    fn offload(runtime: &tokio::runtime::Runtime) -> Offload {
+    fn offload(runtime: &tokio::runtime::Runtime, settle: bool) -> Offload {
         let core = Arc::new(Core::new(Options::default()));
         let encoder = Encoder::for_stream(&core, Coding::Gzip);
-        let offload = Offload::start(&core, runtime.handle().clone(), encoder, false);
+        let offload = Offload::start(&core, runtime.handle().clone(), encoder, false, settle);
         offload.station.state().scheduled = true;
         offload
     }
@@ -348,7 +359,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
-        let mut offload = offload(&runtime);
+        let mut offload = offload(&runtime, false);
         offload.put(Bytes::from_static(b"small"));
         assert!(offload.is_busy());
         assert!(!offload.station.run(), "nothing was sent");
@@ -360,7 +371,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
-        let mut offload = offload(&runtime);
+        let mut offload = offload(&runtime, false);
         for text in ["one ", "two "] {
             offload.put(Bytes::from_static(text.as_bytes()));
             offload.put_gathered();
@@ -368,5 +379,26 @@ mod tests {
         offload.put(Bytes::from_static(b"three"));
         offload.station.refuse(false);
         assert_eq!(home(&mut offload), "one two three");
+    }
+
+    #[test]
+    fn an_encoder_whose_flush_is_slow_is_flushed_before_it_comes_home() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let mut offload = offload(&runtime, true);
+        offload.put(Bytes::from_static(b"text"));
+        offload.put_gathered();
+        assert!(!offload.station.run(), "all is done");
+        let mut cx = Context::from_waker(Waker::noop());
+        let frame = loop {
+            match offload.harvest(&mut cx) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(Harvest::Frame(frame))) => break frame,
+                Poll::Ready(_) => panic!("home, with text inside"),
+            }
+        };
+        assert!(frame.ends_with(&[0, 0, 0xff, 0xff]), "not flushed");
+        assert_eq!(home(&mut offload), "");
     }
 }

@@ -15,7 +15,7 @@ use flate2::{Crc, FlushCompress};
 use tokio::runtime::Handle;
 
 use super::{
-    encoder::{Gzip, deflate},
+    encoder::Gzip,
     error::Broken,
     options::{Core, WINDOW},
     pool::Lease,
@@ -147,6 +147,13 @@ impl Parallel {
         });
         self.blocks.push_back(Arc::clone(&block));
         self.submitted += 1;
+        #[cfg(test)]
+        let _ = self
+            .core
+            .stats
+            .tally
+            .blocks
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Workers::submit(&self.core, block, &self.handle);
     }
 
@@ -331,9 +338,9 @@ impl Job for Block {
 
 fn compress(core: &Arc<Core>, before: &Text, text: &Text) -> Result<Compressed, BoxError> {
     let mut lease = Lease::take(core);
-    let mut output = std::mem::take(&mut lease.scratch);
+    let mut output = lease.take_scratch();
     if before.len > 0 {
-        lease.deflate.set_dictionary(&before.join())?;
+        lease.prime(&before.join())?;
     }
     let mut crc = Crc::new();
     let mut pieces = text.pieces.iter().peekable();
@@ -343,10 +350,9 @@ fn compress(core: &Arc<Core>, before: &Text, text: &Text) -> Result<Compressed, 
             None => FlushCompress::Sync,
         };
         crc.update(piece);
-        deflate(&mut lease.deflate, piece, &mut output, flush)?;
+        lease.deflate(piece, &mut output, flush)?;
     }
     let frame = Bytes::copy_from_slice(&output);
-    output.clear();
-    lease.scratch = output;
+    lease.keep_scratch(output);
     Ok((frame, crc))
 }

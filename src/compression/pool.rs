@@ -1,17 +1,22 @@
 //! Compressors, lent to streams and taken back.
 
 use std::{
-    fmt,
-    ops::{Deref, DerefMut},
+    fmt, io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
 
-use flate2::{Compress, Compression};
+use flate2::{Compress, Compression, FlushCompress, Status};
 
-use super::options::Core;
+use super::{encoder::FULL, options::Core, stats::Resident};
+
+/// Room an output buffer grows by; more than any flush needs at once.
+const GROWTH: usize = FULL + (16 << 10);
+
+/// A buffer that has grown beyond the usual does not go back with its compressor.
+pub(super) const LARGEST_SCRATCH: usize = 2 * GROWTH;
 
 /// Compressors of one level, at most `limit` of which outlive their use.
 #[derive(Debug)]
@@ -25,9 +30,10 @@ pub(super) struct Pool {
 }
 
 /// A raw deflate compressor (hundreds of kilobytes) and the buffer it writes to.
-pub(super) struct Compressor {
-    pub(super) deflate: Compress,
-    pub(super) scratch: Vec<u8>,
+struct Compressor {
+    deflate: Compress,
+    scratch: Vec<u8>,
+    _resident: Resident,
 }
 
 impl Pool {
@@ -60,13 +66,14 @@ impl Pool {
         Compressor {
             deflate: Compress::new(self.level, false),
             scratch: Vec::new(),
+            _resident: Resident::new(),
         }
     }
 
-    fn give_back(&self, compressor: Compressor) {
+    fn give_back(&self, compressor: Compressor, clean: bool) {
         {
             let mut free = self.free();
-            if self.resident.load(Relaxed) <= self.limit {
+            if clean && self.resident.load(Relaxed) <= self.limit {
                 free.push(compressor);
                 return;
             }
@@ -97,6 +104,10 @@ impl fmt::Debug for Compressor {
 pub(super) struct Lease {
     /// `Some` until the drop.
     compressor: Option<Compressor>,
+    /// At a point where a reset makes it as good as new: nothing is pending inside. Elsewhere a
+    /// reset is not to be relied on: zlib-rs (0.6.8) forgets there that it has a block open at level 1,
+    /// and whoever is next would write into a block that nobody has begun.
+    clean: bool,
     core: Arc<Core>,
 }
 
@@ -104,6 +115,7 @@ impl Lease {
     pub(super) fn take(core: &Arc<Core>) -> Self {
         Self {
             compressor: Some(core.pool.take()),
+            clean: true,
             core: Arc::clone(core),
         }
     }
@@ -112,18 +124,58 @@ impl Lease {
     pub(super) fn may_stay(&self) -> bool {
         self.core.pool.may_keep()
     }
-}
 
-impl Deref for Lease {
-    type Target = Compressor;
-
-    fn deref(&self) -> &Compressor {
-        self.compressor.as_ref().expect("taken only by drop")
+    /// Tells it what the decoder has seen last. Only before the first `deflate`.
+    pub(super) fn prime(&mut self, text: &[u8]) -> io::Result<()> {
+        let primed = self.compressor().deflate.set_dictionary(text);
+        primed.map(drop).map_err(io::Error::other)
     }
-}
 
-impl DerefMut for Lease {
-    fn deref_mut(&mut self) -> &mut Compressor {
+    /// Runs `input` through, with room for whatever `flush` asks to be written.
+    pub(super) fn deflate(
+        &mut self,
+        mut input: &[u8],
+        output: &mut Vec<u8>,
+        flush: FlushCompress,
+    ) -> io::Result<()> {
+        self.clean = false;
+        let deflate = &mut self.compressor().deflate;
+        loop {
+            if output.capacity() - output.len() < 64 {
+                output.reserve(GROWTH);
+            }
+            let before = deflate.total_in();
+            let status = deflate.compress_vec(input, output, flush)?;
+            input = &input[(deflate.total_in() - before) as usize..];
+            // Room left over says that the compressor had nothing more to write.
+            let drained = output.len() < output.capacity();
+            let done = match flush {
+                FlushCompress::Finish => status == Status::StreamEnd,
+                _ => input.is_empty() && drained,
+            };
+            if done {
+                break;
+            }
+        }
+        self.clean = matches!(flush, FlushCompress::Sync | FlushCompress::Finish);
+        Ok(())
+    }
+
+    /// The buffer that came with it, empty.
+    pub(super) fn take_scratch(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.compressor().scratch)
+    }
+
+    /// Lets a buffer go back with it.
+    pub(super) fn keep_scratch(&mut self, mut buffer: Vec<u8>) {
+        let scratch = &mut self.compressor().scratch;
+        if buffer.capacity() <= LARGEST_SCRATCH && scratch.capacity() == 0 {
+            buffer.clear();
+            *scratch = buffer;
+        }
+    }
+
+    fn compressor(&mut self) -> &mut Compressor {
         self.compressor.as_mut().expect("taken only by drop")
     }
 }
@@ -131,7 +183,7 @@ impl DerefMut for Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(compressor) = self.compressor.take() {
-            self.core.pool.give_back(compressor);
+            self.core.pool.give_back(compressor, self.clean);
         }
     }
 }
@@ -139,5 +191,15 @@ impl Drop for Lease {
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Lease")
+    }
+}
+
+#[cfg(test)]
+impl Pool {
+    /// The largest buffer that a free compressor has.
+    pub(super) fn largest_scratch(&self) -> usize {
+        let scratches = self.free();
+        let sizes = scratches.iter().map(|free| free.scratch.capacity());
+        sizes.max().unwrap_or(0)
     }
 }

@@ -166,7 +166,7 @@ impl Call {
             (Verdict::Negotiable, Some(coding)) => self.encode(parts, body, size, coding, cx),
             (verdict, coding) => {
                 if verdict == Verdict::HeadersOnly && coding.is_some() {
-                    headers::weaken_etag(&mut parts.headers);
+                    headers::forget_plain(&mut parts.headers);
                 }
                 Ok(Response::from_parts(parts, CompressionBody::plain(body)))
             }

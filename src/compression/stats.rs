@@ -13,9 +13,9 @@ use super::options::Core;
 pub struct CompressionStats {
     /// Compressed streams that are open now.
     pub open: usize,
-    /// Open streams that wait without a compressor.
+    /// Open gzip streams that have given their compressor back, and wait.
     pub parked: usize,
-    /// Compressors that exist: held by streams, or in the pool.
+    /// gzip compressors that exist: held by streams, or in the pool.
     pub resident: usize,
     /// Bytes taken from inner bodies to be compressed, whole bodies included.
     pub bytes_in: u64,
@@ -29,6 +29,17 @@ pub(super) struct Stats {
     parked: AtomicUsize,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
+    #[cfg(test)]
+    pub(super) tally: Tally,
+}
+
+/// What streams have been through, for tests that must know they have.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) parked: AtomicUsize,
+    /// Blocks of streams in parallel.
+    pub(super) blocks: AtomicUsize,
 }
 
 impl Stats {
@@ -82,6 +93,8 @@ pub(super) struct Parked(Arc<Core>);
 impl Parked {
     pub(super) fn new(core: Arc<Core>) -> Self {
         core.stats.parked.fetch_add(1, Relaxed);
+        #[cfg(test)]
+        core.stats.tally.parked.fetch_add(1, Relaxed);
         #[cfg(feature = "metrics")]
         metrics::gauge!("bodyguard_compression_parked").increment(1.0);
         Self(core)
@@ -93,5 +106,23 @@ impl Drop for Parked {
         self.0.stats.parked.fetch_sub(1, Relaxed);
         #[cfg(feature = "metrics")]
         metrics::gauge!("bodyguard_compression_parked").decrement(1.0);
+    }
+}
+
+/// Counts a compressor as existing for as long as it lives: in `metrics`, the pool counts its own.
+pub(super) struct Resident(());
+
+impl Resident {
+    pub(super) fn new() -> Self {
+        #[cfg(feature = "metrics")]
+        metrics::gauge!("bodyguard_compression_resident").increment(1.0);
+        Self(())
+    }
+}
+
+impl Drop for Resident {
+    fn drop(&mut self) {
+        #[cfg(feature = "metrics")]
+        metrics::gauge!("bodyguard_compression_resident").decrement(1.0);
     }
 }

@@ -23,9 +23,6 @@ use super::{
 };
 use crate::{BodyError, BoxError};
 
-/// Ready input that is encoded where it is polled; more than this at once goes to a worker.
-pub(super) const BURST: usize = 32 << 10;
-
 /// What each idle moment restores of the burst: a stream with less than this between two idle
 /// moments, as events have, always stays inline.
 const REFILL: usize = 4 << 10;
@@ -38,8 +35,9 @@ pub(super) struct Stream {
     /// Taken from the inner body, not yet encoded.
     input: Bytes,
     phase: Phase,
-    /// Bytes that may still be encoded inline.
+    /// Bytes that may still be encoded inline, and as many as they are at the start.
     credit: usize,
+    burst: usize,
     /// Set before each poll and cleared after it: still set means that the poll panicked.
     polling: bool,
     counted: u64,
@@ -87,12 +85,14 @@ enum Step {
 
 impl Stream {
     pub(super) fn new(core: &Arc<Core>, coding: Coding, source: Source, input: Bytes) -> Self {
+        let burst = core.options.burst(coding);
         Self {
             source,
             engine: Engine::Here(Encoder::for_stream(core, coding)),
             input,
             phase: Phase::Reading,
-            credit: BURST,
+            credit: burst,
+            burst,
             polling: false,
             counted: 0,
             core: Arc::clone(core),
@@ -169,7 +169,7 @@ impl Stream {
                 self.credit = self
                     .credit
                     .saturating_add(REFILL)
-                    .min(BURST.max(self.credit));
+                    .min(self.burst.max(self.credit));
                 if self.core.options.flush == Flush::Never {
                     return Ok(Step::Wait);
                 }
@@ -275,7 +275,7 @@ impl Stream {
                 }
                 if refused {
                     // All that is here now: sent away again, it would be refused again.
-                    self.credit = self.input.len().max(BURST);
+                    self.credit = self.input.len().max(self.burst);
                 }
                 Ok(Step::Next)
             }

@@ -3,8 +3,11 @@
 mod closing;
 #[cfg(all(feature = "br", feature = "zstd", feature = "deflate"))]
 mod codecs;
+mod foreign;
+mod jobs;
 mod matrix;
 mod property;
+mod reuse;
 mod script;
 mod service;
 mod streams;

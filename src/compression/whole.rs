@@ -18,7 +18,6 @@ use super::{
     negotiation::Coding,
     options::Core,
     source::{Event, Inner, Source},
-    stream::BURST,
     workers::{Job, Patience, Workers},
 };
 use crate::BoxError;
@@ -118,7 +117,7 @@ impl Whole {
             data,
             trailers,
         });
-        if plain.data.len() <= BURST {
+        if plain.data.len() <= core.options.burst(coding) {
             return Err(plain);
         }
         let Ok(handle) = Handle::try_current() else {

@@ -10,9 +10,8 @@
 use std::{
     collections::VecDeque,
     fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::Context,
+    task::{Context, Waker},
     thread::available_parallelism,
     time::Duration,
 };
@@ -20,11 +19,11 @@ use std::{
 use tokio::runtime::Handle;
 
 use super::options::Core;
-use crate::scope::Limit;
+use crate::scope::{Limit, contained, quietly};
 
 /// A worker hands over to a fresh one after this many blocks, so that it cannot keep a runtime
 /// that is shutting down waiting for the work of another.
-const TURNS: usize = 256;
+pub(super) const TURNS: usize = 256;
 
 /// How long a body waits for the blocking pool to have a thread for anybody.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -54,6 +53,19 @@ struct State {
     /// How often one was.
     stints: u64,
     queue: VecDeque<(Arc<dyn Job>, Handle)>,
+    /// Bodies that no timer wakes, to be told when nobody has a thread for the queue.
+    untimed: Vec<Waker>,
+}
+
+impl State {
+    /// The bodies to be woken because no worker has a thread now.
+    #[must_use]
+    fn stranded(&mut self) -> Vec<Waker> {
+        match self.at_work {
+            0 => std::mem::take(&mut self.untimed),
+            _ => Vec::new(),
+        }
+    }
 }
 
 impl Workers {
@@ -79,29 +91,10 @@ impl Workers {
         }
     }
 
-    fn begin(&self) {
-        let mut state = self.state();
-        state.at_work += 1;
-        state.stints += 1;
-    }
-
-    /// Does a block of whoever is next, if no worker was given a thread since that stint.
-    fn lend_a_hand(core: &Arc<Core>, since: u64) -> bool {
-        let next = {
-            let mut state = core.workers.state();
-            match state.at_work {
-                0 if state.stints == since => state.queue.pop_front(),
-                _ => None,
-            }
-        };
-        let Some((job, handle)) = next else {
-            return false;
-        };
-        if block(&*job) {
-            // Not just queued: the worker that was asked for may have found nothing meanwhile.
-            Self::submit(core, job, &handle);
-        }
-        true
+    /// How often a thread was had.
+    #[cfg(test)]
+    pub(super) fn stints(&self) -> u64 {
+        self.state().stints
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -120,16 +113,27 @@ impl fmt::Debug for Workers {
     }
 }
 
-/// Does one block; true if there is more to do at once.
-fn block(job: &dyn Job) -> bool {
-    let more = catch_unwind(AssertUnwindSafe(|| job.run()));
-    more.unwrap_or_else(|_| {
-        job.refuse(true);
-        false
-    })
+/// Does one block; the job is given back if there is more to do at once. No panic of the job's passes.
+fn block(job: Arc<dyn Job>) -> Option<Arc<dyn Job>> {
+    match contained(|| job.run()) {
+        Ok(true) => return Some(job),
+        Ok(false) => {}
+        Err(payload) => {
+            drop(payload);
+            quietly(|| job.refuse(true));
+        }
+    }
+    quietly(|| drop(job));
+    None
 }
 
-/// One thread's stint. Dropped before it ran, it refuses the queue: its runtime is gone.
+fn wake(wakers: Vec<Waker>) {
+    for waker in wakers {
+        quietly(|| waker.wake());
+    }
+}
+
+/// One thread's stint. Its drop settles what it counted for.
 struct Worker {
     core: Arc<Core>,
     began: bool,
@@ -141,54 +145,64 @@ impl Worker {
             core: Arc::clone(core),
             began: false,
         };
-        drop(handle.spawn_blocking(move || worker.work()));
+        // Where the system has no thread to give, tokio panics, and keeps the worker until there is one.
+        quietly(|| drop(handle.spawn_blocking(move || worker.work())));
     }
 
     fn work(mut self) {
-        self.began = true;
         let workers = &self.core.workers;
-        workers.begin();
+        {
+            let mut state = workers.state();
+            state.at_work += 1;
+            state.stints += 1;
+            self.began = true;
+        }
         for _ in 0..TURNS {
-            let Some((job, handle)) = ({
-                let mut state = workers.state();
-                let next = state.queue.pop_front();
-                if next.is_none() {
-                    state.at_work -= 1;
-                    state.running -= 1;
-                }
-                next
-            }) else {
+            let next = workers.state().queue.pop_front();
+            let Some((job, handle)) = next else {
                 return;
             };
-            if block(&*job) {
+            if let Some(job) = block(job) {
                 workers.state().queue.push_back((job, handle));
             }
         }
-        let next = {
-            let mut state = workers.state();
-            let next = state.queue.front().map(|(_, handle)| handle.clone());
+    }
+
+    /// Leaves, and asks for another worker if there is more to do.
+    fn hand_over(&self) {
+        let (next, stranded) = {
+            let mut state = self.core.workers.state();
             state.at_work -= 1;
+            let next = state.queue.front().map(|(_, handle)| handle.clone());
             state.running -= usize::from(next.is_none());
-            next
+            // All of them, now and then: those whose bodies are gone are forgotten.
+            (next, std::mem::take(&mut state.untimed))
         };
         if let Some(handle) = next {
             Self::spawn(&self.core, &handle);
         }
+        wake(stranded);
     }
-}
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        if self.began {
-            return;
-        }
+    /// Refuses the queue: dropped before it ran, its runtime is gone.
+    fn refuse(&self) {
         let refused = {
             let mut state = self.core.workers.state();
             state.running -= 1;
             std::mem::take(&mut state.queue)
         };
         for (job, _) in refused {
-            job.refuse(false);
+            quietly(|| job.refuse(false));
+            quietly(|| drop(job));
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        match self.began {
+            true => self.hand_over(),
+            false => self.refuse(),
         }
     }
 }
@@ -201,25 +215,64 @@ impl Drop for Worker {
 pub(super) struct Patience {
     /// Runs on from wait to wait: to set a timer may wake another thread.
     limit: Limit,
-    /// The stint that was the last when the limit began.
-    since: u64,
+    /// The stint that was the last when the limit began, once it has.
+    since: Option<u64>,
 }
 
 impl Patience {
     pub(super) fn poll(&mut self, core: &Arc<Core>, cx: &mut Context<'_>) {
-        if self.limit.poll(cx).is_pending() && !self.limit.is_broken() {
+        let since = *self
+            .since
+            .get_or_insert_with(|| core.workers.state().stints);
+        let waits = self.limit.poll(cx).is_pending();
+        let untimed = self.limit.is_broken().then(|| cx.waker().clone());
+        if waits && untimed.is_none() {
             return;
         }
-        if Workers::lend_a_hand(core, self.since) {
-            cx.waker().wake_by_ref();
-            return;
+        match self.next(core, since, untimed) {
+            Some((job, handle)) => {
+                if let Some(job) = block(job) {
+                    // Not just queued: the worker that was asked for may have found nothing meanwhile.
+                    Workers::submit(core, job, &handle);
+                }
+                let stranded = core.workers.state().stranded();
+                wake(stranded);
+                cx.waker().wake_by_ref();
+            }
+            None if self.limit.is_broken() => {}
+            None => {
+                self.limit = Limit::new(PATIENCE);
+                let _ = self.limit.poll(cx);
+            }
         }
-        // There are workers: the next look is one limit from now.
-        self.since = core.workers.state().stints;
-        if !self.limit.is_broken() {
-            self.limit = Limit::new(PATIENCE);
-            let _ = self.limit.poll(cx);
+    }
+
+    /// Whoever is next, if that is for the body to do. Otherwise the next look is one limit from now, or
+    /// when `untimed` is woken.
+    fn next(
+        &mut self,
+        core: &Core,
+        since: u64,
+        untimed: Option<Waker>,
+    ) -> Option<(Arc<dyn Job>, Handle)> {
+        let mut state = core.workers.state();
+        if state.at_work == 0 && (untimed.is_some() || state.stints == since) {
+            if let Some(next) = state.queue.pop_front() {
+                drop(state);
+                return Some(next);
+            }
         }
+        self.since = Some(state.stints);
+        let known = |waker: &Waker| state.untimed.iter().any(|other| other.will_wake(waker));
+        if let Some(waker) = untimed {
+            if known(&waker) {
+                // Not dropped under the lock.
+                drop(state);
+            } else {
+                state.untimed.push(waker);
+            }
+        }
+        None
     }
 }
 
@@ -227,7 +280,7 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             limit: Limit::new(PATIENCE),
-            since: 0,
+            since: None,
         }
     }
 }

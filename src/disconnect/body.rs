@@ -40,6 +40,7 @@ use crate::{
 /// handler that makes it is not covered: it ends as its server ends it.
 ///
 /// **On drop**: as [`ScopeBody`], or, once armed, [`MovableBody`].
+#[must_use = "a body does nothing unless it is polled"]
 #[pin_project]
 pub struct DisconnectBody<T> {
     #[pin]
@@ -82,14 +83,12 @@ where
 {
     /// See [`ScopeLayer::stall_timeout`](crate::scope::ScopeLayer::stall_timeout); here it takes a task
     /// for each body, which a layer shares.
-    #[must_use]
     pub fn stall_timeout(self, timeout: Duration) -> DisconnectBody<MovableBody> {
         self.disconnect.scope.stall_timeout(timeout);
         self.movable()
     }
 
     /// Lets the body run on for at most `limit` without its client. See [`Disconnect::on_leave`].
-    #[must_use]
     pub fn detachable(self, limit: Duration) -> DisconnectBody<MovableBody> {
         self.disconnect.scope.detachable(limit);
         self.movable()
@@ -104,8 +103,14 @@ where
 }
 
 impl DisconnectBody<MovableBody> {
+    /// See [`ScopeLayer::stall_timeout`](crate::scope::ScopeLayer::stall_timeout). The last word counts.
+    pub fn stall_timeout(mut self, timeout: Duration) -> Self {
+        self.disconnect.scope.stall_timeout(timeout);
+        self.body.watch();
+        self
+    }
+
     /// Lets the body run on for at most `limit` without its client. See [`Disconnect::on_leave`].
-    #[must_use]
     pub fn detachable(self, limit: Duration) -> Self {
         self.disconnect.scope.detachable(limit);
         self
@@ -115,7 +120,6 @@ impl DisconnectBody<MovableBody> {
 impl<T> DisconnectBody<T> {
     /// Is given the report once the body has ended. See
     /// [`ScopeLayer::on_end`](crate::scope::ScopeLayer::on_end).
-    #[must_use]
     pub fn on_end(self, hook: impl Fn(&EndReport) + Send + Sync + 'static) -> Self {
         self.disconnect.scope.on_end(hook);
         self

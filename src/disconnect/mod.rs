@@ -15,6 +15,74 @@
 //!     .route("/search", get(search))
 //!     .layer(DisconnectLayer::new().on_end(|report| println!("{}", report.outcome())));
 //! ```
+//!
+//! # Who is told, and who just ends
+//! When the client leaves, the handler's own future, its body and the plain tasks of its group are
+//! dropped where they stand: a `select!` on [`Disconnect::gone`] in them never takes that branch. They
+//! need not be told; what is to be undone is a closer's ([`Cleanup::defer`](crate::Cleanup::defer)).
+//!
+//! | where the work is | it learns of the end by |
+//! |---|---|
+//! | the handler, its body, [`TaskGroup::spawn`](crate::TaskGroup::spawn) | being dropped; closers run after it |
+//! | [`TaskGroup::spawn_graceful`](crate::TaskGroup::spawn_graceful), `spawn_blocking` | the token it was given |
+//! | a thread, `tokio::task::spawn_blocking` | [`Disconnect::is_gone`] |
+//! | a task of its own, spawned elsewhere | [`Disconnect::gone`], [`Disconnect::token`] |
+//! | a handler that asked for [`OnLeave::Grace`] | [`Disconnect::gone`]: it runs on meanwhile |
+//! | a handler that asked for [`OnLeave::Detach`] | not at all; its closers are told `client_gone` |
+//!
+//! So a long poll just waits, and gives back in a closer what it took for its client:
+//!
+//! ```
+//! use std::{sync::Arc, time::Duration};
+//! use axum::{Router, extract::State, http::StatusCode, routing::get};
+//! use bodyguard::{Cleanup, Stack};
+//! use tokio::{sync::{Mutex, mpsc}, time::timeout};
+//!
+//! #[derive(Clone)]
+//! struct Jobs {
+//!     tx: mpsc::UnboundedSender<String>,
+//!     rx: Arc<Mutex<mpsc::UnboundedReceiver<String>>>,
+//! }
+//!
+//! async fn next_job(State(jobs): State<Jobs>, cleanup: Cleanup) -> Result<String, StatusCode> {
+//!     // Dropped while it waits, if the client leaves: it has taken nothing then.
+//!     let next = timeout(Duration::from_secs(30), async { jobs.rx.lock().await.recv().await });
+//!     let job = next.await.ok().flatten().ok_or(StatusCode::NO_CONTENT)?;
+//!     let undelivered = job.clone();
+//!     cleanup.defer_sync(move |ending| {
+//!         if !ending.succeeded() {
+//!             let _ = jobs.tx.send(undelivered);
+//!         }
+//!     });
+//!     Ok(job)
+//! }
+//!
+//! # fn router(jobs: Jobs) -> Router {
+//! Router::new()
+//!     .route("/jobs/next", get(next_job))
+//!     .layer(Stack::new())
+//!     .with_state(jobs)
+//! # }
+//! ```
+//!
+//! # What detection depends on
+//! - **A watched connection**, that is a [`net::Peer`](crate::net::Peer) in the request's extensions:
+//!   [`net::serve`](crate::net::serve) puts it there, and so does `axum::serve` on a
+//!   [`net::WatchedListener`](crate::net::WatchedListener) *with*
+//!   `.into_make_service_with_connect_info::<Peer>()`. Without one nothing is watched: what hyper notices
+//!   is a drop ([`Outcome::Dropped`]), and what it does not notice goes on
+//!   ([a table](crate::net)).
+//! - **Time**: a request is watched once it has been pending for 20 ms, so a leave is seen that much late
+//!   at most.
+//! - **The request body**: behind an upload larger than the socket buffers that nobody reads, a client's
+//!   close does not arrive. Long polls by POST, and handlers that ignore their body, want
+//!   [`drain_request`](crate::scope::ScopeLayer::drain_request).
+//! - **HTTP/2**: a client that resets its stream keeps its connection, so that its leave is `Dropped`;
+//!   only the end of the connection is `Disconnected`. [`Ending::client_gone`](crate::Ending::client_gone)
+//!   is true in both if the body was under way.
+//! - **Proxies**: the client is the proxy. nginx closes its upstream connection when the browser leaves
+//!   (`proxy_ignore_client_abort off`, the default), and also when it has read nothing for
+//!   `proxy_read_timeout` (60 s): that looks like a client that left. Quiet streams need keep-alives.
 
 mod body;
 
@@ -25,14 +93,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Outcome,
-    scope::{Hold, MissingLayer, Scope, ScopeLayer, Sealed, View},
+    scope::{Fixed, Hold, MissingLayer, Scope, ScopeLayer, Sealed, View},
 };
 
 pub use crate::scope::OnLeave;
 pub use body::DisconnectBody;
 
 /// The layer that gives handlers [`Disconnect`].
-pub type DisconnectLayer = ScopeLayer<Disconnect>;
+///
+/// What it takes to see a client leave is in the [module](self): without a watched connection nothing but
+/// the server's drop of the response is seen, and each leave is [`Outcome::Dropped`].
+///
+/// `M` is its mode: [`Movable`](crate::scope::Movable) once it is armed.
+pub type DisconnectLayer<M = Fixed> = ScopeLayer<Disconnect, M>;
 
 /// Tells how the response of this request fares. Cheap to clone.
 ///
@@ -60,7 +133,34 @@ impl Disconnect {
 
     /// Waits for any end but a natural one: the client left, shutdown, cancel, failure.
     ///
-    /// Never ready after a natural end: select it against the work.
+    /// Never ready after a natural end. For work that the end does not stop by itself: graceful tasks,
+    /// tasks spawned elsewhere, and handlers under [`OnLeave::Grace`]. The handler's own future and plain
+    /// tasks of its group are dropped in place of being told, so that there no `select!` comes to this
+    /// branch: what they have to undo is a closer's ([`Cleanup::defer`](crate::Cleanup::defer)). See the
+    /// [module](self).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use axum::{Router, http::StatusCode, routing::post};
+    /// use bodyguard::{Disconnect, DisconnectLayer, disconnect::{NotDetachable, OnLeave}};
+    ///
+    /// # async fn render() -> String { String::new() }
+    /// # async fn save_draft() {}
+    /// async fn report(disconnect: Disconnect) -> Result<(StatusCode, String), NotDetachable> {
+    ///     disconnect.on_leave(OnLeave::Grace(Duration::from_secs(2)))?;
+    ///     tokio::select! {
+    ///         whole = render() => Ok((StatusCode::OK, whole)),
+    ///         () = disconnect.gone() => {
+    ///             save_draft().await;
+    ///             Ok((StatusCode::SERVICE_UNAVAILABLE, String::new())) // For nobody.
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// let app: Router = Router::new()
+    ///     .route("/report", post(report))
+    ///     .layer(DisconnectLayer::new().detachable(Duration::from_secs(10)));
+    /// ```
     pub async fn gone(&self) {
         self.scope.gone_token().cancelled().await;
     }
@@ -70,7 +170,7 @@ impl Disconnect {
         self.scope.is_gone()
     }
 
-    /// A token that fires with [`Disconnect::gone`].
+    /// A token that fires with [`Disconnect::gone`], for the same kinds of work.
     ///
     /// It is a child: cancelling it cancels nobody else.
     pub fn token(&self) -> CancellationToken {

@@ -21,11 +21,15 @@ type OnError = Box<dyn FnMut(&io::Error) + Send>;
 /// for the client's delayed ACK. It is an `axum::serve::Listener` (feature `axum`), and has an
 /// [`accept`](Self::accept) of its own for bare hyper.
 ///
+/// Under `axum::serve` the connect info is what brings the [`Peer`](super::Peer) to the layers: without
+/// `into_make_service_with_connect_info::<Peer>()` nothing is watched. [`serve`](super::serve) does it by
+/// itself; handlers that take `Peer` work under both.
+///
 /// ```no_run
-/// # use axum::{extract::ConnectInfo, routing::get, Router};
+/// # use axum::{routing::get, Router};
 /// use bodyguard::net::{Peer, WatchedListener};
 /// # async fn run() -> std::io::Result<()> {
-/// async fn handler(ConnectInfo(peer): ConnectInfo<Peer>) -> String {
+/// async fn handler(peer: Peer) -> String {
 ///     peer.addr().to_string()
 /// }
 /// let app = Router::new().route("/", get(handler));
@@ -34,6 +38,7 @@ type OnError = Box<dyn FnMut(&io::Error) + Send>;
 /// # Ok(())
 /// # }
 /// ```
+#[must_use = "a listener that nobody accepts from is closed when dropped"]
 pub struct WatchedListener {
     tcp: TcpListener,
     half_close: bool,
@@ -67,7 +72,6 @@ impl WatchedListener {
     /// With `true` a FIN is the client's right and only RST ends a [`Peer`](super::Peer): a client
     /// that closed is then noticed when the server next writes, since RST is the answer. Set it
     /// like hyper's option of the same name.
-    #[must_use]
     pub fn half_close(mut self, half_close: bool) -> Self {
         self.half_close = half_close;
         self
@@ -77,7 +81,6 @@ impl WatchedListener {
     ///
     /// Typically file descriptors have run out. It runs on the accepting task: count or log,
     /// do not block. With the feature `tracing` these errors are logged anyway.
-    #[must_use]
     pub fn on_accept_error(mut self, f: impl FnMut(&io::Error) + Send + 'static) -> Self {
         self.on_error = Some(Box::new(f));
         self
@@ -99,7 +102,7 @@ impl WatchedListener {
     /// wait in the listener's queue.
     ///
     /// # Errors
-    /// Only if the listening socket itself is unusable.
+    /// Only if the listening socket itself is unusable: not listening, or no longer.
     ///
     /// # On drop
     /// Cancel safe: no connection is lost.

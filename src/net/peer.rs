@@ -26,6 +26,10 @@ const ARM_AGAIN: Duration = Duration::from_secs(1);
 ///
 /// An extractor in axum, of requests that [`serve`](super::serve) or a
 /// [`WatchedListener`](super::WatchedListener) with `ConnectInfo<Peer>` brought; `Option<Peer>` elsewhere.
+/// It is the one way that works under both: [`serve`](super::serve) inserts no `ConnectInfo<Peer>`.
+///
+/// A server that notices the end by itself drops the handler, and no branch of it is taken: this shows
+/// what a handler outside the layers is told where the server does not.
 ///
 /// ```
 /// # use bodyguard::net::Peer;

@@ -66,11 +66,19 @@ type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// # }
 /// ```
 ///
-/// Every request carries its connection's [`Peer`] in its extensions, so that the layers can
-/// confirm a disconnect, and (feature `axum`) `ConnectInfo<SocketAddr>`. `TCP_NODELAY` is set.
+/// Every request carries in its extensions its connection's [`Peer`], so that the layers can confirm a
+/// disconnect (axum handlers extract it as it is), and with the feature `axum` a
+/// `ConnectInfo<SocketAddr>`; there is no `ConnectInfo<Peer>`. `TCP_NODELAY` is set.
+///
+/// It serves plain TCP with hyper's defaults: no TLS, no Unix sockets, none of hyper's options. With an
+/// accept loop of your own the pattern is `examples/hyper_plain.rs`, which shuts down as this does.
 ///
 /// Compared with `axum::serve`: a shutdown reaches the bodies, and a stalled connection cannot keep
 /// the process from ending.
+///
+/// # Errors
+/// Only if the listening socket itself is unusable (see [`WatchedListener::accept`]): then it drains
+/// as at a shutdown, and gives the error.
 ///
 /// **On drop** of the future: connections are dropped where they stand; teardowns of their
 /// responses go on as long as the runtime does.
@@ -150,17 +158,20 @@ where
         mut signal,
     } = serve;
     let mut connections = JoinSet::new();
-    loop {
+    let ended = loop {
         tokio::select! {
             // In this order: a signal is listened for, by its first poll, before anybody is served.
             biased;
-            () = &mut signal => break,
+            () = &mut signal => break Ok(()),
             Some(_) = connections.join_next() => {}
-            stream = accept(&mut listener) => {
-                connections.spawn(connection(stream, app.clone(), supervisor.clone()));
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(stream, app.clone(), supervisor.clone()));
+                }
+                Err(error) => break Err(error),
             }
         }
-    }
+    };
     drop(listener);
     let deadline = deadline.min(FAR);
     let end = Instant::now() + deadline;
@@ -178,20 +189,11 @@ where
     let _ = timeout_at(end, closed(&mut connections)).await;
     let rest = end.saturating_duration_since(Instant::now());
     let report = supervisor.drain(rest.max(LEAST)).await;
-    Ok(report)
+    ended.map(|()| report)
 }
 
 async fn closed(connections: &mut JoinSet<()>) {
     while connections.join_next().await.is_some() {}
-}
-
-async fn accept(listener: &mut WatchedListener) -> WatchedStream {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return stream,
-            Err(error) => listener.back_off(&error).await,
-        }
-    }
 }
 
 /// Serves one connection to its end: gracefully from the shutdown on, not at all once it is aborted.

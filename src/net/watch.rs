@@ -34,6 +34,7 @@ use tokio::{
 };
 
 use super::peer::PeerEnd;
+use crate::scope::quietly;
 
 /// What the stream and every `Peer` share.
 pub(super) struct Connection {
@@ -92,7 +93,10 @@ impl Connection {
             .is_ok();
         if first {
             let wakers = self.state().waiters.take_wakers();
-            wakers.into_iter().for_each(Waker::wake);
+            for waker in wakers {
+                // One that panics keeps it from nobody else.
+                quietly(|| waker.wake());
+            }
         }
     }
 

@@ -35,11 +35,16 @@ pub(crate) trait Annex: Send + Sync + 'static {
     /// Closes it if there is nothing to wait for, and nothing of the application's in it.
     fn close_if_idle(&self) -> bool;
 
-    /// Ends its tasks, starting now, and counts them; closers can still use it. Bounded: `None` if it
-    /// did not answer in time.
-    fn end_tasks(self: Arc<Self>) -> AnnexFuture<Option<u64>>;
+    /// Whether a body of its is under way. Only that body knows when it is over, be it behind the
+    /// length that its head promised.
+    fn is_producing(&self) -> bool;
 
-    /// Ends it, starting now. Bounded; if it `overran` in `end_tasks`, it is not waited for again.
+    /// Ends its tasks, starting now, and counts them; closers can still use it. Bounded: what ran, by
+    /// name, if it did not answer in time.
+    fn end_tasks(self: Arc<Self>) -> AnnexFuture<Result<u64, String>>;
+
+    /// Ends it, starting now. Bounded; if it `overran` in `end_tasks`, and still does, it is not
+    /// waited for again.
     fn close(self: Arc<Self>, overran: bool) -> AnnexFuture<AnnexClosed>;
 
     /// What of it runs now, by name.
@@ -106,6 +111,10 @@ impl Slot {
         }
     }
 
+    pub(super) fn is_producing(&self) -> bool {
+        self.get().is_some_and(|annex| annex.is_producing())
+    }
+
     pub(super) fn still_running(&self) -> Option<String> {
         self.get()?.still_running()
     }
@@ -164,23 +173,28 @@ impl Scope {
 }
 
 impl Scope {
-    /// Teardown step 3. True if the annex did not answer in time.
-    pub(super) async fn end_annex_tasks(&self) -> bool {
+    /// Teardown step 3. What ran, if the annex did not answer in time.
+    pub(super) async fn end_annex_tasks(&self) -> Option<String> {
         let annex = match &self.lock().work().annex {
             Slot::Open(annex) => annex.clone(),
-            _ => return false,
+            _ => return None,
         };
-        match annex.end_tasks().await {
-            Some(tasks) => {
-                self.lock().work().counts.tasks_cancelled += tasks;
-                false
-            }
-            None => true,
-        }
+        let tasks = match annex.end_tasks().await {
+            Ok(tasks) => tasks,
+            Err(what) => return Some(what),
+        };
+        self.lock().work().counts.tasks_cancelled += tasks;
+        None
     }
 
-    /// The annex has closed, or was not waited for any longer: it goes into the account.
-    pub(super) fn annex_closed(&self, annex: &Arc<dyn Annex>, closed: AnnexClosed) {
+    /// The annex has closed, or was not waited for any longer: it goes into the account, and so does
+    /// what `overran` before the closers and came back since.
+    pub(super) fn annex_closed(
+        &self,
+        annex: &Arc<dyn Annex>,
+        closed: AnnexClosed,
+        overran: Option<String>,
+    ) {
         {
             let mut state = self.lock();
             let counts = &mut state.work().counts;
@@ -192,8 +206,10 @@ impl Scope {
                 state.note_failure(Outcome::Failed, cause);
             }
         }
-        if let Some(what) = closed.stuck {
-            self.annex_stuck(annex, what);
+        match (closed.stuck, overran) {
+            (Some(what), _) => self.annex_stuck(annex, what),
+            (None, Some(what)) => self.note_stuck(what),
+            (None, None) => {}
         }
     }
 
@@ -214,20 +230,27 @@ impl Scope {
         }
     }
 
-    /// The scope does not wait for it; a drain does, and names it (G12).
+    /// The scope does not wait for it; a drain does, and names it.
     fn annex_stuck(&self, annex: &Arc<dyn Annex>, what: String) {
-        {
-            let mut state = self.lock();
-            state.work().stuck.push(what.clone());
-            let failure = Failure::new(FailureKind::StillRunning { what: what.clone() });
-            state.note_failure(Outcome::Failed, failure.into());
-        }
         let name = self.named(&what);
+        self.note_stuck(what);
         annex.keep(Box::new(self.supervisor().background(name)));
+    }
+
+    fn note_stuck(&self, what: String) {
+        let mut state = self.lock();
+        state.work().stuck.push(what.clone());
+        let failure = Failure::new(FailureKind::StillRunning { what });
+        state.note_failure(Outcome::Failed, failure.into());
     }
 }
 
 impl State {
+    pub(super) fn is_annex_producing(&self) -> bool {
+        let work = self.work.as_ref();
+        work.is_some_and(|work| work.annex.is_producing())
+    }
+
     /// What of the annex runs now, for the drain's account.
     pub(super) fn annex_running(&self) -> Option<String> {
         self.work.as_ref()?.annex.still_running()

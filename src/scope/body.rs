@@ -34,6 +34,7 @@ use crate::{
 /// **On drop**: the end starts, the inner body is dropped, and the teardown moves to a task on the
 /// runtime that was current at the call.
 #[pin_project(project = Projected)]
+#[must_use = "a body does nothing unless it is polled"]
 pub struct ScopeBody<B> {
     // Field order is drop order: signals, inner body, teardown.
     owner: Owner,
@@ -293,7 +294,7 @@ where
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Stage::AtLength(data) => {
-                    // HTTP/2 may still send trailers; more data would be more than promised.
+                    // Trailers (HTTP/2), or an error; more data would be more than promised.
                     let next = ready!(poll_inner(self.owner, self.inner.as_mut(), cx));
                     let end_hint = || end_hint(self.inner.as_ref());
                     let Some(end) = self.owner.judge_at_length(data, next, end_hint) else {

@@ -15,7 +15,7 @@ use super::{
     limit::Limit,
     machine::Scope,
     movable::{Given, Owned, discard, ended, leave, run_on, runtime_of},
-    stall::{Attention, Watchdog},
+    stall::{Armed, Attention, Watchdog},
 };
 use crate::outcome::Outcome;
 
@@ -75,6 +75,16 @@ impl Cell {
             slot: Mutex::new(Slot::Here(body)),
             scope,
         })
+    }
+
+    /// Can be taken from its scope from now on, and is looked after by the scope's watchdog, if one is set.
+    pub(super) fn watched(self: &Arc<Self>) -> Armed {
+        let watchdog = self.scope.kept_in(self);
+        // An end that came before found nothing to take.
+        if self.scope.is_interrupted() {
+            self.scope.take_over();
+        }
+        watchdog.map_or_else(Armed::default, |dog| dog.watch(self))
     }
 
     fn lock(&self) -> MutexGuard<'_, Slot> {
@@ -280,7 +290,7 @@ impl Drop for Driven {
 
 impl Scope {
     /// Its body can be taken from here from now on. Gives the watchdog to watch it, if one is set.
-    pub(super) fn kept_in(&self, cell: &Arc<Cell>) -> Option<Arc<Watchdog>> {
+    fn kept_in(&self, cell: &Arc<Cell>) -> Option<Arc<Watchdog>> {
         let mut state = self.lock();
         state.cell = Arc::downgrade(cell);
         state.options(self).stall.clone()

@@ -4,7 +4,7 @@ use std::{
     error::Error,
     fmt,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
 };
 
@@ -50,7 +50,7 @@ async fn close_parts<B>(parts: Parts, body: B) -> Result<Option<Arc<EndReport>>,
     };
     scope.keep_report();
     // Whoever closes a response wants it to end.
-    scope.set_on_leave(OnLeave::Cancel);
+    scope.end_when_left();
     drop(body);
     drop(parts);
     scope.done().await;
@@ -58,6 +58,23 @@ async fn close_parts<B>(parts: Parts, body: B) -> Result<Option<Arc<EndReport>>,
         Some(report) if report.errors.is_empty() => Ok(Some(report)),
         Some(report) => Err(CloseError { report }),
         None => Ok(None),
+    }
+}
+
+impl Scope {
+    /// It ends when it is left, and so does what answers in it, whatever the handlers chose.
+    fn end_when_left(&self) {
+        let children = {
+            let mut state = self.lock();
+            state.on_leave = OnLeave::Cancel;
+            let work = state.work.as_deref();
+            work.map(|work| work.children.clone()).unwrap_or_default()
+        };
+        let answers = |child: &&Arc<Scope>| child.answers.load(Ordering::Acquire);
+        children
+            .iter()
+            .filter(answers)
+            .for_each(|child| child.end_when_left());
     }
 }
 

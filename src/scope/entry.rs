@@ -69,6 +69,18 @@ pub struct MissingLayer {
     layer: &'static str,
 }
 
+impl MissingLayer {
+    /// The view that was asked for: `"Cleanup"`, for instance.
+    pub fn view(&self) -> &'static str {
+        self.view
+    }
+
+    /// The layer to add: `"CleanupLayer"`, for instance.
+    pub fn layer(&self) -> &'static str {
+        self.layer
+    }
+}
+
 impl fmt::Display for MissingLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { view, layer } = self;

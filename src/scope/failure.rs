@@ -3,12 +3,14 @@
 use std::{
     any::Any,
     error::Error,
-    fmt, io, iter,
-    panic::{AssertUnwindSafe, Location, catch_unwind},
+    fmt, io, iter, mem,
+    ops::Deref,
+    panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind},
+    sync::Arc,
     time::Duration,
 };
 
-use crate::error::{BoxError, Cause};
+use crate::error::{BodyError, BoxError, Cause};
 
 /// A failure that is not an error of the application's: a panic, a limit, a broken promise.
 ///
@@ -133,13 +135,44 @@ impl From<Failure> for Cause {
     }
 }
 
-/// What a panic carries.
-pub(crate) type Payload = Box<dyn Any + Send>;
+/// What a panic carries. It is the application's, and may panic as it is dropped: that stays in here.
+pub(crate) struct Payload(Option<Box<dyn Any + Send>>);
+
+impl Payload {
+    /// Goes on with the panic.
+    pub(super) fn resume(mut self) -> ! {
+        resume_unwind(self.0.take().unwrap_or_else(|| Box::new(())))
+    }
+}
+
+impl Deref for Payload {
+    type Target = dyn Any + Send;
+
+    fn deref(&self) -> &Self::Target {
+        self.0.as_deref().unwrap_or(&())
+    }
+}
+
+impl Drop for Payload {
+    fn drop(&mut self) {
+        let payload = self.0.take();
+        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            // There is no end to that.
+            mem::forget(again);
+        }
+    }
+}
 
 /// Runs application code whose panic must not reach past us. What it was working on is dropped
 /// with it, so nobody sees it half done.
 pub(crate) fn contained<T>(code: impl FnOnce() -> T) -> Result<T, Payload> {
-    catch_unwind(AssertUnwindSafe(code))
+    catch_unwind(AssertUnwindSafe(code)).map_err(|payload| Payload(Some(payload)))
+}
+
+/// Runs application code of which nothing is wanted, not even its panic.
+#[cfg(any(feature = "bridge", feature = "compression", feature = "net"))]
+pub(crate) fn quietly(code: impl FnOnce()) {
+    let _ = contained(code);
 }
 
 /// How far down the sources of an error others are looked for.
@@ -172,4 +205,21 @@ pub(super) fn panic_message(payload: &(dyn Any + Send)) -> String {
         .map(|text| (*text).to_owned())
         .or_else(|| payload.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "no message".to_owned())
+}
+
+/// Whether two errors are one that passed several owners.
+pub(super) fn is_same(one: &Cause, other: &Cause) -> bool {
+    fn failure(cause: &Cause) -> Option<&FailureKind> {
+        cause.downcast_ref::<Failure>()?.of_owner()
+    }
+    Arc::ptr_eq(one, other)
+        || carries(one, other)
+        || carries(other, one)
+        || failure(one).is_some_and(|kind| failure(other) == Some(kind))
+}
+
+/// Whether this is that error of a body of ours, as a body around it passed it on.
+fn carries(outer: &Cause, inner: &Cause) -> bool {
+    let mut bodies = sources(&**outer).filter_map(|error| error.downcast_ref::<BodyError>());
+    bodies.any(|error| Arc::ptr_eq(error.cause(), inner))
 }

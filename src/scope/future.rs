@@ -160,6 +160,9 @@ where
         return Ok(response.map(ScopeBody::passing));
     };
     let head = scope.at_head(&mut response);
+    if head != AtHead::Unreached {
+        scope.note_rpc_status(response.headers());
+    }
     let (hint, end_hint) = (response.body().size_hint(), response.body().is_end_stream());
     let seen = Detector::at_head(
         (&scope.method, scope.version),

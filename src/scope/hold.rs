@@ -5,11 +5,12 @@ use std::{fmt, sync::Arc};
 use super::machine::Scope;
 use crate::outcome::Outcome;
 
-/// Keeps a scope open past the end of its body, without delaying that end (G11).
+/// Keeps a scope open past the end of its body, without delaying that end.
 ///
 /// A WebSocket task holds the scope of its upgrade request, so that closers run when the socket
 /// is done and not before the 101. The teardown starts when the last hold goes; a body that ended
-/// badly keeps its outcome, otherwise the hold's word counts.
+/// badly keeps its outcome, otherwise the hold's word counts. Work that chose to run on without its
+/// client ([`OnLeave`](crate::disconnect::OnLeave)) ends at that word, too.
 ///
 /// **On drop** without [`Hold::finish`]: the scope is `Cancelled`.
 #[must_use = "a dropped hold cancels the scope"]

@@ -37,7 +37,7 @@ pub(super) enum Judged {
     Pass(Bytes),
     /// The last data of a body whose end nobody waits for.
     Last(Bytes),
-    /// The last data; trailers may follow.
+    /// The last data; trailers, or an error, may follow.
     AtLength(Bytes),
     End(End),
 }
@@ -136,7 +136,8 @@ impl Owner {
                     Seen::LengthReached if !self.stops_at_length() && !self.is_used() => {
                         Judged::Pass(data)
                     }
-                    Seen::LengthReached if !self.stops_at_length() => {
+                    // Asked once more even where the server would not: what it says is its end.
+                    Seen::LengthReached if !self.stops_at_length() || self.is_producing() => {
                         self.withheld = true;
                         Judged::AtLength(data)
                     }
@@ -220,6 +221,11 @@ impl Owner {
         self.scope().is_some_and(|scope| scope.lock().used)
     }
 
+    fn is_producing(&self) -> bool {
+        let scope = self.scope();
+        scope.is_some_and(|scope| scope.lock().is_annex_producing())
+    }
+
     /// The client learns of a failing teardown here or nowhere: no layer further out waits for it.
     pub(super) fn shows_its_end(&self) -> bool {
         let alone = |scope: &&Arc<Scope>| scope.parent.get().is_none();
@@ -227,6 +233,9 @@ impl Owner {
     }
 
     fn end_of_stream(&self, data: Option<Bytes>, trailers: Option<Box<HeaderMap>>) -> End {
+        if let (Some(scope), Some(trailers)) = (self.scope(), &trailers) {
+            scope.note_rpc_status(trailers);
+        }
         match self.detector.end_of_stream() {
             Seen::Ended(Outcome::Complete) => End::complete(data, trailers),
             _ => self.broken(Outcome::Truncated),

@@ -40,7 +40,24 @@ use crate::{
 /// `BridgeLayer`.
 ///
 /// `M` is its mode: [`Fixed`], or [`Movable`] once it is armed with
-/// [`stall_timeout`](Self::stall_timeout) or [`detachable`](Self::detachable).
+/// [`stall_timeout`](Self::stall_timeout) or [`detachable`](Self::detachable). Arming is a matter of
+/// types, and so not of a condition at run time; but an axum `Router` is of one type around either:
+///
+/// ```
+/// # use std::time::Duration;
+/// # use axum::Router;
+/// use bodyguard::{DisconnectLayer, scope::Movable};
+///
+/// fn guard(app: Router, armed: Option<DisconnectLayer<Movable>>) -> Router {
+///     match armed {
+///         Some(armed) => app.layer(armed),
+///         None => app.layer(DisconnectLayer::new()),
+///     }
+/// }
+/// # guard(Router::new(), Some(DisconnectLayer::new().stall_timeout(Duration::from_secs(60))));
+/// ```
+///
+/// (`tower::util::option_layer` wants the same response body with and without: box it in the option.)
 #[must_use = "a layer does nothing unless it is applied to a service"]
 pub struct ScopeLayer<V, M = Fixed> {
     options: Arc<Options>,
@@ -144,6 +161,7 @@ impl<V, M> ScopeLayer<V, M> {
 
     /// Another rule for [`Ending::succeeded`](crate::Ending::succeeded) than complete and below 400.
     ///
+    /// It decides in place of that: a `grpc-status`, which it is not shown, counts no more.
     /// A failed task or closer, or a lost handler, makes it false whatever the rule says. The rule
     /// is asked while the scope is locked: it must only look at its arguments.
     pub fn succeeded_when(

@@ -27,7 +27,7 @@ use super::{
     annex::Annex,
     closers::Closer,
     connection::Connection,
-    failure::{Failure, FailureKind, contained},
+    failure::{Failure, FailureKind, contained, panic_message},
     options::Options,
     state::{LastWords, Phase, Release, ShutBy, State, Verdict, failure_status},
     teardown,
@@ -238,11 +238,8 @@ impl Scope {
 
     /// Ends the scope from outside its owner: cancellation, shutdown, a parent's end.
     ///
-    /// False if it had ended, or goes on without the client whose going was to end it.
+    /// False if it had ended.
     pub(crate) fn interrupt(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) -> bool {
-        if self.goes_on(outcome) {
-            return false;
-        }
         let cause = cause.unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into());
         match self.start(self.lock(), outcome, Some(cause), true) {
             Started::Before => return false,
@@ -261,6 +258,9 @@ impl Scope {
         state.owner_ended = true;
         let live = state.phase == Phase::Live;
         let Some(work) = state.work.as_mut().filter(|work| live && work.holds > 0) else {
+            if !live {
+                state.failed_behind(outcome, cause.as_ref());
+            }
             self.start(state, outcome, cause, false);
             return Parting::TearDown;
         };
@@ -270,6 +270,9 @@ impl Scope {
             _ => (outcome, cause),
         };
         work.body_end = Some((outcome, cause.clone()));
+        if let Some(cause) = cause.clone() {
+            state.add_error(cause);
+        }
         let signals = state.signals.body_ended(outcome.is_complete());
         let broken = state.broken_on(self, outcome, cause);
         drop(state);
@@ -300,7 +303,9 @@ impl Scope {
         if let Some(annex) = work.annex.begin_close() {
             return Step::Close(annex);
         }
-        if !work.after_end.is_empty() && !settled {
+        let behind =
+            !work.after_end.is_empty() || work.children.iter().any(|child| child.is_told());
+        if behind && !settled {
             state.settled = true;
             return Step::Settled(state.verdict(self));
         }
@@ -445,7 +450,10 @@ impl Finished {
         if let Some((report, options)) = self.report {
             for hook in &options.on_end {
                 // A hook's panic is its own: the others still get the report.
-                let _ = contained(|| hook(&report));
+                if let Err(payload) = contained(|| hook(&report)) {
+                    let told = || super::observe::hook_panicked(scope, &panic_message(&*payload));
+                    let _ = contained(told);
+                }
             }
             // A child's response is its parent's: one event for each response.
             if scope.parent.get().is_none() {

@@ -232,6 +232,7 @@ pub(super) type Owned = Pin<Box<dyn Streaming>>;
 /// **On drop**: as [`ScopeBody`]; if the handler chose to be detached, the body moves to a task that
 /// discards its frames.
 #[derive(Default)]
+#[must_use = "a body does nothing unless it is polled"]
 pub struct MovableBody {
     kind: Kind,
 }
@@ -244,7 +245,7 @@ enum Kind {
     /// Over already, or another layer's to end.
     Passing(Owned),
     /// Ours, where an end from outside finds it.
-    Kept { cell: Arc<Cell>, _armed: Armed },
+    Kept { cell: Arc<Cell>, armed: Armed },
 }
 
 impl MovableBody {
@@ -260,12 +261,18 @@ impl MovableBody {
             None => Kind::Passing(body),
             Some(scope) => {
                 let cell = Cell::new(body, scope);
-                let watchdog = cell.scope.kept_in(&cell);
-                let _armed = watchdog.map_or_else(Armed::default, |dog| dog.watch(&cell));
-                Kind::Kept { cell, _armed }
+                let armed = cell.watched();
+                Kind::Kept { cell, armed }
             }
         };
         Self { kind }
+    }
+
+    /// Has it looked after by the watchdog that its scope has now.
+    pub(crate) fn watch(&mut self) {
+        if let Kind::Kept { cell, armed } = &mut self.kind {
+            *armed = cell.watched();
+        }
     }
 }
 
@@ -346,7 +353,8 @@ impl Scope {
         if parent.is_some_and(|parent| parent.is_live() && !parent.client_left()) {
             return false;
         }
-        self.interrupt(Outcome::Disconnected, None)
+        let outcome = Outcome::Disconnected;
+        !self.goes_on(outcome) && self.interrupt(outcome, None)
     }
 
     /// What is to happen when the client leaves. False if the layer is not armed for it.
@@ -369,7 +377,8 @@ impl Scope {
         let (limit, signals) = {
             let mut state = self.lock();
             let longest = state.options(self).detachable?;
-            if state.phase != Phase::Live {
+            // Behind the body's end there are only holds, whose word decides.
+            if state.phase != Phase::Live || state.owner_ended {
                 return None;
             }
             let chosen = match state.on_leave {

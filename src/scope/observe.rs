@@ -30,6 +30,20 @@ pub(super) fn unrun(scope: &Scope) {
     let _ = scope;
 }
 
+/// A hook for end reports has panicked. There is no report left to put that into.
+pub(super) fn hook_panicked(scope: &Scope, message: &str) {
+    #[cfg(feature = "tracing")]
+    tracing::error!(
+        target: "bodyguard",
+        scope = scope.id(),
+        method = %scope.method,
+        path = scope.uri.path(),
+        panic = message,
+        "on_end hook panicked"
+    );
+    let _ = (scope, message);
+}
+
 #[cfg(feature = "tracing")]
 fn trace(report: &EndReport) {
     let counts = &report.counts;
@@ -46,13 +60,19 @@ fn trace(report: &EndReport) {
                 status = report.status().map(|status| status.as_u16()),
                 bytes = report.bytes,
                 frames = report.frames,
+                client_gone = report.ending.client_gone(),
+                first_frame_ms = report.first_frame.map(|d| d.as_millis() as u64),
                 duration_ms = report.duration.map(|d| d.as_millis() as u64),
                 teardown_ms = report.teardown.map(|d| d.as_millis() as u64),
                 closers_run = counts.closers_run,
                 closers_failed = counts.closers_failed,
                 closers_unrun = counts.closers_unrun,
+                tasks_joined = counts.tasks_joined,
+                tasks_failed = counts.tasks_failed,
                 tasks_cancelled = counts.tasks_cancelled,
                 tasks_panicked = counts.tasks_panicked,
+                stuck = report.stuck.len(),
+                errors = report.errors.len(),
                 error = report.errors.first().map(tracing::field::display),
                 "response ended"
             )
@@ -95,13 +115,20 @@ fn measure(report: &EndReport) {
     );
     responses.increment(1);
     metrics::counter!("bodyguard_response_bytes_total").increment(report.bytes);
+    if let Some(first_frame) = report.first_frame {
+        metrics::histogram!("bodyguard_first_frame_seconds").record(first_frame.as_secs_f64());
+    }
     if let Some(duration) = report.duration {
         durations.record(duration.as_secs_f64());
     }
     if let Some(teardown) = report.teardown {
         metrics::histogram!("bodyguard_teardown_seconds").record(teardown.as_secs_f64());
     }
-    metrics::counter!("bodyguard_closers_failed_total").increment(report.counts.closers_failed);
-    metrics::counter!("bodyguard_closers_unrun_total").increment(report.counts.closers_unrun);
-    metrics::counter!("bodyguard_tasks_cancelled_total").increment(report.counts.tasks_cancelled);
+    let counts = &report.counts;
+    metrics::counter!("bodyguard_closers_run_total").increment(counts.closers_run);
+    metrics::counter!("bodyguard_closers_failed_total").increment(counts.closers_failed);
+    metrics::counter!("bodyguard_closers_unrun_total").increment(counts.closers_unrun);
+    metrics::counter!("bodyguard_tasks_failed_total").increment(counts.tasks_failed);
+    metrics::counter!("bodyguard_tasks_panicked_total").increment(counts.tasks_panicked);
+    metrics::counter!("bodyguard_tasks_cancelled_total").increment(counts.tasks_cancelled);
 }

@@ -20,7 +20,11 @@ pub(super) type Rule = Arc<dyn Fn(Outcome, Option<StatusCode>) -> bool + Send + 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FailurePolicy {
-    /// The others are cancelled, and the body fails once what was sent before is delivered.
+    /// The others are cancelled, and the body fails.
+    ///
+    /// A body of the group ([`TaskGroup::body`](crate::TaskGroup::body),
+    /// [`TaskGroupBody`](crate::TaskGroupBody)) fails once what was sent before is delivered; any
+    /// other body of the response is dropped where it stands.
     #[default]
     CancelSiblings,
     /// The others go on; the body fails at its end.
@@ -46,6 +50,7 @@ pub enum OnLeave {
 
 /// What a scope does when its supervisor starts to drain.
 #[derive(Clone, Debug)]
+#[must_use = "a policy does nothing unless a layer is given it"]
 pub struct Shutdown {
     pub(super) kind: ShutdownKind,
 }

@@ -6,7 +6,6 @@
 
 use std::{
     mem,
-    panic::resume_unwind,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -292,7 +291,7 @@ impl Finisher {
     pub(super) fn body_panicked(&self, payload: Payload) -> Option<Verdict> {
         let Some(scope) = &self.scope else {
             // Nobody here accounts for it.
-            resume_unwind(payload);
+            payload.resume();
         };
         let cause = body_panic(&payload);
         let (told, verdict) = {

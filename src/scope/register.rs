@@ -27,7 +27,7 @@ use crate::{
 const OWN_HANDLES: usize = 2;
 
 impl Scope {
-    /// Registers a closer; after the end it runs at once, with the final ending (G9).
+    /// Registers a closer; after the end it runs at once, with the final ending.
     pub(crate) fn defer(self: &Arc<Self>, mut closer: Closer) -> u64 {
         let key = {
             let mut state = self.lock();
@@ -393,7 +393,9 @@ impl Scope {
         by: ShutBy,
     ) {
         self.note_shutdown(by);
-        self.interrupt(outcome, cause);
+        if !self.goes_on(outcome) {
+            self.interrupt(outcome, cause);
+        }
     }
 
     /// True if a body is under way.

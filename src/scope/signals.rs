@@ -103,11 +103,6 @@ impl Scope {
         token.cancelled().await;
     }
 
-    pub(super) fn is_tearing_down(&self) -> bool {
-        let state = self.lock();
-        state.owner_ended && state.phase != Phase::Live
-    }
-
     pub(crate) fn is_live(&self) -> bool {
         self.lock().phase == Phase::Live
     }

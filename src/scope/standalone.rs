@@ -1,4 +1,4 @@
-//! A scope for one body without a layer, and what can be set for one scope.
+//! A scope for one body without a layer, and what can be set for one scope; and a body without a scope.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,6 +7,7 @@ use http_body::Body;
 
 use super::{
     body::ScopeBody,
+    judge::Held,
     machine::{Opening, Scope},
     movable::MovableBody,
     options::Options,
@@ -90,5 +91,12 @@ where
     /// Puts the body where it can be taken from its server.
     pub(crate) fn movable(self) -> MovableBody {
         MovableBody::new(self)
+    }
+}
+
+/// An empty body that owns nothing: for a response made outside its layer.
+impl<B> Default for ScopeBody<B> {
+    fn default() -> Self {
+        Self::over(Held::default(), None)
     }
 }

@@ -16,7 +16,7 @@ use super::{
     cell::Cell,
     closers::Closer,
     connection::Connection,
-    failure::{Failure, FailureKind, contained, sources},
+    failure::{Failure, FailureKind, contained, is_same},
     machine::Scope,
     options::{FailurePolicy, OnLeave, Options},
     signals::{Fire, Signals},
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     error::{BodyError, Cause},
-    outcome::{Counts, EndReport, Ending, EndingParts, Outcome},
+    outcome::{Counts, EndReport, Ending, EndingParts, Outcome, succeeded},
     supervisor::{Background, Released},
 };
 
@@ -56,6 +56,8 @@ pub(super) struct State {
     pub(super) natural: bool,
     pub(super) client_gone: bool,
     pub(super) handler_lost: bool,
+    /// The headers or trailers say so.
+    pub(super) rpc_failed: bool,
     /// The client has been shown the outcome: it changes no more.
     pub(super) settled: bool,
     /// The teardown runs before the head is sent, so that a failure becomes a 500.
@@ -105,6 +107,12 @@ pub(super) struct Work {
     pub(super) last_words: Option<LastWords>,
     pub(super) annex: Slot,
     pub(super) children: Vec<Arc<Scope>>,
+    /// The teardown, while it waits for one of them.
+    pub(super) child_waiter: Option<Waker>,
+    /// A closer has failed in a child that is not a lost attempt.
+    pub(super) child_failed: bool,
+    /// Our parent knows how we ended, and waits only for its own last steps.
+    pub(super) told: bool,
     /// Keeps the drain of the parent's, or the server's, supervisor waiting for a scope that has its own.
     pub(super) adopted: Option<Background>,
     /// Closers unrun that children have told our supervisor about.
@@ -118,6 +126,22 @@ pub(super) struct Work {
 }
 
 impl Work {
+    /// What broke before the end: the body, while holds kept the scope open, or a task, while the body
+    /// went on.
+    fn first_failure(&mut self) -> Option<(Outcome, Option<Cause>)> {
+        let body_end = self.body_end.as_ref();
+        let broken = body_end.filter(|(outcome, _)| !outcome.is_complete());
+        let of_task = |(outcome, cause)| (outcome, Some(cause));
+        broken
+            .cloned()
+            .or_else(|| self.tasks.take_failure().map(of_task))
+    }
+
+    /// Whether a closer or task has failed, other than in an attempt that is not the answer.
+    fn has_failed(&self) -> bool {
+        self.counts.closers_failed > self.lost || self.child_failed || self.tasks.has_failed()
+    }
+
     /// Closes what only took registrations, if there is nothing to wait for.
     pub(super) fn close_if_idle(&mut self) -> bool {
         self.closers.is_empty()
@@ -142,6 +166,7 @@ impl State {
             natural: true,
             client_gone: false,
             handler_lost: false,
+            rpc_failed: false,
             settled: false,
             before_head: false,
             owner_ended: false,
@@ -192,6 +217,9 @@ impl State {
                     Phase::Live | Phase::Ending => Slot::Unused,
                 },
                 children: Vec::new(),
+                child_waiter: None,
+                child_failed: false,
+                told: false,
                 adopted: None,
                 counted_unrun: 0,
                 counts: Counts::default(),
@@ -216,13 +244,9 @@ impl State {
         self.phase = Phase::Ending;
         self.natural = outcome.is_complete();
         self.ended_at = clock.then(Instant::now);
-        // A task that failed while the body went on has decided already: the first cause wins.
-        let work = self.work.as_mut();
-        let first = work.and_then(|work| work.tasks.take_failure());
-        (self.outcome, self.cause) = match first {
-            Some((outcome, cause)) => (outcome, Some(cause)),
-            None => (outcome, cause.clone()),
-        };
+        // The first cause wins, and has decided already.
+        let first = self.work.as_mut().and_then(|work| work.first_failure());
+        (self.outcome, self.cause) = first.unwrap_or_else(|| (outcome, cause.clone()));
         // Behind what it could hide.
         if let Some(cause) = cause {
             self.add_error(cause);
@@ -242,6 +266,14 @@ impl State {
         let errors = &mut self.work().errors;
         if !errors.iter().any(|seen| is_same(seen, &cause)) {
             errors.push(cause);
+        }
+    }
+
+    /// The owner's end comes behind one from elsewhere, which has decided. A body cut short by that has
+    /// not failed.
+    pub(super) fn failed_behind(&mut self, outcome: Outcome, cause: Option<&Cause>) {
+        if let Some(cause) = cause.filter(|_| outcome != Outcome::Truncated) {
+            self.add_error(cause.clone());
         }
     }
 
@@ -286,13 +318,11 @@ impl State {
     }
 
     pub(super) fn ending_as(&self, scope: &Scope, outcome: Outcome) -> Ending {
-        let failed =
-            |work: &Work| work.counts.closers_failed > work.lost || work.tasks.has_failed();
-        let failed = self.work.as_deref().is_some_and(failed);
+        let failed = self.work.as_deref().is_some_and(Work::has_failed);
         let by_rule = match &self.options(scope).succeeded_when {
             // A panic of the rule is no success.
             Some(rule) => contained(|| rule(outcome, self.status)).unwrap_or(false),
-            None => outcome.is_complete() && self.status.is_none_or(|status| status.as_u16() < 400),
+            None => succeeded(outcome, self.status) && !self.rpc_failed,
         };
         Ending::new(EndingParts {
             outcome,
@@ -386,23 +416,6 @@ impl State {
             adopted: work.adopted.take(),
         }
     }
-}
-
-/// Whether two errors are one that passed several owners.
-fn is_same(one: &Cause, other: &Cause) -> bool {
-    fn failure(cause: &Cause) -> Option<&FailureKind> {
-        cause.downcast_ref::<Failure>()?.of_owner()
-    }
-    Arc::ptr_eq(one, other)
-        || carries(one, other)
-        || carries(other, one)
-        || failure(one).is_some_and(|kind| failure(other) == Some(kind))
-}
-
-/// Whether this is that error of a body of ours, as a body around it passed it on.
-fn carries(outer: &Cause, inner: &Cause) -> bool {
-    let mut bodies = sources(&**outer).filter_map(|error| error.downcast_ref::<BodyError>());
-    bodies.any(|error| Arc::ptr_eq(error.cause(), inner))
 }
 
 /// How a scope ended, for its supervisor.

@@ -4,7 +4,7 @@
 //! stands. The guard inside notices if it is dropped unfinished, which only a dying runtime does.
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     pin::Pin,
     sync::{Arc, Weak, atomic::Ordering},
     task::{Context, Poll},
@@ -33,7 +33,7 @@ pub(super) fn teardown(scope: Arc<Scope>) -> Teardown {
     Box::pin(async move {
         guard.scope.join_children().await;
         guard.scope.join_tasks().await;
-        let overran = guard.scope.end_annex_tasks().await;
+        let mut overran = guard.scope.end_annex_tasks().await;
         loop {
             match guard.scope.next_step() {
                 Step::Wait => {
@@ -50,11 +50,12 @@ pub(super) fn teardown(scope: Arc<Scope>) -> Teardown {
                     guard.scope.closer_ran(result);
                 }
                 Step::Close(annex) => {
-                    let closed = annex.clone().close(overran).await;
-                    guard.scope.annex_closed(&annex, closed);
+                    let closed = annex.clone().close(overran.is_some()).await;
+                    guard.scope.annex_closed(&annex, closed, overran.take());
                 }
                 Step::Settled(verdict) => {
                     guard.armed = false;
+                    guard.scope.tell_parent();
                     detach(guard.scope.clone());
                     return verdict;
                 }
@@ -99,27 +100,68 @@ pub(super) fn poll(
 
 impl Scope {
     /// Teardown step 1: waits for the children whose body has gone; the others live on.
+    ///
+    /// Behind its own end that the client sees, also for what they do behind theirs.
     async fn join_children(&self) {
+        let settled = self.lock().settled;
         loop {
             let ending = {
                 let mut state = self.lock();
                 let mut children = state.work().children.iter();
-                children.find(|child| child.is_tearing_down()).cloned()
+                children.find(|child| child.holds_up(settled)).cloned()
             };
-            match ending {
-                Some(child) => {
-                    let limit = self.lock().options(self).join_limit();
-                    if within(limit, child.done()).await.is_none() {
-                        return;
-                    }
-                }
-                None => return,
+            let Some(child) = ending else { return };
+            let limit = self.lock().options(self).join_limit();
+            let told = poll_fn(|cx| self.poll_child(&child, settled, cx));
+            if within(limit, told).await.is_none() {
+                return;
             }
+        }
+    }
+
+    /// Waits until this child holds up nothing.
+    fn poll_child(&self, child: &Arc<Scope>, settled: bool, cx: &mut Context<'_>) -> Poll<()> {
+        let waker = cx.waker().clone();
+        let replaced = {
+            let mut state = self.lock();
+            let work = state.work();
+            let mut children = work.children.iter();
+            if !children.any(|other| Arc::ptr_eq(other, child) && child.holds_up(settled)) {
+                return Poll::Ready(());
+            }
+            work.child_waiter.replace(waker)
+        };
+        drop(replaced);
+        Poll::Pending
+    }
+
+    /// Whether its parent's teardown has to wait for it: until its outcome is settled and told, and once
+    /// the parent's is, too, until it is done.
+    fn holds_up(&self, settled: bool) -> bool {
+        let state = self.lock();
+        let told = || state.work.as_deref().is_some_and(|work| work.told);
+        state.owner_ended && state.phase != Phase::Live && (settled || !told())
+    }
+
+    /// Its parent knows its outcome, and has yet to hear of the rest.
+    pub(super) fn is_told(&self) -> bool {
+        self.lock().work.as_deref().is_some_and(|work| work.told)
+    }
+
+    /// Its outcome is settled: the parent's end does not wait for what is left.
+    fn tell_parent(&self) {
+        if let Some(parent) = self.parent.get().and_then(Weak::upgrade) {
+            parent.child_told(self, false);
         }
     }
 
     /// A child is done: what came of it joins ours, and we forget it.
     pub(super) fn child_done(&self, child: &Scope) {
+        self.child_told(child, true);
+    }
+
+    /// A child's outcome is settled, or all of it `done`.
+    fn child_told(&self, child: &Scope, done: bool) {
         let answers = child.answers.load(Ordering::Acquire);
         // One of several attempts, and not the answer: how it failed is told by its own report.
         let lost = !answers && self.cloned.load(Ordering::Acquire);
@@ -134,7 +176,7 @@ impl Scope {
                 state.failed_at_the_end().filter(|_| answers),
             )
         };
-        let (told, removed) = {
+        let (told, waiter, removed) = {
             let mut state = self.lock();
             state.used |= used;
             // What it would have shown at the end of the body, had the server asked for that.
@@ -142,19 +184,33 @@ impl Scope {
             let (errors, stuck) = failures.unwrap_or_default();
             state.hear_of(errors, stuck);
             let work = state.work();
-            work.counts.add(&counts);
-            if lost {
-                work.lost += counts.closers_failed;
-            }
-            if self.supervisor().is(child.supervisor()) {
-                work.counted_unrun += counts.closers_unrun;
-            }
-            // By identity: numbers are unique under one supervisor only.
-            let mut children = work.children.iter();
-            let position = children.position(|c| std::ptr::eq(&**c, child));
-            (told, position.map(|at| work.children.swap_remove(at)))
+            work.child_failed |= !lost && counts.closers_failed > 0;
+            let removed = match done {
+                true => {
+                    work.counts.add(&counts);
+                    if lost {
+                        work.lost += counts.closers_failed;
+                    }
+                    if self.supervisor().is(child.supervisor()) {
+                        work.counted_unrun += counts.closers_unrun;
+                    }
+                    // By identity: numbers are unique under one supervisor only.
+                    let mut children = work.children.iter();
+                    let position = children.position(|c| std::ptr::eq(&**c, child));
+                    position.map(|at| work.children.swap_remove(at))
+                }
+                false => {
+                    // Under our lock, so that nobody waits for what was told before.
+                    child.lock().work().told = true;
+                    None
+                }
+            };
+            (told, work.child_waiter.take(), removed)
         };
         told.unwrap_or_default().fire();
+        if let Some(waiter) = waiter {
+            waiter.wake();
+        }
         drop(removed);
     }
 
@@ -164,16 +220,21 @@ impl Scope {
         if !ours.is_some_and(|parent| std::ptr::eq(&*parent, self)) {
             return;
         }
-        let failures = {
+        let (failures, done) = {
             let state = attempt.lock();
-            let done = state.work.as_deref().filter(|_| state.phase == Phase::Done);
-            done.map(|work| (work.errors.clone(), work.stuck.clone(), work.counts))
+            let done = state.phase == Phase::Done;
+            let told = state.work.as_deref().filter(|work| work.told || done);
+            let failures = |work: &Work| (work.errors.clone(), work.stuck.clone(), work.counts);
+            (told.map(failures), done)
         };
         if let Some((errors, stuck, counts)) = failures {
             let mut state = self.lock();
             state.hear_of(errors, stuck);
-            let lost = &mut state.work().lost;
-            *lost = lost.saturating_sub(counts.closers_failed);
+            let work = state.work();
+            work.child_failed |= counts.closers_failed > 0;
+            if done {
+                work.lost = work.lost.saturating_sub(counts.closers_failed);
+            }
         }
     }
 

@@ -43,10 +43,8 @@ impl TaskReport {
             Err(payload) => (TaskEnd::Panicked(panic_message(&*payload)), Some(payload)),
         };
         self.tell_end(end, burst.as_deref().map(panic_message));
-        // They are the application's: they go last, and may use the scope, or panic.
-        for payload in [payload, burst] {
-            let _ = contained(|| drop(payload));
-        }
+        // They are the application's: they go last, and may use the scope.
+        drop((payload, burst));
     }
 
     fn tell_end(&mut self, end: TaskEnd, burst: Option<String>) {

@@ -30,6 +30,7 @@ const AT_ONCE: usize = 16;
 /// Made by [`ScopeLayer::drain_request`](super::ScopeLayer::drain_request), as the last of its
 /// options.
 #[derive(Clone, Debug)]
+#[must_use = "a layer does nothing unless it is applied to a service"]
 pub struct DrainRequest<L> {
     layer: L,
     limit: u64,

@@ -75,7 +75,7 @@ impl Supervisor {
     ///
     /// Each scope's shutdown policy is applied at once. Scopes still live a quarter of the deadline
     /// (at most 5 s) before it ends are aborted: tasks cancelled, closers run. After the deadline
-    /// nothing of any scope is running, or it is named in the report (G12). Responses that begin
+    /// nothing of any scope is running, or it is named in the report. Responses that begin
     /// while it drains are ended by the same rules, but that
     /// [`Shutdown::finish_within`](crate::Shutdown::finish_within) is not counted for them: they
     /// have until the rest is aborted.

@@ -18,7 +18,7 @@ use std::{
 use http::{Method, Uri};
 use slab::Slab;
 use tokio::sync::Notify;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 
 pub use drain::DrainReport;
 pub(crate) use registry::Registration;
@@ -172,7 +172,7 @@ impl Supervisor {
     }
 
     /// Ready when a drain has run out of patience: servers close their connections then.
-    pub fn aborting(&self) -> WaitForCancellationFutureOwned {
+    pub fn aborting(&self) -> impl Future<Output = ()> + Send + use<> {
         self.inner.aborting.clone().cancelled_owned()
     }
 

@@ -29,7 +29,8 @@ const BUFFER: usize = 16 * 1024;
 /// The body of [`TaskGroup::body`]: ends when all senders are gone, under the group's scope.
 ///
 /// It never fails by itself; the scope's body around it does, once it has seen how the tasks ended.
-/// So give it to a response inside the layer of its group.
+/// So give it to a response inside the layer of its group: sent from outside, it ends cleanly whatever
+/// they came to. Producers are ahead of the client by 16 KiB at most, and one larger frame.
 ///
 /// **On drop**: senders get [`Closed`](super::Closed); the scope cancels and joins the tasks. If it
 /// is replaced by another body while the response goes on, its producer is aborted; tasks of the
@@ -199,9 +200,12 @@ impl fmt::Debug for GroupBody {
 /// A body made of tasks that it owns. Needs no layer.
 ///
 /// `producer` is the group's own future: it gets the group, to spawn more tasks, and the first
-/// sender. Nothing runs before the first poll. Made from inside a layered handler and returned
-/// as a response, the group becomes a child of the request's scope, so that its supervisor waits
-/// for it.
+/// sender. Nothing runs before the first poll. Producers are ahead of the client by 16 KiB at most, and
+/// one larger frame.
+///
+/// Returned from a layered axum handler, or by [`into_http`](Self::into_http), the group becomes a child
+/// of the request's scope, so that its supervisor waits for it. A `Response::new` around it does not tell
+/// the layers: their drain knows nothing of its tasks.
 ///
 /// **On drop**: all tasks are cancelled and joined by a task on the runtime where it was made.
 #[pin_project]

@@ -15,12 +15,15 @@ use super::{
 use crate::{
     BoxError, Outcome, TaskResult,
     scope::{
-        FailurePolicy, Hold, MissingLayer, Scope, ScopeLayer, Sealed, TaskKind, View, sources,
+        FailurePolicy, Fixed, Hold, MissingLayer, Scope, ScopeLayer, Sealed, TaskKind, View,
+        sources,
     },
 };
 
 /// The layer that gives handlers [`TaskGroup`].
-pub type TaskGroupLayer = ScopeLayer<TaskGroup>;
+///
+/// `M` is its mode: see [`ScopeLayer`].
+pub type TaskGroupLayer<M = Fixed> = ScopeLayer<TaskGroup, M>;
 
 /// Ties tasks to the response of this request: none of them outlives it. Cheap to clone.
 ///
@@ -112,7 +115,10 @@ impl TaskGroup {
     /// A body fed by the senders that `producer` is given, under this scope and its supervisor.
     ///
     /// The producer is a task of the group, spawned at the body's first poll: a body that is never
-    /// polled never starts it. A response to HEAD is one of those, and complete all the same.
+    /// polled never starts it. A response to HEAD is one of those, and complete all the same. Producers
+    /// are ahead of the client by 16 KiB at most, and one larger frame.
+    ///
+    /// It sends bytes, and knows no format: for event streams see the [module](super#event-streams).
     #[track_caller]
     pub fn body<F, Fut>(&self, producer: F) -> GroupBody
     where

@@ -27,6 +27,48 @@
 //! | streams that exist already, merged | [`TaskGroup::merge`], [`TaskGroupBody::merge`] |
 //! | tasks tied to any response | [`TaskGroup::spawn`] |
 //! | only the channel | [`FrameBody`] |
+//!
+//! # Event streams
+//! Frames are bytes. What is sent as an event has to be one, with a `data:` field for each line of the
+//! text; and where nothing is sent for long, a comment shows proxies that the stream lives.
+//!
+#![cfg_attr(feature = "axum", doc = "```")]
+#![cfg_attr(not(feature = "axum"), doc = "```ignore")]
+//! use std::time::Duration;
+//! use axum::{Router, extract::State, response::IntoResponse, routing::get};
+//! use bodyguard::{Stack, TaskGroup};
+//! use tokio::{sync::broadcast, time::timeout};
+//!
+//! fn event(text: &str) -> String {
+//!     // A lone `\r` ends a line in an event stream, too.
+//!     let text = text.replace("\r\n", "\n");
+//!     let lines = text.split(['\r', '\n']).map(|line| format!("data: {line}\n"));
+//!     lines.chain(["\n".to_owned()]).collect()
+//! }
+//!
+//! async fn feed(State(news): State<broadcast::Sender<String>>, group: TaskGroup) -> impl IntoResponse {
+//!     let mut news = news.subscribe();
+//!     let body = group.body(|tx| async move {
+//!         loop {
+//!             match timeout(Duration::from_secs(15), news.recv()).await {
+//!                 Ok(item) => tx.send(event(&item?)).await?,
+//!                 Err(_) => tx.send(":\n\n").await?,
+//!             }
+//!         }
+//!     });
+//!     ([("content-type", "text/event-stream"), ("cache-control", "no-cache")], body)
+//! }
+//!
+//! # let (news, _) = broadcast::channel(16);
+//! let app: Router = Router::new()
+//!     .route("/feed", get(feed))
+//!     .layer(Stack::new())
+//!     .with_state(news);
+//! # assert_eq!(event("two\r\nlines"), "data: two\ndata: lines\n\n");
+//! ```
+//!
+//! axum's `Sse` does both by itself, and goes with a group as any response does: feed its stream from a
+//! task of [`TaskGroup::spawn`], whose failure then breaks the response off.
 
 mod body;
 mod channel;

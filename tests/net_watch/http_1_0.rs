@@ -11,8 +11,9 @@ use std::{
 use axum::{
     Router,
     body::Body,
+    extract::Request,
     http::StatusCode,
-    middleware::map_response,
+    middleware::{Next, from_fn, map_response},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -128,6 +129,60 @@ async fn a_broken_body_ends_in_a_reset_and_a_whole_one_does_not() {
                 let (_, end) = read(addr, path, gzip).await;
                 end.unwrap_or_else(|error| panic!("{path}: {error}"));
             }
+        }
+    }
+}
+
+/// Sends a copy of the request ahead, whose body breaks, and answers with the other.
+async fn two_attempts(request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let mut copy = Request::from_parts(parts.clone(), Body::empty());
+    copy.extensions_mut().insert(Copied);
+    let copy = next.clone().run(copy).await;
+    let mut copied = copy.into_body().into_data_stream();
+    assert!(copied.next().await.unwrap().is_ok());
+    let answer = next.run(Request::from_parts(parts, body)).await;
+    // It breaks behind the head of the answer, and before its end.
+    let rest = stream::once(async move {
+        assert!(copied.next().await.unwrap().is_err());
+        ready("whole").map_err(axum::Error::new)
+    });
+    answer.map(|body| Body::from_stream(body.into_data_stream().chain(rest)))
+}
+
+#[derive(Clone)]
+struct Copied;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_breaks_resets_no_whole_answer() {
+    let handler = async |request: Request| {
+        let broken = request.extensions().get::<Copied>().is_some();
+        let end = match broken {
+            true => Err(io::Error::other("disk")),
+            false => ready("still "),
+        };
+        Body::from_stream(stream::iter([ready("first "), end]))
+    };
+    let app = Router::new()
+        .route("/", get(handler))
+        .layer(Stack::new())
+        .layer(from_fn(two_attempts))
+        .layer(Stack::new());
+    for serve in [false, true] {
+        let listener = WatchedListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let app = app.clone();
+        if serve {
+            tokio::spawn(net::serve(listener, app).into_future());
+        } else {
+            let app = app.into_make_service_with_connect_info::<Peer>();
+            tokio::spawn(async move { axum::serve(listener, app).await });
+        }
+        for _ in 0..20 {
+            let (text, end) = read(addr, "/", false).await;
+            let text = String::from_utf8(text).unwrap();
+            assert!(text.ends_with("first still whole"), "{text}");
+            end.unwrap();
         }
     }
 }

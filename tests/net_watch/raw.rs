@@ -154,6 +154,28 @@ async fn dropping_the_stream_wakes_everyone_and_closes_tcp() {
     assert_eq!(within(peer.gone()).await, PeerEnd::Closed);
 }
 
+/// Whose wake panics.
+struct Panics;
+
+impl std::task::Wake for Panics {
+    fn wake(self: std::sync::Arc<Self>) {
+        panic!("a waker");
+    }
+}
+
+#[tokio::test]
+async fn a_waker_that_panics_keeps_the_end_from_nobody() {
+    let (_client, server) = pair(false).await;
+    let mut first = server.peer().gone();
+    let panics = Waker::from(std::sync::Arc::new(Panics));
+    let mut cx = Context::from_waker(&panics);
+    assert!(pin!(&mut first).poll(&mut cx).is_pending());
+    let second = tokio::spawn(server.peer().gone());
+    tokio::task::yield_now().await;
+    drop(server);
+    assert_eq!(within(second).await.unwrap(), PeerEnd::Closed);
+}
+
 #[tokio::test]
 async fn one_wait_of_many_can_be_dropped() {
     let (client, server) = pair(false).await;

@@ -135,3 +135,59 @@ async fn a_server_waits_for_the_closers_of_layers_with_another_supervisor() {
     assert!(report.stuck.is_empty(), "{report}");
     assert_eq!(other.active(), 0);
 }
+
+/// A descriptor of its own for the same socket.
+#[cfg(target_os = "linux")]
+fn duplicate(socket: impl std::os::fd::AsFd) -> std::os::fd::OwnedFd {
+    socket.as_fd().try_clone_to_owned().unwrap()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_socket_that_does_not_listen_is_an_error() {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = std::net::TcpListener::from(duplicate(&socket));
+    let listener = net::WatchedListener::from_std(listener).unwrap();
+    let app: Router = Router::new();
+    let served = within(net::serve(listener, app).into_future()).await;
+    assert_eq!(served.unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
+}
+
+/// The responses under way are drained as at a shutdown.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_listener_that_is_shut_down_is_an_error_behind_a_drain() {
+    let supervisor = Supervisor::new();
+    let (entered, mut has_entered) = tokio::sync::mpsc::unbounded_channel();
+    let handler = move |cleanup: Cleanup| async move {
+        let (told, drained) = oneshot::channel::<()>();
+        cleanup.defer_sync(|_| drop(told));
+        entered.send(drained).unwrap();
+        Body::from_stream(tokio_stream::pending::<Result<&[u8], std::io::Error>>())
+    };
+    let layer = CleanupLayer::new()
+        .supervisor(&supervisor)
+        .shutdown(Shutdown::end_now());
+    let app: Router = Router::new().route("/", get(handler)).layer(layer);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let same = std::net::TcpStream::from(duplicate(&listener));
+    let listener = net::WatchedListener::from_std(listener).unwrap();
+    let serving = tokio::spawn(
+        net::serve(listener, app)
+            .supervisor(&supervisor)
+            .into_future(),
+    );
+    let mut client = TcpStream::connect(addr).await.unwrap();
+    client
+        .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let mut drained = within(has_entered.recv()).await.unwrap();
+    same.shutdown(std::net::Shutdown::Both).unwrap();
+    let error = within(serving).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+    let told = oneshot::error::TryRecvError::Closed;
+    assert_eq!(drained.try_recv().unwrap_err(), told, "the closer has run");
+}

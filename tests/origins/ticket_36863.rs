@@ -1,12 +1,18 @@
 //! Ticket 36863: one event loop per request for sync code.
 
+mod freed;
 mod misuse;
 mod sockets;
 
 use std::{
+    collections::HashSet,
     convert::Infallible,
     future::Future,
-    sync::{Arc, Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+        mpsc,
+    },
     thread::{self, ThreadId},
     time::Duration,
 };
@@ -334,10 +340,18 @@ async fn many_requests_share_few_threads_fairly() {
     const THREADS: usize = 16;
     let pool = Pool::builder()
         .max_threads(THREADS)
+        .thread_name("fair")
         .wait_limit(Duration::from_secs(20))
         .build();
-    let handler = sync_handler(|cx: &Cx, ()| {
+    // Counted by the sync code itself: how much of it there is at a time, on which threads.
+    let (inside, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let used = Arc::new(Mutex::new(HashSet::new()));
+    let (high, on) = (Arc::clone(&most), Arc::clone(&used));
+    let handler = sync_handler(move |cx: &Cx, ()| {
+        high.fetch_max(inside.fetch_add(1, SeqCst) + 1, SeqCst);
+        on.lock().unwrap().insert(thread::current().id());
         cx.block_on(tokio::task::yield_now()).unwrap();
+        inside.fetch_sub(1, SeqCst);
         "done"
     });
     let app: Router = Router::new()
@@ -348,13 +362,16 @@ async fn many_requests_share_few_threads_fairly() {
         let (app, pool) = (app.clone(), pool.clone());
         clients.spawn(async move {
             let mut longest = Duration::ZERO;
-            for _ in 0..REQUESTS / AT_ONCE {
+            for round in 0..REQUESTS / AT_ONCE {
                 let asked = std::time::Instant::now();
                 let response = ask(&app).await;
                 assert_eq!(response.status(), StatusCode::OK);
                 assert_eq!(text(response).await, "done");
                 longest = longest.max(asked.elapsed());
                 assert!(pool.threads() <= THREADS);
+                if round % 10 == 0 {
+                    assert!(threads_named("fair-") <= THREADS);
+                }
             }
             longest
         });
@@ -366,4 +383,22 @@ async fn many_requests_share_few_threads_fairly() {
     // Read with `--nocapture`; a bound on it would be a bound on the machine.
     println!("{REQUESTS} requests, {AT_ONCE} at once, {THREADS} threads: max wait {longest:?}");
     assert_eq!(pool.idle(), pool.threads());
+    let most = most.load(SeqCst);
+    assert!(most <= THREADS, "{most} at a time");
+    assert!(most > 1, "the clients did not meet");
+    // None was started beside the pool's count, and none twice.
+    assert!(used.lock().unwrap().len() <= THREADS);
+    #[cfg(target_os = "linux")]
+    assert_eq!(threads_named("fair-"), pool.threads());
+}
+
+/// The system's count of the process's threads whose name starts so; none where it cannot tell.
+fn threads_named(prefix: &str) -> usize {
+    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else {
+        return 0;
+    };
+    let named = |task: std::fs::DirEntry| {
+        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.starts_with(prefix))
+    };
+    tasks.flatten().map(named).filter(|named| *named).count()
 }

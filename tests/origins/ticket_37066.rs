@@ -8,8 +8,8 @@ use std::{
 
 use axum::{Router, body::Body, routing::get};
 use bodyguard::{
-    BoxError, Cleanup, CleanupLayer, DisconnectLayer, Ending, Outcome, Stack, Supervisor,
-    TaskGroup,
+    BoxError, Cleanup, CleanupLayer, CompressionLayer, DisconnectLayer, Ending, Outcome, Stack,
+    Supervisor, TaskGroup,
     cleanup::CleanupBody,
     close, closing,
     testing::{Script, take_frames},
@@ -401,12 +401,41 @@ async fn the_test_client_takes_frames_leaves_and_reads_the_end_report_once() {
     assert_eq!(lines(&log), expected);
 }
 
+/// Notes, when a body around it is dropped, how many streams are compressed then.
+struct Unwound(&'static str, Log, CompressionLayer);
+
+impl Drop for Unwound {
+    fn drop(&mut self) {
+        let Self(place, log, layer) = self;
+        note(
+            log,
+            format!("{place} unwound, {} compressor", layer.stats().open),
+        );
+    }
+}
+
 // "gzip: on early exit the order is user generator's cleanup → compressor closed → outer unwind,
 // trailer never delivered."
 #[tokio::test(start_paused = true)]
 async fn early_exit_through_gzip_closes_the_producer_first_and_sends_no_trailer() {
     let log = Log::default();
-    let app = app(&log, false).layer(Stack::new());
+    let compression = CompressionLayer::new();
+    let unwound = |place| {
+        let (log, layer) = (log.clone(), compression.clone());
+        tower::util::MapResponseLayer::new(move |response: Response<Body>| {
+            let unwound = Unwound(place, log.clone(), layer.clone());
+            response.map(|body| {
+                Body::new(body.map_frame(move |frame| {
+                    let _ = &unwound;
+                    frame
+                }))
+            })
+        })
+    };
+    let app = app(&log, false)
+        .layer(unwound("inside"))
+        .layer(Stack::new().compression(compression.clone()))
+        .layer(unwound("outside"));
     let taken = take_frames(app, request(), 1).await.unwrap();
     assert_eq!(taken.headers["content-encoding"], "gzip");
     let mut text = String::new();
@@ -418,7 +447,13 @@ async fn early_exit_through_gzip_closes_the_producer_first_and_sends_no_trailer(
         "a gzip without its end"
     );
     assert_eq!(taken.report.unwrap().outcome(), Outcome::Dropped);
-    assert_eq!(lines(&log), ["producer dropped", "closed Dropped"]);
+    let expected = [
+        "producer dropped",
+        "inside unwound, 1 compressor",
+        "outside unwound, 0 compressor",
+        "closed Dropped",
+    ];
+    assert_eq!(lines(&log), expected);
 }
 
 fn flate2_of(data: &[u8]) -> impl std::io::Read + '_ {

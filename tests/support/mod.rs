@@ -53,6 +53,17 @@ pub async fn eventually(mut done: impl FnMut() -> bool) {
     .await;
 }
 
+/// Yields until `done`, for so many turns: with the clock paused, no deadline would ever pass.
+pub async fn in_turns(mut done: impl FnMut() -> bool) {
+    for _ in 0..100_000 {
+        if done() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("nothing happened in so many turns");
+}
+
 /// Serves any tower service on a free port, HTTP/1.1 and HTTP/2, until it is dropped.
 pub struct Listening {
     pub addr: SocketAddr,

@@ -7,6 +7,7 @@ mod last_words;
 mod late_failures;
 mod limits;
 mod merge;
+mod released;
 mod run_ahead;
 mod sides;
 mod support;

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::Pool;
+use super::{Pool, Worker};
 use crate::bridge::{Context, context::Close, error::BridgeError, session::Session};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -37,7 +37,9 @@ async fn a_thread_that_came_free_meanwhile_serves_the_session() {
     let taken_out = pool.handle.shared.lock().queue.pop_front().unwrap();
     context.close().await;
     assert_eq!(pool.idle(), 1);
-    pool.not_started(taken_out, io::Error::other("no more"));
+    pool.handle
+        .shared
+        .not_started(taken_out, io::Error::other("no more"));
     let close = Close::of(&session, false);
     let report = tokio::time::timeout(LIMIT, close).await.unwrap();
     assert_eq!((report.closers_run(), report.unrun()), (1, 0));
@@ -54,4 +56,23 @@ async fn closers_wait_for_the_next_attempt_to_get_a_thread() {
     let report = tokio::time::timeout(LIMIT, close).await.unwrap();
     assert_eq!((report.closers_run(), report.unrun()), (1, 0));
     seen.try_recv().unwrap();
+}
+
+#[tokio::test]
+async fn a_thread_that_panics_leaves_another_in_its_place() {
+    let pool = Pool::builder().max_threads(1).build();
+    let shared = Arc::clone(&pool.handle.shared);
+    shared.lock().threads = 1;
+    let (session, seen) = in_line(&pool);
+    let dies = std::thread::spawn(move || {
+        let mut worker = Worker::new(shared, 7);
+        worker.running = true;
+        panic!("the worker");
+    });
+    dies.join().unwrap_err();
+    let close = Close::of(&session, false);
+    let report = tokio::time::timeout(LIMIT, close).await.unwrap();
+    assert_eq!((report.closers_run(), report.unrun()), (1, 0));
+    seen.try_recv().unwrap();
+    assert_eq!(pool.threads(), 1);
 }

@@ -81,13 +81,21 @@ pub(super) struct Out<'a> {
 impl Out<'_> {
     fn push(&mut self, data: Bytes) -> io::Result<()> {
         if data.is_empty() {
-            return Ok(());
+            return self.read_by_someone();
         }
         loop {
             match self.pipe.push(&data) {
                 Ok(()) => return Ok(()),
                 Err(refused) => self.refused(refused, data.len())?,
             }
+        }
+    }
+
+    /// What code learns that has nothing to write.
+    fn read_by_someone(&self) -> io::Result<()> {
+        match self.pipe.is_closed() {
+            true => Err(io::ErrorKind::BrokenPipe.into()),
+            false => Ok(()),
         }
     }
 
@@ -106,7 +114,7 @@ impl Out<'_> {
 impl io::Write for Out<'_> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         if data.is_empty() {
-            return Ok(0);
+            return self.read_by_someone().map(|()| 0);
         }
         loop {
             match self.pipe.write(data) {
@@ -116,9 +124,9 @@ impl io::Write for Out<'_> {
         }
     }
 
-    /// Nothing to do: what was written is on its way.
+    /// Says whether anybody reads; what was written is on its way.
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        self.read_by_someone()
     }
 }
 

@@ -7,19 +7,15 @@
 use std::{io, sync::Arc};
 
 use bytes::Bytes;
-use flate2::{Compress, Crc, FlushCompress, Status};
+use flate2::{Crc, FlushCompress};
 
 use super::{
     super::{options::Core, pool::Lease, stats::Parked},
-    FULL,
     history::History,
 };
 
 /// A final deflate block with nothing in it: the static code's end-of-block symbol.
 const EMPTY_FINAL_BLOCK: [u8; 2] = [0x03, 0x00];
-
-/// Room the output buffer grows by; more than any flush needs at once.
-const GROWTH: usize = FULL + (16 << 10);
 
 #[derive(Debug)]
 pub(in super::super) struct Gzip {
@@ -98,21 +94,24 @@ impl Gzip {
         Ok(())
     }
 
-    /// Parks if the pool is short of compressors.
+    /// Parks if the pool is short of compressors, or there is none here.
     pub(super) fn rest(&mut self) {
-        if self.lease.as_ref().is_some_and(|lease| !lease.may_stay()) {
-            self.park();
-        }
-    }
-
-    /// Gives the compressor back, if nothing is pending in it.
-    fn park(&mut self) {
-        if self.dirty || !self.output.is_empty() {
+        if self.lease.as_ref().is_some_and(Lease::may_stay)
+            || self.parked.is_some()
+            || !self.begun
+            || self.dirty
+            || !self.output.is_empty()
+        {
             return;
         }
+        self.let_go();
+        self.parked = Some(Parked::new(Arc::clone(&self.core)));
+    }
+
+    /// Gives the compressor back, and with it the buffer, which has been emptied.
+    fn let_go(&mut self) {
         if let Some(mut lease) = self.lease.take() {
-            lease.scratch = std::mem::take(&mut self.output);
-            self.parked = Some(Parked::new(Arc::clone(&self.core)));
+            lease.keep_scratch(std::mem::take(&mut self.output));
         }
     }
 
@@ -148,13 +147,10 @@ impl Gzip {
         let mut lease = Lease::take(&self.core);
         let text = self.history.as_slice();
         if !text.is_empty() {
-            lease
-                .deflate
-                .set_dictionary(text)
-                .map_err(io::Error::other)?;
+            lease.prime(text)?;
         }
         if self.output.is_empty() {
-            self.output = std::mem::take(&mut lease.scratch);
+            self.output = lease.take_scratch();
         }
         self.lease = Some(lease);
         self.parked = None;
@@ -163,7 +159,7 @@ impl Gzip {
 
     fn deflate(&mut self, input: &[u8], flush: FlushCompress) -> io::Result<()> {
         match &mut self.lease {
-            Some(lease) => deflate(&mut lease.deflate, input, &mut self.output, flush),
+            Some(lease) => lease.deflate(input, &mut self.output, flush),
             None => Ok(()),
         }
     }
@@ -175,9 +171,9 @@ impl Gzip {
         self.flush()?;
         let written = Bytes::copy_from_slice(&self.output);
         self.output.clear();
-        if let Some(mut lease) = self.lease.take() {
-            lease.scratch = std::mem::take(&mut self.output);
-        }
+        self.let_go();
+        // It is not waiting, but at work elsewhere.
+        self.parked = None;
         Ok((written, Bytes::copy_from_slice(self.history.as_slice())))
     }
 
@@ -193,40 +189,7 @@ impl Gzip {
 }
 
 impl Drop for Gzip {
-    /// The buffer goes back with the compressor, unless it has grown beyond the usual.
     fn drop(&mut self) {
-        let Some(lease) = &mut self.lease else {
-            return;
-        };
-        if self.output.capacity() <= 2 * GROWTH && lease.scratch.capacity() == 0 {
-            lease.scratch = std::mem::take(&mut self.output);
-            lease.scratch.clear();
-        }
-    }
-}
-
-/// Runs `input` through `deflate`, with room for whatever `flush` asks it to write.
-pub(in super::super) fn deflate(
-    deflate: &mut Compress,
-    mut input: &[u8],
-    output: &mut Vec<u8>,
-    flush: FlushCompress,
-) -> io::Result<()> {
-    loop {
-        if output.capacity() - output.len() < 64 {
-            output.reserve(GROWTH);
-        }
-        let before = deflate.total_in();
-        let status = deflate.compress_vec(input, output, flush)?;
-        input = &input[(deflate.total_in() - before) as usize..];
-        // Room left over says that the compressor had nothing more to write.
-        let drained = output.len() < output.capacity();
-        let done = match flush {
-            FlushCompress::Finish => status == Status::StreamEnd,
-            _ => input.is_empty() && drained,
-        };
-        if done {
-            return Ok(());
-        }
+        self.let_go();
     }
 }

@@ -1,8 +1,9 @@
-use std::pin::pin;
+use std::{pin::pin, time::Duration};
 
 use async_compression::tokio::bufread::{BrotliDecoder, ZlibDecoder, ZstdDecoder};
 use bytes::Bytes;
 use http::Response;
+use http_body::Frame;
 use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -12,6 +13,7 @@ use super::{
     script::{Script, Step, data},
 };
 
+const DEADLINE: Duration = Duration::from_secs(20);
 const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Deflate];
 
 fn layer() -> CompressionLayer {
@@ -145,4 +147,70 @@ fn the_servers_order_settles_equal_weights_and_gzip_alone_is_on_by_default() {
         chosen(&layer().gzip(false).zstd(false).br(false), all),
         "deflate"
     );
+}
+
+/// Levels whose first byte, or whose flush, takes many milliseconds.
+fn slow() -> [(Coding, CompressionLayer); 2] {
+    [
+        (Coding::Brotli, layer().br_level(11)),
+        (Coding::Zstd, layer().zstd_level(19)),
+    ]
+}
+
+#[test]
+fn nothing_slow_is_encoded_where_it_is_polled() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(1)
+        .enable_time()
+        .build()
+        .unwrap();
+    let (_done, waits) = std::sync::mpsc::channel::<()>();
+    drop(runtime.spawn_blocking(move || waits.recv()));
+    let _context = runtime.enter();
+    let slow = slow().map(|(coding, layer)| (coding, layer, true));
+    let fast = CODINGS.map(|coding| (coding, layer(), false));
+    for (coding, layer, away) in slow.into_iter().chain(fast) {
+        let script = Script::new([data("an event"), Step::Pending]);
+        let response = answer(&layer, get(coding.as_str()), Response::new(script));
+        let polled = poll(pin!(response.into_body()));
+        assert_eq!(polled.is_pending(), away, "{coding:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_encoded_slowly_is_decodable_before_the_next_too() {
+    let events = events(20);
+    for (coding, layer) in slow() {
+        let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel::<Bytes>();
+        let frames = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));
+        let frames =
+            futures_util::StreamExt::map(frames, |text| Ok::<_, std::io::Error>(Frame::data(text)));
+        let body = http_body_util::StreamBody::new(frames);
+        let response = answer(&layer, get(coding.as_str()), Response::new(body));
+        let mut body = pin!(response.into_body());
+        let (mut taken, mut told) = (Taken::default(), Vec::new());
+        for event in &events {
+            sender.send(event.clone()).unwrap();
+            told.extend_from_slice(event);
+            while decode(coding, &taken.wire).await.0 != told {
+                let frame = tokio::time::timeout(DEADLINE, body.frame()).await;
+                taken.take(frame.unwrap_or_else(|_| {
+                    panic!("{coding:?} holds an event back: {} {:?}", told.len(), taken)
+                }));
+            }
+        }
+        drop(sender);
+        while taken.take(body.frame().await) {}
+        assert_eq!(decode(coding, &taken.wire).await, (told, true));
+    }
+}
+
+#[tokio::test]
+async fn a_whole_body_is_encoded_slowly_too() {
+    let text = events(20).concat();
+    for (coding, layer) in slow() {
+        let whole = Response::new(Full::new(Bytes::from(text.clone())));
+        let wire = answer_on(&layer, coding, whole).await;
+        assert_eq!(decode(coding, &wire).await, (text.clone(), true));
+    }
 }

@@ -8,7 +8,7 @@ use http_body_util::BodyExt;
 
 use super::{
     super::{CompressionBody, CompressionLayer, Flush},
-    Taken, answer, drain, events, get, gunzip,
+    Taken, answer, drain, events, foreign, get, gunzip,
     script::{Script, Step, data},
 };
 
@@ -122,6 +122,30 @@ fn whatever_goes_in_comes_out_without_a_runtime() {
     }
 }
 
+/// How many cases were parked, had a thread, and were blocks in parallel.
+#[derive(Debug, Default)]
+struct Reached {
+    parked: usize,
+    threads: usize,
+    parallel: usize,
+}
+
+impl Reached {
+    fn count(&mut self, case: &Case) {
+        let (parked, stints, blocks) = case.layer.core_tally();
+        self.parked += usize::from(parked > 0);
+        self.threads += usize::from(stints > 0);
+        self.parallel += usize::from(blocks > 1);
+    }
+
+    fn assert(&self, parked: usize, threads: usize, parallel: usize) {
+        println!("{self:?}");
+        assert!(self.parked >= parked, "{self:?}");
+        assert!(self.threads >= threads, "{self:?}");
+        assert!(self.parallel >= parallel, "{self:?}");
+    }
+}
+
 async fn respond(case: &mut Case) -> Response<CompressionBody<Script>> {
     use tower::ServiceExt;
     use tower_layer::Layer;
@@ -133,6 +157,7 @@ async fn respond(case: &mut Case) -> Response<CompressionBody<Script>> {
 
 #[tokio::test]
 async fn whatever_goes_in_comes_out_with_workers() {
+    let mut reached = Reached::default();
     for seed in 1000..1080 {
         let mut case = case(seed, 1_500_000);
         let response = respond(&mut case).await;
@@ -142,7 +167,43 @@ async fn whatever_goes_in_comes_out_with_workers() {
         while taken.take(body.frame().await) {}
         body.set(CompressionBody::default());
         check(&case, encoded, &taken);
+        reached.count(&case);
     }
+    reached.assert(8, 15, 8);
+}
+
+/// Streams of every level and history, in parallel or not, from compressors that were another's
+/// just before, to decoders that are not ours.
+#[tokio::test]
+async fn other_decoders_find_one_member_in_each() {
+    let mut wires = Vec::new();
+    let mut reached = Reached::default();
+    for seed in 3000..3050 {
+        let mut own = case(seed, 1_000_000);
+        let mut guest = case(seed + 1_000, 300_000);
+        // Two at a time, and then a third: all of one pool.
+        let mut third = case(seed + 2_000, 300_000);
+        guest.layer = own.layer.clone();
+        third.layer = own.layer.clone();
+        let (first, second) = tokio::join!(taken(&mut own), taken(&mut guest));
+        wires.extend(first.into_iter().chain(second));
+        wires.extend(taken(&mut third).await);
+        reached.count(&own);
+    }
+    reached.assert(6, 15, 2);
+    assert!(wires.len() > 100);
+    foreign::decode(wires);
+}
+
+/// The wire and the text of a case; `None` if it was left as it is.
+async fn taken(case: &mut Case) -> Option<(Vec<u8>, Vec<u8>)> {
+    let response = respond(case).await;
+    let encoded = response.headers().contains_key("content-encoding");
+    let mut body = pin!(response.into_body());
+    let mut taken = Taken::default();
+    while taken.take(body.frame().await) {}
+    assert!(taken.error.is_none(), "{}: {:?}", case.about, taken.error);
+    encoded.then(|| (taken.wire, std::mem::take(&mut case.text)))
 }
 
 #[tokio::test]

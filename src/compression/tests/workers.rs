@@ -26,7 +26,7 @@ fn sustained() -> Vec<Step> {
 }
 
 /// More than may wait for a worker.
-fn plenty() -> Vec<Bytes> {
+pub(super) fn plenty() -> Vec<Bytes> {
     events(20_000)
 }
 

@@ -50,7 +50,8 @@ pub struct FrameBody {
 impl FrameBody {
     /// A body and its first sender, with room for `bound` bytes.
     ///
-    /// A frame larger than `bound` passes alone, when nothing else is buffered.
+    /// A frame larger than `bound` passes alone, when nothing else is buffered. 0 counts as 1: so does
+    /// every frame then.
     pub fn channel(bound: usize) -> (FrameSender, Self) {
         let (sender, receiver) = channel(bound);
         (sender, Self { receiver })

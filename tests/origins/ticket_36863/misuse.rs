@@ -4,8 +4,22 @@ use bodyguard::bridge::BridgeErrorKind as Kind;
 
 use super::*;
 
+/// Runs what must not block on a plain thread: on the only one of the runtime, nothing would ever
+/// notice that it does.
+async fn promptly<T: Send + 'static>(block: impl FnOnce() -> T + Send + 'static) -> T {
+    let (tell, told) = oneshot::channel();
+    thread::spawn(move || drop(tell.send(block())));
+    soon(told).await.expect("no panic")
+}
+
 fn kind<T: std::fmt::Debug>(result: Result<T, BridgeError>) -> Kind {
     result.unwrap_err().kind()
+}
+
+/// Runs `block` as async code on a runtime of its own.
+fn in_a_runtime<T>(block: impl FnOnce() -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.unwrap().block_on(async { block() })
 }
 
 #[tokio::test]
@@ -20,12 +34,21 @@ async fn block_on_from_inside_the_loop() {
 #[tokio::test]
 async fn block_on_from_a_foreign_thread() {
     let (app, _) = app(|bridge: Bridge| async move {
-        let unopened = kind(bridge.block_on(async {}));
-        bridge.call(|_| ()).await.unwrap();
-        let opened = tokio::task::spawn_blocking(move || kind(bridge.block_on(async {})));
-        format!("{unopened:?} {:?}", opened.await.unwrap())
+        let mut kinds = Vec::new();
+        for _ in 0..2 {
+            let (plain, pooled, of_runtime) = (bridge.clone(), bridge.clone(), bridge.clone());
+            kinds.push(promptly(move || kind(plain.block_on(async {}))).await);
+            let blocking = move || kind(pooled.block_on(async {}));
+            kinds.push(tokio::task::spawn_blocking(blocking).await.unwrap());
+            // A worker of a runtime, as handlers run on: one that can be left behind.
+            kinds
+                .push(promptly(|| in_a_runtime(move || kind(of_runtime.block_on(async {})))).await);
+            bridge.call(|_| ()).await.unwrap();
+        }
+        format!("{kinds:?}")
     });
-    assert_eq!(text(ask(&app).await).await, "ForeignThread ForeignThread");
+    let expected = format!("{:?}", [Kind::ForeignThread; 6]);
+    assert_eq!(text(ask(&app).await).await, expected);
 }
 
 #[tokio::test]
@@ -45,7 +68,12 @@ async fn everything_after_the_end() {
         text(ask(&app).await).await;
         let bridge = kept.recv().unwrap();
         assert!(bridge.is_ended());
-        assert_eq!(kind(bridge.block_on(async {})), Kind::Ended);
+        let after = bridge.clone();
+        let blocked = promptly(move || kind(after.block_on(async {}))).await;
+        assert_eq!(blocked, Kind::Ended);
+        let after = bridge.clone();
+        let blocked = promptly(|| in_a_runtime(move || kind(after.block_on(async {})))).await;
+        assert_eq!(blocked, Kind::Ended);
         assert_eq!(kind(soon(bridge.call(|_| ())).await), Kind::Ended);
         assert_eq!(kind(soon(bridge.run(|| async {})).await), Kind::Ended);
         assert_eq!(
