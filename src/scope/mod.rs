@@ -91,7 +91,9 @@ pub use future::ScopeFuture;
 pub use hold::Hold;
 pub use layer::{Fixed, Mode, Movable, ScopeLayer, ScopeService};
 #[cfg(any(feature = "bridge", feature = "compression"))]
-pub(crate) use limit::{Limit, timer};
+pub(crate) use limit::Limit;
+#[cfg(feature = "net")]
+pub(crate) use limit::timer;
 pub(crate) use machine::Scope;
 pub use movable::{MovableBody, MovableFuture};
 pub use options::{FailurePolicy, OnLeave, Shutdown};
