@@ -1,4 +1,5 @@
-//! Arbitrary bodies, chunkings, pendings and options: one gzip member that decodes to the same text.
+//! Arbitrary bodies, chunkings, pendings and options, and a client that left an earlier response of the
+//! same layer: one gzip member that decodes to the same text.
 //!
 //! `cargo +nightly fuzz run gzip`
 #![no_main]
@@ -112,6 +113,13 @@ fuzz_target!(|input: &[u8]| {
         }
         rest = behind;
     }
+    // An earlier response, left after some frames.
+    let left = (f & 8 != 0).then(|| Script {
+        steps: steps.clone(),
+        hints_end: false,
+        size: None,
+        ended: false,
+    });
     let script = Script {
         steps,
         hints_end: f & 1 != 0,
@@ -134,6 +142,18 @@ fuzz_target!(|input: &[u8]| {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
+        if let Some(left) = left {
+            let mut request = Request::new(());
+            let gzip = HeaderValue::from_static("gzip");
+            request.headers_mut().append("accept-encoding", gzip);
+            let response = layer.layer(Handler(Some(left))).call(request).await;
+            let mut body = Box::pin(response.expect("infallible").into_body());
+            for _ in 0..f >> 4 {
+                if body.frame().await.is_none() {
+                    break;
+                }
+            }
+        }
         let response = layer
             .layer(Handler(Some(script)))
             .call(request)

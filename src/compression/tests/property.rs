@@ -8,7 +8,7 @@ use http_body_util::BodyExt;
 
 use super::{
     super::{CompressionBody, CompressionLayer, Flush},
-    Taken, answer, drain, events, foreign, get, gunzip,
+    Taken, answer, drain, events, foreign, get, gunzip, poll,
     script::{Script, Step, data},
 };
 
@@ -35,6 +35,8 @@ impl Random {
 
 struct Case {
     layer: CompressionLayer,
+    /// Another response through the same layer, left after this many frames.
+    left: Option<(Script, usize)>,
     text: Vec<u8>,
     script: Script,
     about: String,
@@ -44,7 +46,8 @@ fn case(seed: u64, largest: usize) -> Case {
     let mut random = Random(seed);
     let flush = random.pick(&[Flush::WhenIdle, Flush::EveryFrame, Flush::Never]);
     let history = random.pick(&[0, 1, 100, 1 << 10, 4 << 10, 8 << 10, 32 << 10]);
-    let level = 1 + random.below(9) as u32;
+    // The fastest often: its state is another than that of the others.
+    let level = 1 + random.below(18).saturating_sub(9) as u32;
     let limit = random.pick(&[0, 0, 1, 32]);
     let parallel = random.below(2) == 0;
     let padding = random.pick(&[0, 100]);
@@ -80,7 +83,16 @@ fn case(seed: u64, largest: usize) -> Case {
     if random.below(3) == 0 {
         script = script.promising(length as u64);
     }
+    let left = (random.below(2) == 0).then(|| {
+        let length = random.below(200_000);
+        let noise: Vec<_> = (0..length).map(|_| random.next() as u8).collect();
+        let chunk = 1 + random.below(40_000);
+        let steps = noise.chunks(chunk).map(|chunk| data(chunk.to_vec()));
+        let steps = steps.flat_map(|step| [step, Step::Pending]);
+        (Script::new(steps), random.below(6))
+    });
     Case {
+        left,
         layer: CompressionLayer::new()
             .flush(flush)
             .history(history)
@@ -115,6 +127,13 @@ fn check(case: &Case, encoded: bool, taken: &Taken) {
 fn whatever_goes_in_comes_out_without_a_runtime() {
     for seed in 0..150 {
         let mut case = case(seed, 150_000);
+        if let Some((script, frames)) = case.left.take() {
+            let left = answer(&case.layer, get("gzip"), Response::new(script));
+            let mut left = Box::pin(left.into_body());
+            for _ in 0..frames {
+                drop(poll(left.as_mut()));
+            }
+        }
         let script = std::mem::replace(&mut case.script, Script::new([]));
         let response = answer(&case.layer, get("gzip"), Response::new(script));
         let encoded = response.headers().contains_key("content-encoding");
@@ -146,13 +165,48 @@ impl Reached {
     }
 }
 
-async fn respond(case: &mut Case) -> Response<CompressionBody<Script>> {
+async fn respond(layer: &CompressionLayer, script: Script) -> Response<CompressionBody<Script>> {
     use tower::ServiceExt;
     use tower_layer::Layer;
-    let script = std::mem::replace(&mut case.script, Script::new([]));
     let mut response = Some(Response::new(script));
-    let service = case.layer.layer(super::Fixed(|| response.take().unwrap()));
+    let service = layer.layer(super::Fixed(|| response.take().unwrap()));
     service.oneshot(get("gzip")).await.unwrap()
+}
+
+/// Takes some frames of a response and leaves.
+async fn leave(layer: &CompressionLayer, script: Script, frames: usize) {
+    let mut body = Box::pin(respond(layer, script).await.into_body());
+    for _ in 0..frames {
+        if body.frame().await.is_none() {
+            break;
+        }
+    }
+}
+
+/// A worker may be in the middle of a block.
+async fn all_back(case: &Case) {
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while case.layer.core_lent() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("{}: a compressor is lost", case.about));
+}
+
+/// All of the case's response, while there may be `others` whose worker is not done yet.
+async fn take(case: &mut Case, others: bool) {
+    let script = std::mem::replace(&mut case.script, Script::new([]));
+    let response = respond(&case.layer, script).await;
+    let encoded = response.headers().contains_key("content-encoding");
+    let mut body = pin!(response.into_body());
+    let mut taken = Taken::default();
+    while taken.take(body.frame().await) {}
+    body.set(CompressionBody::default());
+    if others {
+        all_back(case).await;
+    }
+    check(case, encoded, &taken);
 }
 
 #[tokio::test]
@@ -160,13 +214,12 @@ async fn whatever_goes_in_comes_out_with_workers() {
     let mut reached = Reached::default();
     for seed in 1000..1080 {
         let mut case = case(seed, 1_500_000);
-        let response = respond(&mut case).await;
-        let encoded = response.headers().contains_key("content-encoding");
-        let mut body = pin!(response.into_body());
-        let mut taken = Taken::default();
-        while taken.take(body.frame().await) {}
-        body.set(CompressionBody::default());
-        check(&case, encoded, &taken);
+        let left = case.left.take();
+        let others = left.is_some();
+        if let Some((script, frames)) = left {
+            leave(&case.layer, script, frames).await;
+        }
+        take(&mut case, others).await;
         reached.count(&case);
     }
     reached.assert(8, 15, 8);
@@ -197,7 +250,8 @@ async fn other_decoders_find_one_member_in_each() {
 
 /// The wire and the text of a case; `None` if it was left as it is.
 async fn taken(case: &mut Case) -> Option<(Vec<u8>, Vec<u8>)> {
-    let response = respond(case).await;
+    let script = std::mem::replace(&mut case.script, Script::new([]));
+    let response = respond(&case.layer, script).await;
     let encoded = response.headers().contains_key("content-encoding");
     let mut body = pin!(response.into_body());
     let mut taken = Taken::default();
@@ -211,22 +265,10 @@ async fn dropped_at_any_frame_everything_comes_back() {
     for seed in 2000..2050 {
         let mut case = case(seed, 1_500_000);
         let frames = Random(seed).below(12);
-        let mut body = Box::pin(respond(&mut case).await.into_body());
-        for _ in 0..frames {
-            if body.frame().await.is_none() {
-                break;
-            }
-        }
-        drop(body);
-        // A worker may be in the middle of a block.
-        tokio::time::timeout(Duration::from_secs(10), async {
-            while case.layer.core_lent() > 0 {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await
-        .unwrap_or_else(|_| panic!("{}: a compressor is lost", case.about));
+        leave(&case.layer, case.script.clone(), frames).await;
+        all_back(&case).await;
         assert_eq!(case.layer.stats().open, 0, "{}", case.about);
         assert_eq!(case.layer.stats().parked, 0, "{}", case.about);
+        take(&mut case, false).await;
     }
 }

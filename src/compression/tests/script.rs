@@ -28,7 +28,7 @@ pub(super) fn data(text: impl Into<Bytes>) -> Step {
 }
 
 /// Panics when polled after its end. Wakes itself on `Pending`.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Script {
     steps: VecDeque<Step>,
     hints_end: bool,
