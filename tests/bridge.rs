@@ -21,22 +21,9 @@ use tokio::{
     sync::oneshot,
 };
 
-/// Nothing here may hang.
-async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(Duration::from_secs(20), future)
-        .await
-        .expect("took too long")
-}
-
-/// Waits until something that other threads do has happened.
-async fn until(mut done: impl FnMut() -> bool) {
-    soon(async {
-        while !done() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
-}
+#[path = "support/waits.rs"]
+mod waits;
+use waits::{eventually, within};
 
 /// Polls on while the test does something else.
 fn background<F>(future: F) -> tokio::task::JoinHandle<F::Output>
@@ -95,7 +82,7 @@ async fn unused_it_takes_no_thread() {
     drop(bridge.call(|_| ()));
     drop(bridge.run(|| async {}));
     assert_eq!(pool.threads(), 0);
-    assert_eq!(soon(context.close()).await.closers_run(), 0);
+    assert_eq!(within(context.close()).await.closers_run(), 0);
 }
 
 #[tokio::test]
@@ -104,17 +91,17 @@ async fn all_code_of_a_request_shares_thread_and_loop() {
     let context = Context::new(pool.clone());
     let bridge = context.bridge();
 
-    let first = soon(bridge.call(|cx| (here_sync(), cx.block_on(here()).unwrap())))
+    let first = within(bridge.call(|cx| (here_sync(), cx.block_on(here()).unwrap())))
         .await
         .unwrap();
     assert_eq!(first.0, first.1);
     assert_ne!(first.0, here_sync());
-    let second = soon(bridge.call(|cx| cx.block_on(here())))
+    let second = within(bridge.call(|cx| cx.block_on(here())))
         .await
         .unwrap()
         .unwrap();
-    let run = soon(bridge.run(here)).await.unwrap();
-    let task = soon(bridge.spawn_local(here)).await.unwrap();
+    let run = within(bridge.run(here)).await.unwrap();
+    let task = within(bridge.spawn_local(here)).await.unwrap();
     let (closed, at) = mpsc::channel();
     bridge
         .defer(move |cx| {
@@ -123,7 +110,7 @@ async fn all_code_of_a_request_shares_thread_and_loop() {
                 .unwrap()
         })
         .unwrap();
-    soon(context.close()).await;
+    within(context.close()).await;
     let closer = at.recv().unwrap();
     for seen in [second, run, task, closer.0, closer.1] {
         assert_eq!(seen, first.0);
@@ -144,7 +131,7 @@ async fn what_the_first_call_bound_to_the_loop_works_in_the_second() {
             peer.write_all(&byte).unwrap();
         }
     });
-    soon(bridge.call(move |cx| {
+    within(bridge.call(move |cx| {
         let stream = cx
             .block_on(tokio::net::TcpStream::connect(address))
             .unwrap()
@@ -166,7 +153,7 @@ async fn what_the_first_call_bound_to_the_loop_works_in_the_second() {
     .unwrap();
 
     for expected in 1..=3_u32 {
-        let (byte, count) = soon(bridge.call(move |cx| {
+        let (byte, count) = within(bridge.call(move |cx| {
             let stream = cx.get::<RefCell<tokio::net::TcpStream>>().unwrap();
             let mut stream = stream.borrow_mut();
             let byte = cx
@@ -184,7 +171,7 @@ async fn what_the_first_call_bound_to_the_loop_works_in_the_second() {
         .unwrap();
         assert_eq!((byte as u32, count), (expected, expected));
     }
-    soon(context.close()).await;
+    within(context.close()).await;
     echo.join().unwrap();
 }
 
@@ -193,8 +180,8 @@ async fn two_requests_at_a_time_have_two_threads() {
     let pool = Pool::new();
     let (one, two) = (Context::new(pool.clone()), Context::new(pool.clone()));
     let (a, b) = (
-        soon(one.bridge().run(here)).await.unwrap(),
-        soon(two.bridge().run(here)).await.unwrap(),
+        within(one.bridge().run(here)).await.unwrap(),
+        within(two.bridge().run(here)).await.unwrap(),
     );
     assert_ne!(a.0, b.0);
     assert_ne!(a.1, b.1);
@@ -207,7 +194,7 @@ async fn one_thread_serves_request_after_request_with_nothing_left_over() {
     let first = Context::new(pool.clone());
     let (gone, mut dropped) = oneshot::channel::<()>();
     let (spawned_gone, mut spawned_dropped) = oneshot::channel::<()>();
-    let (was, handle) = soon(first.bridge().call(move |cx| {
+    let (was, handle) = within(first.bridge().call(move |cx| {
         cx.insert(7_u8);
         cx.spawn_local(async move {
             let _gone = gone;
@@ -224,7 +211,7 @@ async fn one_thread_serves_request_after_request_with_nothing_left_over() {
     }))
     .await
     .unwrap();
-    let report = soon(first.close()).await;
+    let report = within(first.close()).await;
     assert_eq!(report.tasks_cancelled(), 1);
     assert!(
         dropped
@@ -239,7 +226,7 @@ async fn one_thread_serves_request_after_request_with_nothing_left_over() {
     assert_eq!(pool.idle(), 1);
 
     let second = Context::new(pool.clone());
-    let (now, left) = soon(
+    let (now, left) = within(
         second
             .bridge()
             .call(|cx| (here_sync(), cx.get::<u8>().is_some())),
@@ -251,7 +238,7 @@ async fn one_thread_serves_request_after_request_with_nothing_left_over() {
     assert!(!left);
     // A handle that request one kept leads nowhere.
     assert!(
-        soon(handle.spawn(async {}))
+        within(handle.spawn(async {}))
             .await
             .unwrap_err()
             .is_cancelled()
@@ -264,7 +251,7 @@ async fn sync_in_async_in_sync_stays_on_the_thread() {
     let context = Context::new(Pool::new());
     let bridge = context.bridge();
     let inner = bridge.clone();
-    let (outer, nested) = soon(bridge.call(move |cx| {
+    let (outer, nested) = within(bridge.call(move |cx| {
         let nested = cx
             .block_on(inner.call(|cx| (here_sync(), cx.block_on(here()).unwrap())))
             .unwrap()
@@ -278,7 +265,7 @@ async fn sync_in_async_in_sync_stays_on_the_thread() {
     // Also when the nested call comes from a local task, or from another thread.
     let inner = bridge.clone();
     let main = Handle::current();
-    let seen = soon(bridge.call(move |cx| {
+    let seen = within(bridge.call(move |cx| {
         let here_too = inner.clone();
         let task = cx.spawn_local(async move { here_too.call(|_| here_sync()).await.unwrap() });
         let far = main.spawn(async move { inner.call(|_| here_sync()).await.unwrap() });
@@ -309,22 +296,28 @@ async fn nesting_works_to_the_depth_and_errs_beyond() {
     let context = Context::new(pool);
     let bridge = context.bridge();
     assert_eq!(
-        soon(bridge.call(|cx| dive(cx, 3))).await.unwrap().unwrap(),
+        within(bridge.call(|cx| dive(cx, 3)))
+            .await
+            .unwrap()
+            .unwrap(),
         4
     );
     assert_eq!(
-        kind(soon(bridge.call(|cx| dive(cx, 4))).await.unwrap()),
+        kind(within(bridge.call(|cx| dive(cx, 4))).await.unwrap()),
         Kind::TooDeep
     );
     // And works again after.
     assert_eq!(
-        soon(bridge.call(|cx| dive(cx, 3))).await.unwrap().unwrap(),
+        within(bridge.call(|cx| dive(cx, 3)))
+            .await
+            .unwrap()
+            .unwrap(),
         4
     );
     // The default depth fits its threads' stack.
     let context = Context::new(Pool::new());
     assert_eq!(
-        soon(context.bridge().call(|cx| dive(cx, 15)))
+        within(context.bridge().call(|cx| dive(cx, 15)))
             .await
             .unwrap()
             .unwrap(),
@@ -343,7 +336,7 @@ async fn calls_that_are_many_but_not_nested_wait_their_turn() {
             n
         })
     });
-    let got = soon(futures_util::future::try_join_all(calls))
+    let got = within(futures_util::future::try_join_all(calls))
         .await
         .unwrap();
     assert_eq!(got, (0..20).collect::<Vec<_>>());
@@ -363,7 +356,7 @@ async fn recursion_through_another_thread_ends_in_an_error_too() {
         let far = main.spawn(async move { bridge.call(move |cx| dive_far(cx, &to)).await });
         cx.block_on(far)?.unwrap()?
     }
-    let result = soon(bridge.call(move |cx| dive_far(cx, &main)))
+    let result = within(bridge.call(move |cx| dive_far(cx, &main)))
         .await
         .unwrap();
     assert_eq!(kind(result), Kind::TooDeep);
@@ -374,7 +367,7 @@ async fn block_on_inside_the_loop_is_an_error() {
     let context = Context::new(Pool::new());
     let bridge = context.bridge();
     let inner = bridge.clone();
-    let (by_cx, by_bridge) = soon(bridge.call(move |cx| {
+    let (by_cx, by_bridge) = within(bridge.call(move |cx| {
         cx.block_on(async { (cx.block_on(async {}), inner.block_on(async {})) })
             .unwrap()
     }))
@@ -383,7 +376,7 @@ async fn block_on_inside_the_loop_is_an_error() {
     assert_eq!(kind(by_cx), Kind::InsideLoop);
     assert_eq!(kind(by_bridge), Kind::InsideLoop);
     let inner = bridge.clone();
-    let in_task = soon(bridge.run(move || async move { inner.block_on(async {}) }))
+    let in_task = within(bridge.run(move || async move { inner.block_on(async {}) }))
         .await
         .unwrap();
     assert_eq!(kind(in_task), Kind::InsideLoop);
@@ -402,14 +395,14 @@ async fn block_on_from_a_foreign_thread_is_an_error() {
     assert_eq!(kind(result), Kind::ForeignThread);
     // Another request's thread is foreign as well.
     let other = Context::new(pool);
-    let result = soon(other.bridge().call(move |_| bridge.block_on(async {})))
+    let result = within(other.bridge().call(move |_| bridge.block_on(async {})))
         .await
         .unwrap();
     assert_eq!(kind(result), Kind::ForeignThread);
     let own = context.bridge();
     let inner = own.clone();
     assert_eq!(
-        soon(own.call(move |_| inner.block_on(async { 5 })))
+        within(own.call(move |_| inner.block_on(async { 5 })))
             .await
             .unwrap()
             .unwrap(),
@@ -422,7 +415,7 @@ async fn another_executor_on_the_own_thread_is_an_error() {
     let context = Context::new(Pool::new());
     let bridge = context.bridge();
     let inner = bridge.clone();
-    let (call, run, task) = soon(bridge.call(move |_| {
+    let (call, run, task) = within(bridge.call(move |_| {
         use futures_util::FutureExt as _;
         // Any executor that is not the loop polls like this, then blocks for ever.
         let mut task = inner.spawn_local(|| async {});
@@ -444,22 +437,25 @@ async fn after_the_end_everything_is_refused() {
     let pool = Pool::new();
     let context = Context::new(pool.clone());
     let bridge = context.bridge();
-    soon(bridge.call(|_| ())).await.unwrap();
-    soon(context.close()).await;
-    assert_eq!(kind(soon(bridge.call(|_| ())).await), Kind::Ended);
-    assert_eq!(kind(soon(bridge.run(|| async {})).await), Kind::Ended);
+    within(bridge.call(|_| ())).await.unwrap();
+    within(context.close()).await;
+    assert_eq!(kind(within(bridge.call(|_| ())).await), Kind::Ended);
+    assert_eq!(kind(within(bridge.run(|| async {})).await), Kind::Ended);
     assert_eq!(
-        kind(soon(bridge.spawn_local(|| async {})).await),
+        kind(within(bridge.spawn_local(|| async {})).await),
         Kind::Ended
     );
     assert_eq!(kind(bridge.block_on(async {})), Kind::Ended);
     assert_eq!(kind(bridge.defer(|_| ())), Kind::Ended);
-    assert_eq!(soon(context.close()).await.closers_run(), 0);
+    assert_eq!(within(context.close()).await.closers_run(), 0);
 
     // A context that was closed before anybody used it stays closed.
     let context = Context::new(pool);
-    soon(context.close()).await;
-    assert_eq!(kind(soon(context.bridge().call(|_| ())).await), Kind::Ended);
+    within(context.close()).await;
+    assert_eq!(
+        kind(within(context.bridge().call(|_| ())).await),
+        Kind::Ended
+    );
 }
 
 #[tokio::test]
@@ -474,24 +470,24 @@ async fn the_end_interrupts_code_that_waits() {
         })
     });
     let call = background(call);
-    soon(is_waiting).await.unwrap();
-    let report = soon(context.close()).await;
+    within(is_waiting).await.unwrap();
+    let report = within(context.close()).await;
     assert!(report.stuck().is_none());
-    assert_eq!(kind(soon(call).await.unwrap().unwrap()), Kind::Ended);
+    assert_eq!(kind(within(call).await.unwrap().unwrap()), Kind::Ended);
 }
 
 #[tokio::test]
 async fn an_exhausted_pool_is_an_error_and_the_line_is_kept() {
     let pool = small(1);
     let holder = Context::new(pool.clone());
-    soon(holder.bridge().call(|_| ())).await.unwrap();
+    within(holder.bridge().call(|_| ())).await.unwrap();
 
     let waiter = Context::new(pool.clone());
     let bridge = waiter.bridge();
-    assert_eq!(kind(soon(bridge.call(|_| ())).await), Kind::Exhausted);
-    assert_eq!(kind(soon(bridge.run(|| async {})).await), Kind::Exhausted);
+    assert_eq!(kind(within(bridge.call(|_| ())).await), Kind::Exhausted);
+    assert_eq!(kind(within(bridge.run(|| async {})).await), Kind::Exhausted);
     assert_eq!(
-        kind(soon(bridge.spawn_local(|| async {})).await),
+        kind(within(bridge.spawn_local(|| async {})).await),
         Kind::Exhausted
     );
     assert_eq!(pool.waiting(), 0, "those who gave up left the line");
@@ -503,8 +499,8 @@ async fn an_exhausted_pool_is_an_error_and_the_line_is_kept() {
     assert_eq!(pool.waiting(), 0);
 
     // The same bridge works once there is a thread.
-    soon(holder.close()).await;
-    assert_eq!(soon(bridge.call(|_| 9)).await.unwrap(), 9);
+    within(holder.close()).await;
+    assert_eq!(within(bridge.call(|_| 9)).await.unwrap(), 9);
     assert_eq!(pool.threads(), 1);
 }
 
@@ -532,8 +528,8 @@ async fn a_panic_is_an_error_and_the_thread_lives() {
     let pool = small(1);
     let context = Context::new(pool.clone());
     let bridge = context.bridge();
-    let before = soon(bridge.call(|_| here_sync())).await.unwrap();
-    let error = soon(bridge.call(|_| -> () { panic!("row {}", 7) }))
+    let before = within(bridge.call(|_| here_sync())).await.unwrap();
+    let error = within(bridge.call(|_| -> () { panic!("row {}", 7) }))
         .await
         .unwrap_err();
     assert_eq!(
@@ -541,24 +537,24 @@ async fn a_panic_is_an_error_and_the_thread_lives() {
         (Kind::Panicked, Some("row 7"))
     );
     assert!(error.called_at().unwrap().file().ends_with("bridge.rs"));
-    let error = soon(bridge.run(|| async { panic!("in the loop") }))
+    let error = within(bridge.run(|| async { panic!("in the loop") }))
         .await
         .unwrap_err();
     assert_eq!(error.panic_message(), Some("in the loop"));
-    let error = soon(bridge.run(|| -> std::future::Ready<()> { panic!("no future") })).await;
+    let error = within(bridge.run(|| -> std::future::Ready<()> { panic!("no future") })).await;
     assert_eq!(error.unwrap_err().panic_message(), Some("no future"));
     // Out of `block_on`, through the loop.
-    let error = soon(bridge.call(|cx| cx.block_on(async { panic!("through") }))).await;
+    let error = within(bridge.call(|cx| cx.block_on(async { panic!("through") }))).await;
     let error = error.map(|r: Result<(), _>| r.unwrap()).unwrap_err();
     assert_eq!(error.panic_message(), Some("through"));
     assert_eq!(
-        soon(bridge.call(|cx| cx.block_on(here())))
+        within(bridge.call(|cx| cx.block_on(here())))
             .await
             .unwrap()
             .unwrap(),
         before
     );
-    soon(context.close()).await;
+    within(context.close()).await;
     assert_eq!((pool.threads(), pool.idle()), (1, 1));
 }
 
@@ -573,7 +569,7 @@ async fn values_that_panic_when_dropped_do_not_cost_the_thread() {
     let pool = small(1);
     let context = Context::new(pool.clone());
     let bridge = context.bridge();
-    soon(bridge.call(|cx| {
+    within(bridge.call(|cx| {
         cx.insert(Bomb);
         cx.spawn_local(async {
             let _bomb = Bomb;
@@ -584,9 +580,9 @@ async fn values_that_panic_when_dropped_do_not_cost_the_thread() {
     }))
     .await
     .unwrap();
-    soon(context.close()).await;
+    within(context.close()).await;
     let next = Context::new(pool.clone());
-    soon(next.bridge().call(|_| ())).await.unwrap();
+    within(next.bridge().call(|_| ())).await.unwrap();
     assert_eq!(pool.threads(), 1);
 }
 
@@ -607,7 +603,7 @@ async fn closures_that_panic_when_dropped_unrun_do_not_cost_the_thread() {
         running.send(()).unwrap();
         released.recv().unwrap();
     }));
-    soon(is_running).await.unwrap();
+    within(is_running).await.unwrap();
     // In the mail box of a busy thread when their callers give up.
     let (one, two) = (Bomb, Bomb);
     let mut call = Box::pin(bridge.call(move |_| drop(one)));
@@ -616,9 +612,9 @@ async fn closures_that_panic_when_dropped_unrun_do_not_cost_the_thread() {
     assert!(futures_util::poll!(&mut run).is_pending());
     drop((call, run));
     release.send(()).unwrap();
-    soon(busy).await.unwrap().unwrap();
-    assert_eq!(soon(bridge.call(|_| 1)).await.unwrap(), 1);
-    soon(context.close()).await;
+    within(busy).await.unwrap().unwrap();
+    assert_eq!(within(bridge.call(|_| 1)).await.unwrap(), 1);
+    within(context.close()).await;
     assert_eq!((pool.threads(), pool.idle()), (1, 1));
 }
 
@@ -645,7 +641,7 @@ async fn closers_run_last_first_and_none_is_skipped() {
             Err("disk full")
         })
         .unwrap();
-    soon(bridge.call(move |cx| {
+    within(bridge.call(move |cx| {
         let not_send = Rc::new(());
         cx.defer(move |cx| {
             drop(not_send);
@@ -664,7 +660,7 @@ async fn closers_run_last_first_and_none_is_skipped() {
     }))
     .await
     .unwrap();
-    let report = soon(context.close()).await;
+    let report = within(context.close()).await;
     assert_eq!(
         *order.lock().unwrap(),
         ["mid", "late", "bad", "first", "value"]
@@ -689,26 +685,26 @@ async fn tasks_end_before_closers_and_can_be_ended_alone() {
         let _held = held;
         std::future::pending::<()>().await
     });
-    soon(bridge.call(|cx| cx.block_on(tokio::task::yield_now())))
+    within(bridge.call(|cx| cx.block_on(tokio::task::yield_now())))
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(soon(context.end_tasks()).await, Some(1));
+    assert_eq!(within(context.end_tasks()).await, Some(1));
     assert_eq!(
         released.try_recv(),
         Err(oneshot::error::TryRecvError::Closed)
     );
-    assert_eq!(kind(soon(task).await), Kind::Ended);
+    assert_eq!(kind(within(task).await), Kind::Ended);
     // The thread is still the request's: an owner's closers may run on it.
     assert_eq!(
-        soon(bridge.call(|cx| cx.block_on(async { 3 })))
+        within(bridge.call(|cx| cx.block_on(async { 3 })))
             .await
             .unwrap()
             .unwrap(),
         3
     );
-    assert_eq!(soon(bridge.run(|| async { 4 })).await.unwrap(), 4);
-    assert_eq!(soon(context.close()).await.tasks_cancelled(), 0);
+    assert_eq!(within(bridge.run(|| async { 4 })).await.unwrap(), 4);
+    assert_eq!(within(context.close()).await.tasks_cancelled(), 0);
 }
 
 #[tokio::test]
@@ -720,17 +716,17 @@ async fn a_dropped_context_closes_on_its_own() {
     bridge
         .defer(move |_| ran.send(here_sync().0).unwrap())
         .unwrap();
-    let thread = soon(bridge.call(|_| here_sync().0)).await.unwrap();
+    let thread = within(bridge.call(|_| here_sync().0)).await.unwrap();
     drop(context);
-    assert_eq!(soon(has_run).await.unwrap(), thread);
-    until(|| pool.idle() == 1).await;
+    assert_eq!(within(has_run).await.unwrap(), thread);
+    eventually(|| pool.idle() == 1).await;
 }
 
 #[tokio::test]
 async fn a_closer_that_was_registered_in_line_still_runs() {
     let pool = small(1);
     let holder = Context::new(pool.clone());
-    soon(holder.bridge().call(|_| ())).await.unwrap();
+    within(holder.bridge().call(|_| ())).await.unwrap();
     let context = Context::new(pool.clone());
     let (ran, has_run) = oneshot::channel();
     context
@@ -739,9 +735,9 @@ async fn a_closer_that_was_registered_in_line_still_runs() {
         .unwrap();
     let close = context.close();
     drop(context);
-    soon(holder.close()).await;
-    assert_eq!(soon(close).await.closers_run(), 1);
-    soon(has_run).await.unwrap();
+    within(holder.close()).await;
+    assert_eq!(within(close).await.closers_run(), 1);
+    within(has_run).await.unwrap();
 }
 
 #[tokio::test]
@@ -765,12 +761,12 @@ async fn local_tasks_and_runs_go_on_while_sync_code_waits() {
         seen.load(Ordering::Relaxed) - before
     }));
     // Both `run` and `call` get through to a thread whose sync code waits.
-    assert_eq!(soon(bridge.run(|| async { 1 })).await.unwrap(), 1);
-    assert_eq!(soon(bridge.call(|_| 2)).await.unwrap(), 2);
+    assert_eq!(within(bridge.run(|| async { 1 })).await.unwrap(), 1);
+    assert_eq!(within(bridge.call(|_| 2)).await.unwrap(), 2);
     let at = ticks.load(Ordering::Relaxed);
-    until(|| ticks.load(Ordering::Relaxed) > at + 100).await;
+    eventually(|| ticks.load(Ordering::Relaxed) > at + 100).await;
     release.send(()).unwrap();
-    assert!(soon(waits).await.unwrap().unwrap() > 100);
+    assert!(within(waits).await.unwrap().unwrap() > 100);
 }
 
 #[tokio::test]
@@ -787,10 +783,10 @@ async fn a_dropped_call_interrupts_the_wait_of_its_code() {
         told.send(result).unwrap();
     }));
     assert!(futures_util::poll!(&mut call).is_pending());
-    soon(is_waiting).await.unwrap();
+    within(is_waiting).await.unwrap();
     drop(call);
-    assert_eq!(kind(soon(was_told).await.unwrap()), Kind::Cancelled);
-    soon(bridge.call(|_| ())).await.unwrap();
+    assert_eq!(kind(within(was_told).await.unwrap()), Kind::Cancelled);
+    within(bridge.call(|_| ())).await.unwrap();
 }
 
 #[tokio::test]
@@ -803,9 +799,9 @@ async fn a_dropped_run_is_cancelled_and_a_dropped_task_is_not() {
         std::future::pending::<()>().await
     }));
     assert!(futures_util::poll!(&mut run).is_pending());
-    soon(bridge.run(tokio::task::yield_now)).await.unwrap();
+    within(bridge.run(tokio::task::yield_now)).await.unwrap();
     drop(run);
-    assert!(soon(released).await.is_err());
+    assert!(within(released).await.is_err());
 
     let (held, released) = oneshot::channel::<()>();
     let mut task = bridge.spawn_local(move || async move {
@@ -813,8 +809,8 @@ async fn a_dropped_run_is_cancelled_and_a_dropped_task_is_not() {
         std::future::pending::<()>().await
     });
     task.abort();
-    assert!(soon(released).await.is_err());
-    assert_eq!(kind(soon(task).await), Kind::Cancelled);
+    assert!(within(released).await.is_err());
+    assert_eq!(kind(within(task).await), Kind::Cancelled);
 
     let (go, gone) = oneshot::channel::<()>();
     let (done, is_done) = oneshot::channel();
@@ -822,9 +818,9 @@ async fn a_dropped_run_is_cancelled_and_a_dropped_task_is_not() {
         gone.await.unwrap();
         done.send(()).unwrap();
     }));
-    soon(bridge.run(tokio::task::yield_now)).await.unwrap();
+    within(bridge.run(tokio::task::yield_now)).await.unwrap();
     go.send(()).unwrap();
-    soon(is_done).await.unwrap();
+    within(is_done).await.unwrap();
 }
 
 #[tokio::test]
@@ -844,18 +840,18 @@ async fn memory_is_freed_at_the_end_whoever_captured_the_bridge() {
             std::future::pending::<()>().await
         })
         .detach();
-    soon(bridge.call(move |cx| cx.insert((b3, t3)).is_none()))
+    within(bridge.call(move |cx| cx.insert((b3, t3)).is_none()))
         .await
         .unwrap();
     drop(token);
-    soon(context.close()).await;
+    within(context.close()).await;
     assert!(weak.upgrade().is_none());
     drop((context, bridge));
 
     // In line for a thread there never was, the same.
     let pool = small(1);
     let holder = Context::new(pool.clone());
-    soon(holder.bridge().call(|_| ())).await.unwrap();
+    within(holder.bridge().call(|_| ())).await.unwrap();
     let context = Context::new(pool.clone());
     let (bridge, token) = (context.bridge(), Arc::new(()));
     let weak = Arc::downgrade(&token);
@@ -885,13 +881,13 @@ async fn sync_code_that_does_not_come_back_is_named() {
         running.send(()).unwrap();
         released.recv().unwrap();
     }));
-    soon(is_running).await.unwrap();
+    within(is_running).await.unwrap();
     assert!(
         pool.stuck().is_empty(),
         "a request that has not ended is not stuck"
     );
-    assert_eq!(soon(context.end_tasks()).await, None);
-    let report = soon(context.close()).await;
+    assert_eq!(within(context.end_tasks()).await, None);
+    let report = within(context.close()).await;
     let stuck = report.stuck().expect("named").clone();
     assert_eq!(
         (stuck.thread(), stuck.called_at().line()),
@@ -902,8 +898,8 @@ async fn sync_code_that_does_not_come_back_is_named() {
     drop(context);
     // It comes back after all: the closer runs, the thread is free.
     release.send(()).unwrap();
-    soon(call).await.unwrap().unwrap();
-    until(|| pool.idle() == 1).await;
+    within(call).await.unwrap().unwrap();
+    eventually(|| pool.idle() == 1).await;
     assert!(pool.stuck().is_empty());
 }
 
@@ -923,8 +919,8 @@ async fn a_closer_that_waits_for_ever_is_interrupted() {
         })
         .unwrap();
     drop(context);
-    assert_eq!(kind(soon(was_told).await.unwrap()), Kind::Ended);
-    until(|| pool.idle() == 1).await;
+    assert_eq!(kind(within(was_told).await.unwrap()), Kind::Ended);
+    eventually(|| pool.idle() == 1).await;
 }
 
 #[tokio::test]
@@ -934,13 +930,13 @@ async fn idle_threads_retire() {
         .build();
     let contexts: Vec<_> = (0..4).map(|_| Context::new(pool.clone())).collect();
     for context in &contexts {
-        soon(context.bridge().call(|_| ())).await.unwrap();
+        within(context.bridge().call(|_| ())).await.unwrap();
     }
     assert_eq!(pool.threads(), 4);
     drop(contexts);
-    until(|| pool.threads() == 0).await;
+    eventually(|| pool.threads() == 0).await;
     let context = Context::new(pool.clone());
-    soon(context.bridge().call(|_| ())).await.unwrap();
+    within(context.bridge().call(|_| ())).await.unwrap();
     assert_eq!(pool.threads(), 1);
 }
 
@@ -980,7 +976,7 @@ async fn many_requests_share_few_threads_fairly() {
             }
         });
     }
-    let longest = soon(async {
+    let longest = within(async {
         let mut longest = Duration::ZERO;
         while let Some(client) = clients.join_next().await {
             longest = longest.max(client.unwrap());
@@ -1002,7 +998,7 @@ async fn many_requests_share_few_threads_fairly() {
 async fn the_line_is_first_come_first_served() {
     let pool = Pool::builder().max_threads(1).build();
     let holder = Context::new(pool.clone());
-    soon(holder.bridge().call(|_| ())).await.unwrap();
+    within(holder.bridge().call(|_| ())).await.unwrap();
     let order = Arc::new(Mutex::new(Vec::new()));
     let mut waiting = Vec::new();
     for number in 0..200 {
@@ -1019,6 +1015,6 @@ async fn the_line_is_first_come_first_served() {
     assert_eq!(pool.waiting(), 200);
     drop(holder);
     // Polled in reverse, so that it is the line that decides.
-    soon(futures_util::future::join_all(waiting.into_iter().rev())).await;
+    within(futures_util::future::join_all(waiting.into_iter().rev())).await;
     assert_eq!(*order.lock().unwrap(), (0..200).collect::<Vec<_>>());
 }

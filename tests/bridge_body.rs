@@ -1,7 +1,6 @@
 //! Bodies that blocking code writes: backpressure, endings, and the thread they run on.
 
 use std::{
-    future::Future,
     io::{self, ErrorKind, Read, Write},
     rc::Rc,
     sync::{
@@ -21,21 +20,9 @@ use http_body::Body;
 use http_body_util::BodyExt as _;
 use tokio::{runtime::Handle, sync::oneshot};
 
-/// Nothing here may hang.
-async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(Duration::from_secs(20), future)
-        .await
-        .expect("took too long")
-}
-
-async fn until(mut done: impl FnMut() -> bool) {
-    soon(async {
-        while !done() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
-}
+#[path = "support/waits.rs"]
+mod waits;
+use waits::{eventually, within};
 
 fn pool(threads: usize) -> Pool {
     Pool::builder()
@@ -45,7 +32,7 @@ fn pool(threads: usize) -> Pool {
 }
 
 async fn next(body: &mut SyncBody) -> Option<Result<Bytes, BodyError>> {
-    soon(body.frame())
+    within(body.frame())
         .await
         .map(|frame| frame.map(|frame| frame.into_data().unwrap()))
 }
@@ -116,7 +103,7 @@ async fn all_chunks_arrive_in_order() {
 async fn the_body_shares_thread_and_loop_with_the_request() {
     let context = Context::new(pool(1));
     let bridge = context.bridge();
-    let first = soon(bridge.call(|cx| {
+    let first = within(bridge.call(|cx| {
         // Something that cannot leave the thread, for the body to use.
         cx.insert(Rc::new(String::from("engine")));
         here()
@@ -174,7 +161,7 @@ async fn the_producer_stays_within_the_buffer() {
         // The bound, and the one chunk that waits for room.
         assert!(made.load(Ordering::Relaxed) <= read + 1_000 + 100);
         // It is let in again at a quarter, and is never far behind.
-        until(|| made.load(Ordering::Relaxed) >= (read + 250).min(100_000)).await;
+        eventually(|| made.load(Ordering::Relaxed) >= (read + 250).min(100_000)).await;
     }
     assert_eq!(read, 100_000);
 }
@@ -199,10 +186,10 @@ async fn tasks_and_runs_go_on_while_a_write_waits() {
     assert_eq!(next(&mut body).await.unwrap().unwrap().len(), 1_000);
     // Nobody reads now: the write waits, the request does not.
     let at = ticks.load(Ordering::Relaxed);
-    until(|| ticks.load(Ordering::Relaxed) > at + 100).await;
-    assert_eq!(soon(bridge.run(|| async { 5 })).await.unwrap(), 5);
+    eventually(|| ticks.load(Ordering::Relaxed) > at + 100).await;
+    assert_eq!(within(bridge.run(|| async { 5 })).await.unwrap(), 5);
     assert_eq!(
-        soon(bridge.call(|cx| cx.block_on(async { 6 })))
+        within(bridge.call(|cx| cx.block_on(async { 6 })))
             .await
             .unwrap()
             .unwrap(),
@@ -227,9 +214,9 @@ async fn after_a_drop_a_waiting_write_and_the_next_get_broken_pipe() {
     .buffer(1_000);
     next(&mut body).await.unwrap().unwrap();
     drop(body);
-    let kinds = soon(was_told).await.unwrap();
+    let kinds = within(was_told).await.unwrap();
     assert_eq!(kinds, (ErrorKind::BrokenPipe, ErrorKind::BrokenPipe));
-    until(|| pool.idle() == 1).await;
+    eventually(|| pool.idle() == 1).await;
 }
 
 #[tokio::test]
@@ -237,7 +224,7 @@ async fn the_iterator_is_dropped_on_its_own_thread() {
     let pool = pool(1);
     let context = Context::new(pool.clone());
     let bridge = context.bridge();
-    let thread = soon(bridge.call(|_| here().0)).await.unwrap();
+    let thread = within(bridge.call(|_| here().0)).await.unwrap();
     let (dropped, was_dropped) = oneshot::channel();
     let on_drop = Dropped(Some(dropped));
     let mut body = bridge.body_from_iter((0_u64..).map(move |n| {
@@ -246,10 +233,10 @@ async fn the_iterator_is_dropped_on_its_own_thread() {
     }));
     next(&mut body).await.unwrap().unwrap();
     drop(body);
-    assert_eq!(soon(was_dropped).await.unwrap(), thread);
+    assert_eq!(within(was_dropped).await.unwrap(), thread);
     // And the request goes on with its thread.
-    soon(bridge.call(|_| ())).await.unwrap();
-    soon(context.close()).await;
+    within(bridge.call(|_| ())).await.unwrap();
+    within(context.close()).await;
     assert_eq!(pool.idle(), 1);
 }
 
@@ -302,7 +289,7 @@ async fn errors_and_panics_are_never_a_clean_end() {
 async fn without_a_thread_or_after_the_end_the_body_fails() {
     let pool = pool(1);
     let holder = Context::new(pool.clone());
-    soon(holder.bridge().call(|_| ())).await.unwrap();
+    within(holder.bridge().call(|_| ())).await.unwrap();
     let body = SyncBody::in_pool(pool.clone(), |bridge| bridge.body_from_iter(["a"]));
     let (all, end) = drain(body).await;
     let error = end.unwrap_err();
@@ -317,7 +304,7 @@ async fn without_a_thread_or_after_the_end_the_body_fails() {
         .body_writer(|out| out.write_all(&[1; 3_000]))
         .buffer(1_000);
     next(&mut body).await.unwrap().unwrap();
-    soon(holder.close()).await;
+    within(holder.close()).await;
     // The request ended under the writer; what it had written comes, the end is an error.
     let (all, end) = drain(body).await;
     assert!(all.len() <= 1_000);
@@ -369,7 +356,7 @@ async fn sync_code_may_collect_a_body_of_its_own_request() {
     let context = Context::new(pool(1));
     let bridge = context.bridge();
     let inner = bridge.clone();
-    let len = soon(bridge.call(move |cx| {
+    let len = within(bridge.call(move |cx| {
         let body = inner
             .body_writer(|out| out.write_all(&[1; 100_000]))
             .buffer(1_000);
@@ -384,7 +371,7 @@ async fn sync_code_may_collect_a_body_of_its_own_request() {
     assert_eq!(len, 100_000);
     // In a local task it keeps its bound, since the task is driven by the write that waits.
     let inner = bridge.clone();
-    let len = soon(bridge.call(move |cx| {
+    let len = within(bridge.call(move |cx| {
         let body = inner
             .body_writer(|out| out.write_all(&[1; 100_000]))
             .buffer(1_000);
@@ -404,7 +391,7 @@ async fn another_requests_body_keeps_its_bound_when_sync_code_reads_it() {
         .bridge()
         .body_writer(|out| out.write_all(&[1; 100_000]))
         .buffer(1_000);
-    let largest = soon(reader.bridge().call(move |cx| {
+    let largest = within(reader.bridge().call(move |cx| {
         cx.block_on(async {
             let mut largest = 0;
             while let Some(frame) = body.frame().await {
@@ -460,7 +447,7 @@ async fn get(address: std::net::SocketAddr, most: usize) -> Vec<u8> {
         socket.take(most as u64).read_to_end(&mut got).unwrap();
         got
     });
-    soon(client).await.unwrap()
+    within(client).await.unwrap()
 }
 
 #[tokio::test]
@@ -507,7 +494,7 @@ async fn over_a_socket_a_disconnect_frees_the_thread() {
     .await;
     for round in 1..=3 {
         assert_eq!(get(address, 100_000).await.len(), 100_000);
-        until(|| kinds.lock().unwrap().len() == round && pool.idle() == 1).await;
+        eventually(|| kinds.lock().unwrap().len() == round && pool.idle() == 1).await;
     }
     assert_eq!(*kinds.lock().unwrap(), [ErrorKind::BrokenPipe; 3]);
     assert_eq!(pool.threads(), 1);

@@ -30,12 +30,9 @@ use tokio::{
 };
 use tower::ServiceExt as _;
 
-/// Nothing here may hang.
-async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(Duration::from_secs(20), future)
-        .await
-        .expect("took too long")
-}
+#[path = "support/waits.rs"]
+mod waits;
+use waits::{eventually, within};
 
 fn background<F>(future: F) -> JoinHandle<F::Output>
 where
@@ -45,18 +42,8 @@ where
     Handle::current().spawn(future)
 }
 
-/// Waits until something that other threads do has happened.
-async fn until(mut done: impl FnMut() -> bool) {
-    soon(async {
-        while !done() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
-}
-
 async fn ask(app: Router) -> Response {
-    soon(app.oneshot(Request::new(Body::empty())))
+    within(app.oneshot(Request::new(Body::empty())))
         .await
         .unwrap()
 }
@@ -76,7 +63,7 @@ fn reporting(pool: &Pool) -> (BridgeLayer, mpsc::Receiver<EndReport>) {
 
 async fn reported(reports: &mpsc::Receiver<EndReport>) -> EndReport {
     let mut report = None;
-    until(|| {
+    eventually(|| {
         report = reports.try_recv().ok();
         report.is_some()
     })
@@ -108,13 +95,13 @@ impl Computing {
             let _ = released.recv();
         });
         let done = background(async move { call.await.unwrap() });
-        soon(has_started).await.unwrap();
+        within(has_started).await.unwrap();
         Self { release, done }
     }
 
     async fn end(self) {
         drop(self.release);
-        soon(self.done).await.unwrap();
+        within(self.done).await.unwrap();
     }
 }
 
@@ -151,7 +138,7 @@ impl Drop for Grenade {
 
 /// Lets every task that is ready run once.
 async fn turn(bridge: &Bridge) {
-    soon(bridge.run(tokio::task::yield_now)).await.unwrap();
+    within(bridge.run(tokio::task::yield_now)).await.unwrap();
 }
 
 #[tokio::test]
@@ -169,10 +156,10 @@ async fn an_aborted_task_that_is_then_dropped_stays_aborted() {
         task.abort();
         drop(task);
     });
-    soon(spawned).await.unwrap();
+    within(spawned).await.unwrap();
     turn(&bridge).await;
     assert!(gone.load(Ordering::Acquire), "it runs on");
-    assert_eq!(soon(context.close()).await.tasks_cancelled(), 0);
+    assert_eq!(within(context.close()).await.tasks_cancelled(), 0);
 }
 
 #[tokio::test]
@@ -188,7 +175,7 @@ async fn a_task_aborted_and_dropped_before_its_start_is_never_started() {
     computing.end().await;
     turn(&bridge).await;
     assert!(!started.load(Ordering::Acquire), "it was started");
-    soon(context.close()).await;
+    within(context.close()).await;
 }
 
 #[tokio::test]
@@ -205,7 +192,7 @@ async fn a_body_whose_closer_does_not_come_back_fails_and_names_it() {
             .unwrap();
         bridge.body_from_iter(["rows"])
     });
-    let error: BodyError = soon(body.collect()).await.unwrap_err();
+    let error: BodyError = within(body.collect()).await.unwrap_err();
     let what = still_running(error.downcast_ref().unwrap());
     assert!(what.contains("tests/bridge_end.rs"), "{what}");
     assert!(what.ends_with("; 1 closer has not run"), "{what}");
@@ -219,8 +206,8 @@ async fn a_value_that_does_not_drop_in_time_is_no_clean_close() {
     let kept = context.bridge().call(move |cx| {
         cx.insert(Slow(released));
     });
-    soon(kept).await.unwrap();
-    let report = soon(context.close()).await;
+    within(kept).await.unwrap();
+    let report = within(context.close()).await;
     assert_eq!((report.unrun(), report.failures().len()), (0, 1));
     let what = still_running(report.failures()[0].downcast_ref().unwrap());
     assert!(what.contains("thread bridge-1"), "{what}");
@@ -234,13 +221,13 @@ async fn closers_that_never_had_a_thread_are_no_clean_close() {
         .close_limit(Duration::from_millis(20))
         .build();
     let (taken, context) = (Context::new(pool.clone()), Context::new(pool));
-    soon(taken.bridge().call(|_| ())).await.unwrap();
+    within(taken.bridge().call(|_| ())).await.unwrap();
     context.bridge().defer(|_| ()).unwrap();
-    let report = soon(context.close()).await;
+    let report = within(context.close()).await;
     assert_eq!(report.unrun(), 1);
     let error: &BridgeError = report.failures()[0].downcast_ref().unwrap();
     assert_eq!(error.kind(), Kind::Exhausted);
-    soon(taken.close()).await;
+    within(taken.close()).await;
 }
 
 #[tokio::test]
@@ -249,7 +236,7 @@ async fn a_panic_that_panics_when_dropped_keeps_no_closer_from_running() {
     let bridge = context.bridge();
     bridge.defer(|_| ()).unwrap();
     bridge.defer(|_| std::panic::panic_any(Grenade)).unwrap();
-    let report = soon(context.close()).await;
+    let report = within(context.close()).await;
     assert_eq!((report.closers_run(), report.failures().len()), (2, 1));
 }
 
@@ -263,8 +250,8 @@ async fn a_panic_that_panics_when_dropped_does_not_cost_the_thread() {
     let mut task = bridge.spawn_local(move || async move { drop(thrown) });
     task.abort();
     computing.end().await;
-    soon(bridge.call(|_| ())).await.unwrap();
-    assert!(soon(context.close()).await.failures().is_empty());
+    within(bridge.call(|_| ())).await.unwrap();
+    assert!(within(context.close()).await.failures().is_empty());
 }
 
 /// Throws a grenade when it is dropped.
@@ -287,12 +274,12 @@ async fn a_task_that_has_not_started_when_tasks_are_ended_never_does() {
         .detach();
     let ended = context.end_tasks();
     computing.end().await;
-    assert_eq!(soon(ended).await, Some(0));
+    assert_eq!(within(ended).await, Some(0));
     turn(&bridge).await;
     assert!(seen.try_recv().is_err(), "it was started");
     // Tasks of later closers are.
-    assert_eq!(soon(bridge.spawn_local(|| async { 4 })).await.unwrap(), 4);
-    soon(context.close()).await;
+    assert_eq!(within(bridge.spawn_local(|| async { 4 })).await.unwrap(), 4);
+    within(context.close()).await;
 }
 
 #[tokio::test]
@@ -300,7 +287,7 @@ async fn a_task_in_line_at_the_end_does_not_start_with_the_first_closer() {
     let pool = Pool::builder().max_threads(1).build();
     let (layer, reports) = reporting(&pool);
     let taken = Context::new(pool.clone());
-    soon(taken.bridge().call(|_| ())).await.unwrap();
+    within(taken.bridge().call(|_| ())).await.unwrap();
     let (told, order) = mpsc::channel();
     let handler = move |bridge: Bridge| async move {
         let closer = told.clone();
@@ -318,7 +305,7 @@ async fn a_task_in_line_at_the_end_does_not_start_with_the_first_closer() {
         tokio::task::yield_now().await;
     }
     assert_eq!(pool.waiting(), 1);
-    soon(taken.close()).await;
+    within(taken.close()).await;
     assert_eq!(reported(&reports).await.counts.closers_run, 1);
     assert_eq!(order.try_iter().collect::<Vec<_>>(), ["closer"]);
 }
@@ -331,7 +318,7 @@ async fn visit(app: Router, started: oneshot::Receiver<()>) {
     let mut client = TcpStream::connect(address).await.unwrap();
     let head = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n";
     client.write_all(head).await.unwrap();
-    soon(started).await.unwrap();
+    within(started).await.unwrap();
 }
 
 /// Computes until the flag says that it need not go on. False if it never does.
@@ -422,12 +409,12 @@ async fn a_call_dropped_before_the_end_sees_it() {
         told.send(compute_until(|| cx.is_ended())).unwrap();
     });
     let caller = background(call);
-    soon(has_started).await.unwrap();
+    within(has_started).await.unwrap();
     assert!(!bridge.is_ended());
     caller.abort();
-    assert!(soon(seen).await.unwrap());
+    assert!(within(seen).await.unwrap());
     assert!(!bridge.is_ended(), "the request goes on");
-    soon(context.close()).await;
+    within(context.close()).await;
     assert!(bridge.is_ended());
 }
 
@@ -438,7 +425,7 @@ async fn a_closer_without_a_layer_may_wait_and_is_told_so() {
     let closer = move |cx: &Cx| told.send((cx.is_ended(), cx.block_on(async {}).is_ok()));
     let deferred = context.bridge().try_defer(closer);
     deferred.unwrap();
-    soon(context.close()).await;
+    within(context.close()).await;
     assert_eq!(seen.try_recv().unwrap(), (false, true));
 }
 
@@ -448,9 +435,9 @@ async fn a_closer_for_which_no_thread_could_be_started_is_unrun() {
     let context = Context::new(pool.clone());
     let bridge = context.bridge();
     bridge.defer(|_| ()).unwrap();
-    let error = soon(bridge.call(|_| ())).await.unwrap_err();
+    let error = within(bridge.call(|_| ())).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Start);
-    let report = soon(context.close()).await;
+    let report = within(context.close()).await;
     assert_eq!((report.unrun(), report.closers_run()), (1, 0));
     let error: &BridgeError = report.failures()[0].downcast_ref().unwrap();
     assert_eq!(error.kind(), Kind::Start);
@@ -469,7 +456,7 @@ async fn drained_without_a_thread(pool: &Pool) -> (DrainReport, EndReport) {
         .route("/", get(handler))
         .layer(layer.supervisor(&supervisor));
     drop(ask(app).await);
-    let drained = soon(supervisor.drain(Duration::from_secs(10))).await;
+    let drained = within(supervisor.drain(Duration::from_secs(10))).await;
     (drained, reported(&reports).await)
 }
 
@@ -489,9 +476,9 @@ async fn a_responses_closer_that_no_thread_came_free_for_is_unrun() {
         .wait_limit(Duration::from_millis(20))
         .build();
     let taken = Context::new(pool.clone());
-    soon(taken.bridge().call(|_| ())).await.unwrap();
+    within(taken.bridge().call(|_| ())).await.unwrap();
     assert_unrun(drained_without_a_thread(&pool).await, Kind::Exhausted);
-    soon(taken.close()).await;
+    within(taken.close()).await;
 }
 
 #[tokio::test]

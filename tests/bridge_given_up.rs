@@ -1,7 +1,6 @@
 //! What the bridge does for those who have gone, and says of what came back late.
 
 use std::{
-    future::Future,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -23,21 +22,9 @@ use http_body_util::BodyExt as _;
 use tokio::{runtime::Handle, sync::oneshot};
 use tower::ServiceExt as _;
 
-/// Nothing here may hang.
-async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(Duration::from_secs(20), future)
-        .await
-        .expect("took too long")
-}
-
-async fn until(mut done: impl FnMut() -> bool) {
-    soon(async {
-        while !done() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
-}
+#[path = "support/waits.rs"]
+mod waits;
+use waits::{eventually, within};
 
 #[allow(clippy::disallowed_methods, reason = "code that computes")]
 fn compute() {
@@ -51,10 +38,10 @@ async fn is_left(make: impl FnOnce(&Bridge, oneshot::Sender<()>) -> SyncBody) {
     let mut body = SyncBody::in_pool(pool.clone(), |bridge| make(bridge, started));
     tokio::select! {
         _ = body.frame() => panic!("nothing is written"),
-        started = soon(has_started) => started.unwrap(),
+        started = within(has_started) => started.unwrap(),
     }
     drop(body);
-    until(|| pool.idle() == 1).await;
+    eventually(|| pool.idle() == 1).await;
 }
 
 #[tokio::test]
@@ -110,8 +97,8 @@ async fn calls_given_up_do_not_pile_up_while_the_thread_is_busy() {
     drop((call, run));
     assert_eq!(Arc::strong_count(&kept), 1);
     drop(release);
-    soon(busy).await.unwrap().unwrap();
-    soon(context.close()).await;
+    within(busy).await.unwrap().unwrap();
+    within(context.close()).await;
 }
 
 #[tokio::test]
@@ -131,15 +118,15 @@ async fn code_that_got_no_thread_does_not_run_after_its_error() {
         by_run.fetch_add(1, Ordering::Relaxed);
     }));
     // Both are told, and nobody has dropped them when the thread comes free.
-    let errors = soon(async { tokio::join!(call.as_mut(), run.as_mut()) }).await;
+    let errors = within(async { tokio::join!(call.as_mut(), run.as_mut()) }).await;
     assert_eq!(errors.0.unwrap_err().kind(), Kind::Exhausted);
     assert_eq!(errors.1.unwrap_err().kind(), Kind::Exhausted);
-    soon(taken.close()).await;
-    soon(bridge.call(|_| ())).await.unwrap();
+    within(taken.close()).await;
+    within(bridge.call(|_| ())).await.unwrap();
     assert_eq!(ran.load(Ordering::Relaxed), 0);
     assert_eq!(Arc::strong_count(&ran), 1);
     drop((call, run));
-    soon(late.close()).await;
+    within(late.close()).await;
 }
 
 #[tokio::test]
@@ -172,8 +159,8 @@ async fn code_that_came_back_late_is_named_by_where_it_was_called() {
                 .bridge_pool(&pool)
                 .on_end(move |report: &EndReport| reported.send(report.clone()).unwrap()),
         );
-    let response = soon(app.oneshot(Request::new(Body::empty()))).await;
-    let broken = soon(response.unwrap().into_body().collect()).await;
+    let response = within(app.oneshot(Request::new(Body::empty()))).await;
+    let broken = within(response.unwrap().into_body().collect()).await;
     assert!(broken.is_err());
     let report = reports.try_recv().unwrap();
     assert_eq!(report.outcome(), Outcome::Failed);
@@ -223,13 +210,13 @@ async fn values_that_leave_others_behind_and_panic_cost_no_thread() {
             .unwrap();
         })));
     });
-    soon(set_up).await.unwrap();
+    within(set_up).await.unwrap();
     let next = Context::new(pool.clone());
     let waiting = Handle::current().spawn(next.bridge().call(|_| "served"));
-    until(|| pool.waiting() == 1).await;
-    soon(context.close()).await;
+    eventually(|| pool.waiting() == 1).await;
+    within(context.close()).await;
     assert!(dropped.load(Ordering::Relaxed), "with its refusal");
-    assert_eq!(soon(waiting).await.unwrap().unwrap(), "served");
+    assert_eq!(within(waiting).await.unwrap().unwrap(), "served");
     assert_eq!((pool.threads(), Arc::strong_count(&told)), (1, 1));
-    soon(next.close()).await;
+    within(next.close()).await;
 }

@@ -2,7 +2,6 @@
 
 use std::{
     convert::Infallible,
-    future::Future,
     sync::{Arc, Mutex, mpsc},
     thread,
     time::Duration,
@@ -25,11 +24,9 @@ use http_body_util::BodyExt as _;
 use tokio::{runtime::Handle, sync::oneshot};
 use tower::ServiceExt as _;
 
-async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(Duration::from_secs(20), future)
-        .await
-        .expect("took too long")
-}
+#[path = "support/waits.rs"]
+mod waits;
+use waits::within;
 
 type Seen = Arc<Mutex<Vec<(thread::ThreadId, tokio::runtime::Id)>>>;
 type AxumNext = Next<Body, Body, Infallible>;
@@ -68,9 +65,9 @@ fn request(path: &str) -> Request {
 }
 
 async fn get_text(app: Router, path: &str) -> (StatusCode, String) {
-    let response = soon(app.oneshot(request(path))).await.unwrap();
+    let response = within(app.oneshot(request(path))).await.unwrap();
     let status = response.status();
-    let bytes = soon(response.into_body().collect())
+    let bytes = within(response.into_body().collect())
         .await
         .unwrap()
         .to_bytes();
@@ -124,7 +121,7 @@ async fn middleware_handler_closer_and_body_share_thread_and_loop() {
         .layer(from_fn_with_state(pool.clone(), own));
     let (status, text) = get_text(app, "/").await;
     assert_eq!((status, text.as_str()), (StatusCode::OK, "7"));
-    soon(tokio::task::spawn_blocking(move || {
+    within(tokio::task::spawn_blocking(move || {
         has_closed.recv().unwrap()
     }))
     .await
@@ -156,9 +153,9 @@ async fn what_the_inner_service_spawns_outlives_the_request() {
         ))
         .layer(from_fn_with_state(pool(1), own));
     get_text(app, "/").await;
-    let (task, at) = soon(task).await.unwrap();
+    let (task, at) = within(task).await.unwrap();
     assert_eq!(at.1, Handle::current().id());
-    assert_eq!(soon(task).await.unwrap(), 5);
+    assert_eq!(within(task).await.unwrap(), 5);
 }
 
 #[tokio::test]
@@ -187,7 +184,7 @@ async fn blocking_middleware_may_answer_by_itself_or_fail() {
         (StatusCode::OK, "own answer".into())
     );
     for (path, kind) in [("/panic", Kind::Panicked), ("/inside", Kind::InsideLoop)] {
-        let response = soon(app.clone().oneshot(request(path))).await.unwrap();
+        let response = within(app.clone().oneshot(request(path))).await.unwrap();
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(
             response.extensions().get::<BridgeError>().unwrap().kind(),
@@ -208,7 +205,7 @@ async fn the_inner_services_own_error_passes_through() {
     let context = Context::new(pool(1));
     let mut request = http::Request::new(String::new());
     request.extensions_mut().insert(context.bridge());
-    let error = soon(service.oneshot(request)).await.unwrap_err();
+    let error = within(service.oneshot(request)).await.unwrap_err();
     assert_eq!(error.to_string(), "inner");
 }
 
@@ -226,15 +223,15 @@ async fn a_scope_layer_may_stand_inside_of_it() {
         .service(inner);
     let context = Context::new(pool(1));
     let mut request = http::Request::new(String::new());
-    let missing = soon(service.clone().oneshot(request.clone()))
+    let missing = within(service.clone().oneshot(request.clone()))
         .await
         .unwrap();
     assert_eq!(missing.status(), StatusCode::INTERNAL_SERVER_ERROR);
-    let empty = soon(missing.into_body().collect()).await.unwrap();
+    let empty = within(missing.into_body().collect()).await.unwrap();
     assert!(empty.to_bytes().is_empty());
     request.extensions_mut().insert(context.bridge());
-    let response = soon(service.oneshot(request)).await.unwrap();
-    let whole = soon(response.into_body().collect()).await.unwrap();
+    let response = within(service.oneshot(request)).await.unwrap();
+    let whole = within(response.into_body().collect()).await.unwrap();
     assert_eq!(whole.to_bytes(), "inner");
 }
 
@@ -262,7 +259,7 @@ async fn a_dropped_request_interrupts_its_blocking_middleware() {
         .layer(layer)
         .layer(from_fn_with_state(pool(1), own));
     let mut response = Box::pin(app.oneshot(request("/")));
-    soon(async {
+    within(async {
         tokio::select! {
             _ = &mut response => panic!("answered"),
             started = is_started => started.unwrap(),
@@ -274,7 +271,7 @@ async fn a_dropped_request_interrupts_its_blocking_middleware() {
         assert!(was_dropped.recv().is_err(), "the handler is dropped");
         was_told.recv().unwrap()
     });
-    let error = soon(told).await.unwrap().unwrap();
+    let error = within(told).await.unwrap().unwrap();
     assert!(
         error.contains("Ended") || error.contains("Cancelled"),
         "{error}"
@@ -303,7 +300,7 @@ async fn blocking_handlers_take_extractors() {
     assert_eq!(get_text(app.clone(), "/").await.1, "no extractor");
     // Every thread taken: told to come back.
     let holder = Context::new(pool);
-    soon(holder.bridge().call(|_| ())).await.unwrap();
+    within(holder.bridge().call(|_| ())).await.unwrap();
     assert_eq!(
         get_text(app, "/2").await,
         (StatusCode::SERVICE_UNAVAILABLE, String::new())
@@ -333,7 +330,7 @@ async fn blocking_handlers_without_extractors() {
 #[tokio::test]
 async fn without_a_bridge_both_say_so() {
     let app = Router::new().route("/", get(sync_handler(|_: &Cx, ()| "never")));
-    let response = soon(app.clone().oneshot(request("/"))).await.unwrap();
+    let response = within(app.clone().oneshot(request("/"))).await.unwrap();
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
     let error = response.extensions().get::<BridgeError>().unwrap().clone();
     assert_eq!(error.kind(), Kind::Missing);
@@ -343,7 +340,7 @@ async fn without_a_bridge_both_say_so() {
         .layer(from_fn_sync(
             |cx: &Cx, request: Request, next: AxumNext| -> AxumResult { next.run(cx, request) },
         ));
-    let response = soon(app.oneshot(request("/"))).await.unwrap();
+    let response = within(app.oneshot(request("/"))).await.unwrap();
     assert_eq!(
         response.extensions().get::<BridgeError>().unwrap().kind(),
         Kind::Missing

@@ -1,7 +1,6 @@
 //! How the bridge's end is tied to its response's.
 
 use std::{
-    future::Future,
     sync::{Arc, Mutex, mpsc},
     time::Duration,
 };
@@ -18,29 +17,18 @@ use http_body_util::BodyExt as _;
 use tokio::{runtime::Handle, sync::oneshot};
 use tower::ServiceExt as _;
 
-async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(Duration::from_secs(20), future)
-        .await
-        .expect("took too long")
-}
-
-async fn until(mut done: impl FnMut() -> bool) {
-    soon(async {
-        while !done() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await;
-}
+#[path = "support/waits.rs"]
+mod waits;
+use waits::{eventually, within};
 
 async fn ask(app: Router) -> Response {
-    soon(app.oneshot(Request::new(Body::empty())))
+    within(app.oneshot(Request::new(Body::empty())))
         .await
         .unwrap()
 }
 
 async fn text(response: Response) -> String {
-    let bytes = soon(response.into_body().collect()).await.unwrap();
+    let bytes = within(response.into_body().collect()).await.unwrap();
     String::from_utf8(bytes.to_bytes().to_vec()).unwrap()
 }
 
@@ -105,7 +93,7 @@ async fn tasks_then_local_tasks_then_closers_then_values() {
         )
         .layer(Stack::new().bridge_pool(&pool));
     drop(ask(app).await);
-    until(|| pool.idle() == 1).await;
+    eventually(|| pool.idle() == 1).await;
     assert_eq!(
         order.try_iter().collect::<Vec<_>>(),
         ["task", "local task", "bound closer", "closer", "value"]
@@ -171,7 +159,7 @@ async fn closers_are_told_how_the_response_ended() {
             true => drop(response),
             false => drop(text(response).await),
         }
-        until(|| pool.idle() == 1).await;
+        eventually(|| pool.idle() == 1).await;
         let endings: Vec<_> = endings.try_iter().collect();
         assert_eq!(endings.len(), 2);
         for ending in endings {
@@ -187,7 +175,7 @@ async fn a_context_serves_no_response_that_could_end() {
     let (told, seen) = mpsc::channel();
     let closer = move |cx: &Cx| told.send(cx.ending().is_none()).unwrap();
     context.bridge().defer(closer).unwrap();
-    assert_eq!(soon(context.close()).await.closers_run(), 1);
+    assert_eq!(within(context.close()).await.closers_run(), 1);
     assert!(seen.try_recv().unwrap());
 }
 
@@ -240,7 +228,7 @@ async fn sync_code_that_does_not_come_back_breaks_the_end_and_is_in_the_report()
             }),
         )
         .layer(layer);
-    let broken = soon(ask(app).await.into_body().collect()).await;
+    let broken = within(ask(app).await.into_body().collect()).await;
     assert!(broken.is_err(), "the end is not what it should be");
     let report = reports.try_recv().unwrap();
     assert_eq!(report.stuck.len(), 1);
@@ -251,7 +239,7 @@ async fn sync_code_that_does_not_come_back_breaks_the_end_and_is_in_the_report()
     let failure = report.errors[0].downcast_ref::<Failure>().unwrap();
     assert!(matches!(failure.kind(), FailureKind::StillRunning { .. }));
     drop(release);
-    until(|| pool.idle() == 1).await;
+    eventually(|| pool.idle() == 1).await;
 }
 
 #[test]
@@ -314,5 +302,5 @@ async fn a_bridge_put_there_by_hand_comes_first() {
         .layer(BridgeLayer::new().pool(&layers));
     assert_eq!(text(ask(app).await).await, "done");
     assert_eq!((own.threads(), layers.threads()), (1, 0));
-    soon(context.close()).await;
+    within(context.close()).await;
 }

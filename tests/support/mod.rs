@@ -34,35 +34,8 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 
-/// Far above anything seen, far below patience.
-pub const DEADLINE: Duration = Duration::from_secs(20);
-
-pub async fn within<F: Future>(what: F) -> F::Output {
-    tokio::time::timeout(DEADLINE, what)
-        .await
-        .expect("nothing happened before the deadline")
-}
-
-/// Polls until `done`; for what no event announces.
-pub async fn eventually(mut done: impl FnMut() -> bool) {
-    within(async {
-        while !done() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await;
-}
-
-/// Yields until `done`, for so many turns: with the clock paused, no deadline would ever pass.
-pub async fn in_turns(mut done: impl FnMut() -> bool) {
-    for _ in 0..100_000 {
-        if done() {
-            return;
-        }
-        tokio::task::yield_now().await;
-    }
-    panic!("nothing happened in so many turns");
-}
+mod waits;
+pub use waits::*;
 
 /// Serves any tower service on a free port, HTTP/1.1 and HTTP/2, until it is dropped.
 pub struct Listening {
