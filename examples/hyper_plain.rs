@@ -46,11 +46,12 @@ async fn main() -> Result<(), BoxError> {
     let (mut connections, graceful) = (JoinSet::new(), GracefulShutdown::new());
     let mut stop = pin!(tokio::signal::ctrl_c());
     loop {
-        let (stream, _) = tokio::select! {
+        let accepted = tokio::select! {
             stopped = &mut stop => break stopped?,
             Some(_ended) = connections.join_next() => continue, // Or the set keeps them.
-            accepted = listener.accept() => accepted?,
+            accepted = listener.accept() => accepted,
         };
+        let Ok((stream, _)) = accepted else { break }; // No more can come: those here may finish.
         let (supervisor, peer) = (supervisor.clone(), stream.peer());
         let service = ServiceBuilder::new()
             .map_request(move |mut request: Request<Incoming>| {
@@ -72,7 +73,7 @@ async fn main() -> Result<(), BoxError> {
     // Connections take no more requests, bodies end. The last bytes have another second.
     let closed = timeout(Duration::from_secs(6), graceful.shutdown());
     let _ = tokio::join!(closed, supervisor.drain(Duration::from_secs(5)));
-    connections.shutdown().await;
+    connections.abort_all(); // Not waited for: what blocks its thread cannot be stopped, but named.
     let report = supervisor.drain(Duration::from_secs(1)).await;
     println!("drained: {report}");
     Ok(())

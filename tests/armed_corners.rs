@@ -60,7 +60,7 @@ fn all() -> bodyguard::scope::ScopeLayer<bodyguard::stack::AllViews> {
     bodyguard::scope::ScopeLayer::new()
 }
 
-/// R1: a detached body that is always ready never reaches its limit: its own limit has no budget.
+/// A detached body that is always ready reaches its limit: the limit has no share in the budget.
 #[tokio::test]
 async fn the_limit_of_detached_work_that_is_always_ready() {
     let reports = Reports::default();
@@ -118,7 +118,7 @@ async fn the_limit_of_a_closer_that_uses_up_its_budget() {
     );
 }
 
-/// R2: a mirror's body that is read slowly ends the client's response.
+/// A mirror's body that is read slowly does not end the client's response.
 #[tokio::test(start_paused = true)]
 async fn the_stall_of_a_mirror_is_not_its_parents() {
     let reports = Reports::default();
@@ -154,7 +154,7 @@ async fn the_stall_of_a_mirror_is_not_its_parents() {
     drop(kept);
 }
 
-/// R3: the body is complete and a hold keeps the scope open; the watchdog ends the held work.
+/// The body is complete and a hold keeps the scope open: the watchdog lets the held work be.
 #[tokio::test(start_paused = true)]
 async fn a_hold_outlives_a_complete_body_that_the_server_still_has() {
     let reports = Reports::default();
@@ -185,7 +185,7 @@ async fn a_hold_outlives_a_complete_body_that_the_server_still_has() {
     assert_eq!(outcomes(&reports), [Outcome::Complete]);
 }
 
-/// R4: every promised byte is given (`Complete`), HTTP/2 does not ask again: not stalled.
+/// Every promised byte is given (`Complete`) and HTTP/2 does not ask again: not stalled.
 #[tokio::test(start_paused = true)]
 async fn a_body_whose_promised_length_is_reached_is_complete() {
     for dropped in [true, false] {
@@ -228,7 +228,7 @@ fn upload() -> (tokio::sync::oneshot::Sender<()>, AxumBody) {
     (abort, AxumBody::from_stream(frames))
 }
 
-/// R5: the outer scope of an armed inner layer takes a client that left for a complete response.
+/// The outer scope of an armed inner layer does not take a client that left for a complete response.
 #[tokio::test(start_paused = true)]
 async fn the_outer_scope_hears_that_the_client_left() {
     let mut all_seen = Vec::new();
@@ -327,7 +327,7 @@ async fn a_drain_counts_what_it_ends_at_every_depth() {
     }
 }
 
-/// R6: reading an upload away must not ask a client for it that waits to be asked.
+/// Reading an upload away does not ask a client for it that waits to be asked.
 #[tokio::test]
 async fn an_upload_that_waits_for_100_continue_is_not_asked_for() {
     for drained in [false, true] {
@@ -356,7 +356,7 @@ async fn an_upload_that_waits_for_100_continue_is_not_asked_for() {
     }
 }
 
-/// R7: a detached body with a scope of its own is out of the drain's reach.
+/// A detached body with a scope of its own is within the drain's reach.
 #[tokio::test(start_paused = true)]
 async fn the_drain_ends_a_detached_body_without_a_layer() {
     let reports = Reports::default();
@@ -377,7 +377,7 @@ async fn the_drain_ends_a_detached_body_without_a_layer() {
     assert_eq!(outcomes(&reports), [Outcome::Shutdown]);
 }
 
-/// R8: an attempt that has ended closes the upload of the whole request.
+/// An attempt that has ended does not close the upload of the whole request.
 #[tokio::test(start_paused = true)]
 async fn an_attempt_does_not_close_the_requests_upload() {
     let reports = Reports::default();
@@ -424,7 +424,7 @@ async fn an_attempt_does_not_close_the_requests_upload() {
     );
 }
 
-/// R9: on HTTP/1 and elsewhere: `on_leave` under an armed layer, on a request that was cloned.
+/// On HTTP/1 and elsewhere: `on_leave` under an armed layer, on a request that was cloned.
 #[tokio::test(start_paused = true)]
 async fn a_cloned_request_under_an_armed_layer_can_detach() {
     let handler = CleanupLayer::new().layer(service_fn(|request: Request<()>| async move {
@@ -441,7 +441,7 @@ async fn a_cloned_request_under_an_armed_layer_can_detach() {
     service.oneshot(Request::new(())).await.unwrap();
 }
 
-/// R10: `close` waits for detached work.
+/// `close` does not wait for work that chose to detach: it ends it.
 #[tokio::test(start_paused = true)]
 async fn close_ends_a_response_as_dropped() {
     let handler = service_fn(|request: Request<()>| async move {
@@ -462,7 +462,7 @@ async fn close_ends_a_response_as_dropped() {
     assert!(closed.is_ok(), "close hangs for the limit of detached work");
 }
 
-/// R11: a runtime that was blocked for longer than the time-out kills its steady readers.
+/// A runtime that was blocked for longer than the time-out ends none of its steady readers.
 #[tokio::test]
 async fn a_blocked_runtime_is_no_stalled_client() {
     let reports = Reports::default();
@@ -495,7 +495,7 @@ async fn a_blocked_runtime_is_no_stalled_client() {
     assert!(!reader.is_finished(), "{:?}", outcomes(&reports));
 }
 
-/// R14: the panic of a request body that the owner reads away.
+/// The panic of a request body that the owner reads away is contained.
 #[tokio::test]
 async fn a_panic_of_the_upload_is_not_a_drop() {
     let reports = Reports::default();
@@ -523,7 +523,7 @@ async fn a_panic_of_the_upload_is_not_a_drop() {
     );
 }
 
-/// R15: a dead runtime: detached work, and an end from outside. Closers are accounted for.
+/// A dead runtime: detached work, and an end from outside. Closers are accounted for.
 #[test]
 fn dead_runtimes() {
     for cancelled in [false, true] {
@@ -575,7 +575,7 @@ fn dead_runtimes() {
     }
 }
 
-/// R16: a standalone body in a Stack: the client's going is told as a failure.
+/// A standalone body in a Stack: the client's going is not told as a failure.
 #[tokio::test(start_paused = true)]
 async fn a_disconnect_body_tells_its_parent_that_the_client_left() {
     let reports = Reports::default();
@@ -606,7 +606,7 @@ async fn a_disconnect_body_tells_its_parent_that_the_client_left() {
     assert_eq!(outcomes(&reports), [Outcome::Disconnected]);
 }
 
-/// R17: an inner body whose drop panics when the watchdog takes it: closers run, once.
+/// An inner body whose drop panics when the watchdog takes it: closers run, once.
 #[tokio::test(start_paused = true)]
 async fn a_drop_that_panics_under_the_watchdog() {
     struct Bomb(bool);

@@ -30,31 +30,21 @@
 //! | a handler that asked for [`OnLeave::Grace`] | [`Disconnect::gone`]: it runs on meanwhile |
 //! | a handler that asked for [`OnLeave::Detach`] | not at all; its closers are told `client_gone` |
 //!
-//! So a long poll just waits, and gives back in a closer what it took for its client:
+//! So a long poll just waits:
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};
 //! use axum::{Router, extract::State, http::StatusCode, routing::get};
-//! use bodyguard::{Cleanup, Stack};
+//! use bodyguard::Stack;
 //! use tokio::{sync::{Mutex, mpsc}, time::timeout};
 //!
 //! #[derive(Clone)]
-//! struct Jobs {
-//!     tx: mpsc::UnboundedSender<String>,
-//!     rx: Arc<Mutex<mpsc::UnboundedReceiver<String>>>,
-//! }
+//! struct Jobs(Arc<Mutex<mpsc::UnboundedReceiver<String>>>);
 //!
-//! async fn next_job(State(jobs): State<Jobs>, cleanup: Cleanup) -> Result<String, StatusCode> {
+//! async fn next_job(State(Jobs(queue)): State<Jobs>) -> Result<String, StatusCode> {
 //!     // Dropped while it waits, if the client leaves: it has taken nothing then.
-//!     let next = timeout(Duration::from_secs(30), async { jobs.rx.lock().await.recv().await });
-//!     let job = next.await.ok().flatten().ok_or(StatusCode::NO_CONTENT)?;
-//!     let undelivered = job.clone();
-//!     cleanup.defer_sync(move |ending| {
-//!         if !ending.succeeded() {
-//!             let _ = jobs.tx.send(undelivered);
-//!         }
-//!     });
-//!     Ok(job)
+//!     let next = timeout(Duration::from_secs(30), async { queue.lock().await.recv().await });
+//!     next.await.ok().flatten().ok_or(StatusCode::NO_CONTENT)
 //! }
 //!
 //! # fn router(jobs: Jobs) -> Router {
@@ -64,6 +54,10 @@
 //!     .with_state(jobs)
 //! # }
 //! ```
+//!
+//! What it has taken it answers with in the same breath, and no closer can tell that the client did not
+//! get it: who has to know asks for an acknowledgement ([what a commit means](crate::cleanup)). A closer
+//! gives back what a handler takes *before* it waits again.
 //!
 //! # What detection depends on
 //! - **A watched connection**, that is a [`net::Peer`](crate::net::Peer) in the request's extensions:

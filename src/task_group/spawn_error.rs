@@ -42,7 +42,7 @@ impl<T> SpawnError<T> {
         }
     }
 
-    /// As many tasks run as [`TaskGroup::set_max_tasks`] allows.
+    /// As many tasks run as [`TaskGroup::set_max_tasks`](crate::TaskGroup::set_max_tasks) allows.
     ///
     /// Otherwise the end has started, or there is no tokio runtime.
     pub fn is_full(&self) -> bool {
