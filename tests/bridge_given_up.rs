@@ -220,3 +220,52 @@ async fn values_that_leave_others_behind_and_panic_cost_no_thread() {
     assert_eq!((pool.threads(), Arc::strong_count(&told)), (1, 1));
     within(next.close()).await;
 }
+
+/// A task that starts the like of it as it is dropped, as long as it can.
+struct Respawns;
+
+impl Respawns {
+    fn spawn(cx: &Cx) {
+        let again = Respawns;
+        cx.spawn_local(async move {
+            let _again = again;
+            std::future::pending::<()>().await;
+        })
+        .detach();
+    }
+}
+
+impl Drop for Respawns {
+    fn drop(&mut self) {
+        Cx::with_current(Respawns::spawn);
+    }
+}
+
+/// A value that is there again as soon as it has gone.
+struct Returns(Arc<()>);
+
+impl Drop for Returns {
+    fn drop(&mut self) {
+        Cx::with_current(|cx| cx.insert(Returns(Arc::clone(&self.0))));
+    }
+}
+
+#[tokio::test]
+async fn what_comes_again_as_it_is_dropped_costs_no_thread() {
+    let pool = Pool::builder().max_threads(1).build();
+    let told = Arc::new(());
+    for tasks in [true, false] {
+        let context = Context::new(pool.clone());
+        let value = Returns(Arc::clone(&told));
+        let set_up = context.bridge().call(move |cx| {
+            if tasks {
+                Respawns::spawn(cx);
+            }
+            cx.insert(value);
+        });
+        within(set_up).await.unwrap();
+        within(context.close()).await;
+        eventually(|| pool.idle() == 1).await;
+        assert_eq!(Arc::strong_count(&told), 1);
+    }
+}

@@ -9,10 +9,10 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task::unconstrained};
 
 use super::{
     bound::Bound,
@@ -185,9 +185,16 @@ impl<T> Reply<T> {
                 self.bound = None;
             } else if bound.poll(cx).is_ready() {
                 let limit = session.pool.config().wait_limit;
+                // The caller's waker goes now: under the session's lock nothing of the caller's is dropped.
+                let mut aside = Context::from_waker(Waker::noop());
+                let mut result = unconstrained(&mut self.result);
+                if let Poll::Ready(result) = Pin::new(&mut result).poll(&mut aside) {
+                    return Poll::Ready(result.unwrap_or(Err(BridgeError::ENDED)));
+                }
                 // In this order: whoever is told that there is no thread must not be served after all.
                 if session.pool.is_in_line(session) && session.withdraw(|| self.result.close()) {
-                    return Poll::Ready(Err(BridgeError::exhausted(limit)));
+                    let threads = session.pool.config().max_threads;
+                    return Poll::Ready(Err(BridgeError::exhausted(limit, threads)));
                 }
                 // It has its thread, which only has to wake up.
                 self.bound = Bound::new(limit);

@@ -299,7 +299,13 @@ impl CloseReport {
                 let what = with_unrun(what, unrun);
                 Failure::new(FailureKind::StillRunning { what }).into()
             }
-            None => Arc::new(BridgeError::exhausted(session.pool.config().close_limit)) as Cause,
+            None => {
+                let config = session.pool.config();
+                Arc::new(BridgeError::exhausted(
+                    config.close_limit,
+                    config.max_threads,
+                )) as Cause
+            }
         };
         Self {
             unrun,

@@ -53,7 +53,10 @@ enum Repr {
     OwnThread,
     Ended,
     Cancelled,
-    Exhausted(Duration),
+    Exhausted {
+        waited: Duration,
+        threads: usize,
+    },
     TooDeep(usize),
     Start(Arc<io::Error>),
     Missing,
@@ -69,7 +72,7 @@ impl BridgeError {
             Repr::OwnThread => BridgeErrorKind::OwnThread,
             Repr::Ended => BridgeErrorKind::Ended,
             Repr::Cancelled => BridgeErrorKind::Cancelled,
-            Repr::Exhausted(_) => BridgeErrorKind::Exhausted,
+            Repr::Exhausted { .. } => BridgeErrorKind::Exhausted,
             Repr::TooDeep(_) => BridgeErrorKind::TooDeep,
             Repr::Start(_) => BridgeErrorKind::Start,
             Repr::Missing => BridgeErrorKind::Missing,
@@ -115,9 +118,9 @@ impl BridgeError {
         }
     }
 
-    pub(super) fn exhausted(waited: Duration) -> Self {
+    pub(super) fn exhausted(waited: Duration, threads: usize) -> Self {
         Self {
-            repr: Repr::Exhausted(waited),
+            repr: Repr::Exhausted { waited, threads },
         }
     }
 
@@ -148,7 +151,7 @@ impl BridgeError {
         );
         let mut response = Response::new(B::default());
         *response.status_mut() = match self.repr {
-            Repr::Exhausted(_) | Repr::Start(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Repr::Exhausted { .. } | Repr::Start(_) => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         response.extensions_mut().insert(self);
@@ -181,10 +184,11 @@ impl fmt::Display for BridgeError {
             ),
             Repr::Ended => f.write_str("the request of this bridge has ended"),
             Repr::Cancelled => f.write_str("the caller of this bridge code has given up"),
-            Repr::Exhausted(waited) => write!(
+            Repr::Exhausted { waited, threads } => write!(
                 f,
-                "no bridge thread came free within {waited:?}: there are \
-                 `PoolBuilder::max_threads`, and each is kept to the end of its request's body"
+                "no bridge thread came free within {waited:?}: the pool has {threads} at most, and a \
+                 request keeps its own to the end of its body; raise `PoolBuilder::max_threads` to \
+                 as many such bodies as there are at a time"
             ),
             Repr::TooDeep(limit) => write!(
                 f,
@@ -220,7 +224,7 @@ mod tests {
             BridgeError::OWN_THREAD,
             BridgeError::ENDED,
             BridgeError::CANCELLED,
-            BridgeError::exhausted(Duration::from_secs(5)),
+            BridgeError::exhausted(Duration::from_secs(5), 64),
             BridgeError::too_deep(16),
             BridgeError::start(io::Error::other("no fd")),
             BridgeError::MISSING,

@@ -147,12 +147,12 @@ impl Bridge {
 
     /// Registers sync code to run on the request's thread at the end.
     ///
-    /// [`Cx::ending`] tells it how the response ended. It is one of the response's closers, and they run last registered first, whichever view they
+    /// It is one of the response's closers, and they run last registered first, whichever view they
     /// came by, after the local tasks have been dropped. One that fails or panics is reported and
     /// the others still run; each has the layer's
-    /// [`closer_limit`](crate::scope::ScopeLayer::closer_limit). Without a layer it is one of the
-    /// [`Context`](super::Context)'s, and may wait in `block_on` for the pool's
-    /// [`closer_limit`](super::PoolBuilder::closer_limit).
+    /// [`closer_limit`](crate::scope::ScopeLayer::closer_limit). [`Cx::ending`] tells it how the
+    /// response ended. Without a layer it is one of the [`Context`](super::Context)'s, and may wait in
+    /// `block_on` for the pool's [`closer_limit`](super::PoolBuilder::closer_limit).
     ///
     /// # Errors
     /// `Ended` once the end has begun; the closer is dropped unrun.

@@ -35,6 +35,9 @@ thread_local! {
     static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
 }
 
+/// How often what destructors leave behind is dropped in turn.
+const SWEEPS: usize = 16;
+
 pub(super) struct Local {
     pub(super) session: Arc<Session>,
     pub(super) runtime: Runtime,
@@ -141,9 +144,15 @@ pub(super) fn serve(session: Arc<Session>, runtime: Runtime) -> Served {
     let cx = Cx::new(local);
     let report = {
         let _entered = cx.local.runtime.enter();
-        cx.local.serve(&cx)
+        let report = cx.local.serve(&cx);
+        let cleared = (0..SWEEPS).any(|_| cx.local.sweep());
+        CURRENT.with(|current| *current.borrow_mut() = None);
+        if !cleared {
+            // What comes again as it is dropped finds no session to come to.
+            cx.local.sweep();
+        }
+        report
     };
-    CURRENT.with(|current| *current.borrow_mut() = None);
     let closes = session.take_closes();
     if let Ok(local) = Rc::try_unwrap(cx.local) {
         quietly(move || local.shut_down());
@@ -194,27 +203,19 @@ impl Local {
         };
         self.session.tasks_ended(report.tasks_cancelled);
         self.run_closers(cx, &mut report);
-        self.clear();
         report
     }
 
-    /// Drops what was kept, and what that leaves behind as it is dropped.
-    fn clear(&self) {
-        loop {
-            self.end_tasks();
-            let values = self.values.take();
-            // Those that their scope gave up.
-            let unrun = self.closers.take();
-            if values.is_empty() && unrun.is_empty() && self.alive.get() == 0 {
-                return;
-            }
-            for (_, value) in values {
-                quietly(|| drop(value));
-            }
-            for closer in unrun {
-                quietly(|| drop(closer));
-            }
-        }
+    /// Drops what is kept; true if there was nothing. What that leaves behind is for the next sweep.
+    fn sweep(&self) -> bool {
+        self.end_tasks();
+        let values = self.values.take();
+        // Those that their scope gave up.
+        let unrun = self.closers.take();
+        let nothing = values.is_empty() && unrun.is_empty() && self.alive.get() == 0;
+        (values.into_values()).for_each(|value| quietly(|| drop(value)));
+        (unrun.into_iter()).for_each(|closer| quietly(|| drop(closer)));
+        nothing
     }
 
     /// Drops what was spawned on the runtime; does not wait for its blocking threads.

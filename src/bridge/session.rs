@@ -336,7 +336,7 @@ impl Session {
         drop(inner);
         let report = CloseReport::unrun_for(closers.len(), error);
         for close in closes {
-            let _ = close.send(report.clone());
+            quietly(|| drop(close.send(report.clone())));
         }
         reject(jobs, locals, error);
         for closer in closers {

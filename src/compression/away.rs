@@ -11,8 +11,8 @@ use tokio::runtime::Handle;
 use super::{
     encoder::Encoder,
     error::Broken,
-    offload::{Harvest, Offload},
-    options::{BURST, Core, Flush},
+    offload::{Harvest, Home, Offload},
+    options::{Core, Flush},
     parallel::{LONG_BLOCK, Parallel},
 };
 use crate::BoxError;
@@ -42,9 +42,14 @@ impl Away {
                 Ok(Self::Many(Box::new(parallel)))
             }
             encoder => {
-                let slow = core.options.burst(encoder.coding()) < BURST;
-                let settle = slow && core.options.flush == Flush::WhenIdle;
-                let offload = Offload::start(core, handle, encoder, flush_each, settle);
+                let home = match core.options.flush {
+                    _ if !core.options.is_slow(encoder.coding()) => Home::AsItIs,
+                    // Flushed already.
+                    Flush::EveryFrame => Home::AsItIs,
+                    Flush::WhenIdle => Home::Flushed,
+                    Flush::Never => Home::AtEnd,
+                };
+                let offload = Offload::start(core, handle, encoder, flush_each, home);
                 Ok(Self::One(Box::new(offload)))
             }
         }
@@ -73,19 +78,17 @@ impl Away {
     /// Nothing more is ready: small frames need not wait for each other, but what is under way
     /// comes first, and more may have come by then.
     pub(super) fn idle(&mut self) {
-        let busy = match self {
-            Self::One(one) => one.is_busy(),
-            Self::Many(many) => many.is_busy(),
-        };
-        if !busy {
-            self.put_gathered();
+        match self {
+            Self::One(one) if !one.is_busy() => one.put_gathered(),
+            Self::Many(many) if !many.is_busy() => many.put_gathered(),
+            _ => {}
         }
     }
 
     /// Nothing more will come.
-    pub(super) fn put_gathered(&mut self) {
+    pub(super) fn end(&mut self) {
         match self {
-            Self::One(one) => one.put_gathered(),
+            Self::One(one) => one.end(),
             Self::Many(many) => many.put_gathered(),
         }
     }

@@ -35,10 +35,21 @@ pub(super) struct Offload {
     /// Small frames, not sent yet.
     gathered: BytesMut,
     flush_each: bool,
-    /// A flush is so slow that the encoder comes home only after one.
-    settle: bool,
+    home: Home,
+    /// The encoder has nothing inside, or may come home with it.
     settled: bool,
+    ended: bool,
     patience: Patience,
+}
+
+/// How the encoder comes home once it has done everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Home {
+    AsItIs,
+    /// Flushed: that is too slow for the body to do.
+    Flushed,
+    /// The same, and only at the end: before, nothing may be flushed.
+    AtEnd,
 }
 
 /// What the encoder has for the body.
@@ -59,7 +70,7 @@ impl Offload {
         handle: Handle,
         encoder: Encoder,
         flush_each: bool,
-        settle: bool,
+        home: Home,
     ) -> Self {
         Self {
             station: Arc::new(Station::new(encoder)),
@@ -67,8 +78,10 @@ impl Offload {
             handle,
             gathered: BytesMut::new(),
             flush_each,
-            settle,
-            settled: true,
+            home,
+            // A slow one may have something inside from before.
+            settled: home == Home::AsItIs,
+            ended: false,
             patience: Patience::default(),
         }
     }
@@ -106,8 +119,14 @@ impl Offload {
         }
     }
 
+    /// Nothing more is coming.
+    pub(super) fn end(&mut self) {
+        self.ended = true;
+        self.put_gathered();
+    }
+
     fn send(&mut self, data: Bytes, flush: bool) {
-        self.settled = flush || !self.settle;
+        self.settled = flush || self.home == Home::AsItIs;
         let mut state = self.station.state();
         state.queued += data.len();
         state.input.push_back(Piece { data, flush });
@@ -134,13 +153,15 @@ impl Offload {
             return Poll::Ready(Err(error));
         }
         let idle = !state.scheduled && state.input.is_empty() && !state.refused;
-        if idle && !self.settled && self.gathered.is_empty() {
+        let stays = idle && self.home == Home::AtEnd && !self.ended;
+        if idle && !self.settled && !stays {
             drop(state);
-            self.send(Bytes::new(), true);
+            let data = self.gathered.split().freeze();
+            self.send(data, true);
             // From the start: the worker may be done with it.
             return self.harvest(cx);
         }
-        if !state.scheduled && (state.input.is_empty() || state.refused) {
+        if !state.scheduled && !stays && (state.input.is_empty() || state.refused) {
             let Some(encoder) = state.encoder.take() else {
                 return Poll::Ready(Err(Broken.into()));
             };

@@ -111,6 +111,19 @@ impl Options {
         }
     }
 
+    /// Of a stream: one that is never flushed gathers, and then encodes much more than it is given.
+    pub(super) fn stream_burst(&self, coding: Coding) -> usize {
+        if self.flush == Flush::Never && self.is_slow(coding) {
+            return 0;
+        }
+        self.burst(coding)
+    }
+
+    /// Whether a flush may take many milliseconds.
+    pub(super) fn is_slow(&self, coding: Coding) -> bool {
+        self.burst(coding) < BURST
+    }
+
     /// Puts the enabled codings in the order of preference; those it does not name come last.
     pub(super) fn sort_codings(&mut self) {
         let order = &self.preference;

@@ -85,7 +85,7 @@ enum Step {
 
 impl Stream {
     pub(super) fn new(core: &Arc<Core>, coding: Coding, source: Source, input: Bytes) -> Self {
-        let burst = core.options.burst(coding);
+        let burst = core.options.stream_burst(coding);
         Self {
             source,
             engine: Engine::Here(Encoder::for_stream(core, coding)),
@@ -230,7 +230,7 @@ impl Stream {
             match self.source.poll(inner.as_mut(), cx) {
                 Poll::Ready(Event::Data(data)) => self.input = data,
                 Poll::Ready(event) => {
-                    away.put_gathered();
+                    away.end();
                     self.take(event);
                     return Ok(Step::Next);
                 }
@@ -248,7 +248,7 @@ impl Stream {
         if let Engine::Away(away) = &mut self.engine {
             while away.has_room() && away.feed(&mut self.input) {}
             if self.input.is_empty() {
-                away.put_gathered();
+                away.end();
             }
         }
         self.harvest(cx)

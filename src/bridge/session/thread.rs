@@ -11,10 +11,13 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{Session, State};
-use crate::bridge::{
-    closer::Closer,
-    context::CloseReport,
-    job::{Interrupt, Step, SyncJob},
+use crate::{
+    bridge::{
+        closer::Closer,
+        context::CloseReport,
+        job::{Interrupt, Step, SyncJob},
+    },
+    scope::quietly,
 };
 
 impl Session {
@@ -99,7 +102,10 @@ impl Session {
         }
         drop(inner);
         for done in waiting {
-            let _ = done.send(cancelled);
+            // As in `Finished`: whoever waits has any waker.
+            quietly(|| {
+                let _ = done.send(cancelled);
+            });
         }
     }
 
@@ -128,5 +134,69 @@ impl Session {
         let kept = std::mem::take(&mut inner.kept);
         drop(inner);
         drop(kept);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::Future,
+        pin::Pin,
+        sync::Arc,
+        task::{Wake, Waker},
+    };
+
+    use tokio::sync::oneshot::Receiver;
+
+    use super::*;
+    use crate::bridge::{closer::Run, error::BridgeError, pool::Pool};
+
+    /// Whose wake panics.
+    struct Panics;
+
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("a waker");
+        }
+    }
+
+    /// Several who wait for the same, the first of them with a waker that panics.
+    fn waiting<T>(ask: impl Fn() -> Option<Receiver<T>>) -> [Receiver<T>; 2] {
+        let [mut first, second] = [(); 2].map(|()| ask().unwrap());
+        let panics = Waker::from(Arc::new(Panics));
+        let polled = Pin::new(&mut first).poll(&mut Context::from_waker(&panics));
+        assert!(polled.is_pending());
+        [first, second]
+    }
+
+    fn session(state: State) -> Arc<Session> {
+        let session = Session::alone(Pool::new());
+        session.lock().state = state;
+        session
+    }
+
+    #[test]
+    fn the_end_of_the_tasks_is_told_past_a_waker_that_panics() {
+        let session = session(State::Open);
+        let told = waiting(|| session.request_end_tasks());
+        session.tasks_ended(3);
+        for mut told in told {
+            assert_eq!(told.try_recv().unwrap(), 3);
+        }
+    }
+
+    #[test]
+    fn a_failure_to_start_is_told_past_a_waker_that_panics() {
+        let session = session(State::Queued);
+        let closer = Closer {
+            run: Run::Send(Box::new(|_| Ok(()))),
+            called_at: Location::caller(),
+        };
+        session.lock().closers.push(closer);
+        let told = waiting(|| session.request_close());
+        session.fail(&BridgeError::ENDED);
+        for mut told in told {
+            assert_eq!(told.try_recv().unwrap().unrun(), 1);
+        }
     }
 }

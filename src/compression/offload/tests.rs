@@ -6,10 +6,10 @@ use super::{
 };
 
 /// A station on which nobody works but the test.
-fn offload(runtime: &tokio::runtime::Runtime, settle: bool) -> Offload {
+fn offload(runtime: &tokio::runtime::Runtime, home: Home) -> Offload {
     let core = Arc::new(Core::new(Options::default()));
     let encoder = Encoder::for_stream(&core, Coding::Gzip);
-    let offload = Offload::start(&core, runtime.handle().clone(), encoder, false, settle);
+    let offload = Offload::start(&core, runtime.handle().clone(), encoder, false, home);
     offload.station.state().scheduled = true;
     offload
 }
@@ -27,7 +27,7 @@ fn a_worker_that_ends_behind_the_look_that_found_it_busy_takes_nothing_with_it()
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
-    let mut offload = offload(&runtime, false);
+    let mut offload = offload(&runtime, Home::AsItIs);
     offload.put(Bytes::from_static(b"small"));
     assert!(offload.is_busy());
     assert!(!offload.station.run(), "nothing was sent");
@@ -39,7 +39,7 @@ fn what_was_sent_comes_back_before_what_was_not() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
-    let mut offload = offload(&runtime, false);
+    let mut offload = offload(&runtime, Home::AsItIs);
     for text in ["one ", "two "] {
         offload.put(Bytes::from_static(text.as_bytes()));
         offload.put_gathered();
@@ -49,23 +49,64 @@ fn what_was_sent_comes_back_before_what_was_not() {
     assert_eq!(home(&mut offload), "one two three");
 }
 
+/// Does what was sent, and takes the frame that a flush makes of it.
+fn flushed(offload: &mut Offload) -> Bytes {
+    let mut cx = Context::from_waker(Waker::noop());
+    loop {
+        match offload.harvest(&mut cx) {
+            Poll::Pending => {
+                offload.station.run();
+            }
+            Poll::Ready(Ok(Harvest::Frame(frame))) => break frame,
+            Poll::Ready(_) => panic!("home, with text inside"),
+        }
+    }
+}
+
+fn is_flushed(frame: &[u8]) -> bool {
+    frame.ends_with(&[0, 0, 0xff, 0xff])
+}
+
 #[test]
 fn an_encoder_whose_flush_is_slow_is_flushed_before_it_comes_home() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
-    let mut offload = offload(&runtime, true);
+    let mut offload = offload(&runtime, Home::Flushed);
+    offload.put(Bytes::from_static(b"text"));
+    offload.put_gathered();
+    assert!(!offload.station.run(), "all is done");
+    assert!(is_flushed(&flushed(&mut offload)));
+    assert_eq!(home(&mut offload), "");
+}
+
+#[test]
+fn what_came_behind_the_look_is_flushed_with_the_rest() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let mut offload = offload(&runtime, Home::Flushed);
+    offload.put(Bytes::from_static(b"text"));
+    offload.put_gathered();
+    offload.put(Bytes::from_static(b" and more"));
+    assert!(!offload.station.run(), "all that was sent is done");
+    assert!(is_flushed(&flushed(&mut offload)));
+    assert_eq!(home(&mut offload), "");
+}
+
+#[test]
+fn an_encoder_that_is_flushed_at_the_end_only_stays_away_until_then() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let mut offload = offload(&runtime, Home::AtEnd);
     offload.put(Bytes::from_static(b"text"));
     offload.put_gathered();
     assert!(!offload.station.run(), "all is done");
     let mut cx = Context::from_waker(Waker::noop());
-    let frame = loop {
-        match offload.harvest(&mut cx) {
-            Poll::Pending => {}
-            Poll::Ready(Ok(Harvest::Frame(frame))) => break frame,
-            Poll::Ready(_) => panic!("home, with text inside"),
-        }
-    };
-    assert!(frame.ends_with(&[0, 0, 0xff, 0xff]), "not flushed");
+    assert!(offload.harvest(&mut cx).is_pending());
+    assert!(!offload.is_busy(), "nothing is flushed");
+    offload.end();
+    assert!(is_flushed(&flushed(&mut offload)));
     assert_eq!(home(&mut offload), "");
 }

@@ -177,6 +177,73 @@ fn nothing_slow_is_encoded_where_it_is_polled() {
     }
 }
 
+/// A stream that is never flushed has much inside at its end.
+#[test]
+fn the_end_of_a_slow_stream_is_not_encoded_where_it_is_polled() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(1)
+        .enable_time()
+        .build()
+        .unwrap();
+    let some_inline = [
+        (Coding::Brotli, layer().br_level(7)),
+        (Coding::Zstd, layer().zstd_level(10)),
+    ];
+    for (coding, layer) in slow().into_iter().chain(some_inline) {
+        for (fails, pauses) in [(false, false), (false, true), (true, true)] {
+            runtime.block_on(end_of_a_slow_stream(coding, &layer, fails, pauses));
+        }
+    }
+}
+
+async fn end_of_a_slow_stream(coding: Coding, layer: &CompressionLayer, fails: bool, pauses: bool) {
+    let text = Bytes::from(events(600).concat());
+    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+    let frames = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));
+    let inner = http_body_util::StreamBody::new(frames);
+    let layer = layer.clone().flush(Flush::Never);
+    let response = answer(&layer, get(coding.as_str()), Response::new(inner));
+    let mut body = pin!(response.into_body());
+    let mut taken = Taken::default();
+    for part in text.chunks(5_000) {
+        sender.send(Ok(Frame::data(text.slice_ref(part)))).unwrap();
+    }
+    take_ready(body.as_mut(), &mut taken);
+    // Behind the worker, which is at its end by then.
+    let (release, hold) = std::sync::mpsc::channel::<()>();
+    let (begin, begun) = tokio::sync::oneshot::channel();
+    drop(tokio::task::spawn_blocking(move || {
+        begin.send(()).unwrap();
+        hold.recv()
+    }));
+    let begun = tokio::time::timeout(DEADLINE, begun).await;
+    begun.expect("the worker is at work").unwrap();
+    if pauses {
+        take_ready(body.as_mut(), &mut taken);
+    }
+    if fails {
+        sender.send(Err(std::io::Error::other("gone"))).unwrap();
+    }
+    drop(sender);
+    let polled = poll(body.as_mut());
+    assert!(polled.is_pending(), "{coding:?} {fails} {pauses}");
+    drop(release);
+    while taken.take(tokio::time::timeout(DEADLINE, body.frame()).await.unwrap()) {}
+    assert_eq!(taken.error.is_some(), fails);
+    let decoded = decode(coding, &taken.wire).await;
+    assert_eq!(decoded, (text.to_vec(), !fails), "{coding:?}");
+}
+
+/// Takes what there is without waiting.
+fn take_ready<B>(mut body: std::pin::Pin<&mut B>, taken: &mut Taken)
+where
+    B: http_body::Body<Data = Bytes, Error = crate::BodyError>,
+{
+    while let std::task::Poll::Ready(frame) = poll(body.as_mut()) {
+        taken.take(frame);
+    }
+}
+
 #[tokio::test]
 async fn what_is_encoded_slowly_is_decodable_before_the_next_too() {
     let events = events(20);
