@@ -24,6 +24,9 @@ use crate::BoxError;
 /// Bytes that may wait on either side of the encoder.
 const BOUND: usize = 256 << 10;
 
+/// Frames below this many bytes are copied together: that costs less than a call of the encoder.
+const SMALL: usize = 2 << 10;
+
 /// Bytes a worker takes in before the next stream has its turn.
 const TURN: usize = 32 << 10;
 
@@ -96,11 +99,10 @@ impl Offload {
     }
 
     pub(super) fn put(&mut self, data: Bytes) {
-        if self.flush_each || data.len() >= SLICE {
+        if self.flush_each || data.len() >= SMALL {
             self.put_gathered();
             self.send(data, self.flush_each);
         } else {
-            // Small frames are copied together: a copy costs less than a call.
             if self.gathered.is_empty() {
                 self.gathered.reserve(SLICE);
             }
