@@ -264,17 +264,17 @@ impl Scope {
             self.start(state, outcome, cause, false);
             return Parting::TearDown;
         };
-        // No join waits for the tasks now: what has failed by now has broken the body.
-        let (outcome, cause) = match work.tasks.failure() {
-            Some((failed, why)) if outcome.is_complete() => (*failed, Some(why.clone())),
-            _ => (outcome, cause),
-        };
-        work.body_end = Some((outcome, cause.clone()));
-        if let Some(cause) = cause.clone() {
+        // No join waits for the tasks now: what has failed by now has broken the body. The first cause wins.
+        let first = work.tasks.failure().cloned();
+        let first = first.map(|(outcome, cause)| (outcome, Some(cause)));
+        let (outcome, first) = first.unwrap_or_else(|| (outcome, cause.clone()));
+        work.body_end = Some((outcome, first.clone()));
+        // Behind what it could hide.
+        if let Some(cause) = cause {
             state.add_error(cause);
         }
         let signals = state.signals.body_ended(outcome.is_complete());
-        let broken = state.broken_on(self, outcome, cause);
+        let broken = state.broken_on(self, outcome, first);
         drop(state);
         signals.fire();
         Parting::Leave(broken)
