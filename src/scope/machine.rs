@@ -127,10 +127,11 @@ impl Scope {
         if child.parent.set(Arc::downgrade(self)).is_err() {
             return false;
         }
-        let ended = {
+        let (settled, ended) = {
             let mut state = self.lock();
             let mut theirs = child.lock();
-            if theirs.phase != Phase::Done {
+            let lives_on = theirs.phase != Phase::Done;
+            if lives_on {
                 if !self.supervisor().is(child.supervisor()) {
                     let name = self.named("body with a scope of its own");
                     let kept = self.supervisor().background_scope(name, child.as_member());
@@ -138,10 +139,16 @@ impl Scope {
                 }
                 state.work().children.push(child.clone());
             }
+            let settled = theirs.settled && lives_on;
             drop(theirs);
             let unnatural = state.phase != Phase::Live && !state.natural;
-            unnatural.then(|| (state.outcome, state.cause.clone(), state.shut_by()))
+            let ended = unnatural.then(|| (state.outcome, state.cause.clone(), state.shut_by()));
+            (settled, ended)
         };
+        // It had no parent to tell.
+        if settled {
+            child.tell_parent();
+        }
         // The parent's end went through its children before this one was among them.
         if let Some((outcome, cause, by)) = ended {
             child.end_with_parent(outcome, cause, by);
