@@ -113,6 +113,60 @@ async fn a_child_that_fails_before_its_late_closers_fails_its_parent() {
     assert_eq!((report.errors.len(), report.counts.closers_run), (1, 2));
 }
 
+/// A middleware has read a body with closers of its own, and answers with what was in it.
+#[tokio::test(start_paused = true)]
+async fn what_a_body_does_after_an_end_that_came_before_its_head_delays_nobody() {
+    for (fails, length_known) in [(false, true), (false, false), (true, true), (true, false)] {
+        let (supervisor, reports) = (Supervisor::new(), Reports::default());
+        let handler = service_fn(move |_: Request<()>| {
+            let body = CleanupBody::new(Script::new().data("a"));
+            body.cleanup().defer_after_end(|_| async {
+                tokio::time::sleep(Duration::from_secs(20)).await;
+                Ok(())
+            });
+            let body = body.defer(move |_| async move {
+                match fails {
+                    true => Err("commit failed".into()),
+                    false => Ok(()),
+                }
+            });
+            std::future::ready(Ok::<_, Infallible>(body.into_http()))
+        });
+        let buffers = handler.and_then(move |response: Response<CleanupBody<Script>>| async move {
+            let (parts, mut body) = response.into_parts();
+            let mut script = Script::new();
+            while let Some(Ok(frame)) = body.frame().await {
+                script = script.data(frame.into_data().unwrap());
+            }
+            drop(body);
+            let script = if length_known {
+                script.exact_hint()
+            } else {
+                script
+            };
+            Ok::<_, Infallible>(Response::from_parts(parts, script))
+        });
+        let service = CleanupLayer::new()
+            .supervisor(&supervisor)
+            .on_end(hook(&reports))
+            .layer(buffers);
+        let started = Instant::now();
+        let response = service.oneshot(Request::new(())).await.unwrap();
+        let read = response.into_body().collect().await;
+        assert_eq!(read.unwrap().to_bytes(), "a");
+        // The gap before the error that the middleware keeps to itself.
+        assert!(started.elapsed() < Duration::from_secs(1));
+        assert!(reports.lock().unwrap().is_empty());
+        let drained = supervisor.drain(MINUTE).await;
+        assert!(drained.is_clean(), "{drained}");
+        assert!(started.elapsed() >= Duration::from_secs(19));
+        let report = reports.lock().unwrap().pop().unwrap();
+        assert_eq!(report.counts.closers_run, 2);
+        assert_eq!(report.errors.len(), usize::from(fails));
+        assert_eq!(report.ending.succeeded(), !fails);
+    }
+}
+
 /// Takes the end for good as soon as it is waited for.
 struct Impatient<B>(Option<B>);
 

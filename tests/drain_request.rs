@@ -263,6 +263,51 @@ async fn a_request_body_that_fails_further_out_is_not_a_client_that_left() {
     }
 }
 
+/// Its sources are a circle, or it panics when it is asked for them.
+#[derive(Debug)]
+struct Odd {
+    panics: bool,
+}
+
+impl std::fmt::Display for Odd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("odd")
+    }
+}
+
+impl std::error::Error for Odd {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        assert!(!self.panics, "asked for its source");
+        Some(self)
+    }
+}
+
+#[test]
+fn a_request_body_whose_error_has_odd_sources_is_answered() {
+    for panics in [true, false] {
+        let (done, finished) = std::sync::mpsc::channel();
+        // A thread of its own: what does not come to an end is left behind.
+        std::thread::spawn(move || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_all().build().unwrap();
+            let answer = runtime.block_on(async {
+                let (app, mut reports) = reading();
+                let frames =
+                    futures_util::stream::iter([Ok(Bytes::from("x")), Err(Odd { panics })]);
+                let request = Request::post("/").body(Body::from_stream(frames)).unwrap();
+                let response = tower::ServiceExt::oneshot(app, request).await.unwrap();
+                let status = response.status();
+                drop(response.into_body().collect().await.unwrap());
+                answered(&mut reports).await;
+                status
+            });
+            done.send(answer).unwrap();
+        });
+        let answer = finished.recv_timeout(Duration::from_secs(10));
+        assert_eq!(answer.expect("an answer"), StatusCode::BAD_REQUEST);
+    }
+}
+
 /// hyper's error says so, too, and its client waits for the answer.
 #[tokio::test]
 async fn a_malformed_upload_is_answered() {

@@ -181,6 +181,78 @@ async fn a_body_that_ended_badly_under_a_hold_keeps_outcome_and_error() {
     }
 }
 
+/// A task that failed before its client left has decided, as it does without a hold.
+#[tokio::test(start_paused = true)]
+async fn a_task_that_failed_under_a_hold_decides_whatever_ends_the_body() {
+    for (fed, held, ends) in [
+        (false, true, "leaves"),
+        (false, true, "fails"),
+        (false, false, "leaves"),
+        (false, false, "fails"),
+        (true, true, "leaves"),
+        (true, false, "leaves"),
+    ] {
+        let case = format!("fed {fed}, held {held}, {ends}");
+        let reports = Reports::default();
+        let mut stack = Stack::new().on_end(hook(&reports));
+        if !fed {
+            stack = stack.failure_policy(bodyguard::scope::FailurePolicy::KeepOthers);
+        }
+        let script = Script::new().data("a");
+        let script = match ends {
+            "fails" => script.error("disk"),
+            _ => script.hang(),
+        };
+        let script = Mutex::new(Some(script));
+        let (hold, response) = {
+            let kept = Mutex::new(None);
+            let service = service_fn(|request: Request<()>| {
+                *kept.lock().unwrap() = held.then(|| hold(&request));
+                let group = TaskGroup::of(&request).unwrap();
+                let body = if fed {
+                    let body = group.body(|frames| async move {
+                        frames.send("a").await?;
+                        Err("boom".into())
+                    });
+                    body.map_err(BoxError::from).boxed_unsync()
+                } else {
+                    assert!(group.spawn(async { Err("boom".into()) }).is_ok());
+                    let script = script.lock().unwrap().take().unwrap();
+                    script.map_err(BoxError::from).boxed_unsync()
+                };
+                std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+            });
+            let response = stack.layer(service).oneshot(Request::new(())).await;
+            (kept.into_inner().unwrap(), response.unwrap())
+        };
+        let mut body = response.into_body();
+        body.frame().await.unwrap().unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if ends == "fails" {
+            let error = body.frame().await.unwrap().unwrap_err();
+            assert_eq!(
+                std::error::Error::source(&error).unwrap().to_string(),
+                "boom",
+                "{case}"
+            );
+        }
+        drop(body);
+        if let Some(hold) = hold {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            hold.finish(Outcome::Complete);
+        }
+        let report = report(&reports).await;
+        assert_eq!(report.outcome(), Outcome::Failed, "{case}");
+        assert_eq!(report.ending.cause().unwrap().to_string(), "boom", "{case}");
+        let errors = if ends == "fails" {
+            &["boom", "disk"][..]
+        } else {
+            &["boom"]
+        };
+        assert_eq!(texts(&report), errors, "{case}");
+    }
+}
+
 /// A task that fails because the client has left does not make a failure of that.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_left_under_a_hold_is_no_failure_of_the_task_that_hears_it() {

@@ -1035,12 +1035,18 @@ async fn blocking_code_that_does_not_stop_is_named_until_it_does() {
         .join_limit(limit)
         .cancel_grace(limit);
     let (release, released) = mpsc::channel::<()>();
-    let (response, ()) = respond(&stack, stream(), |request| {
+    let (start, started) = mpsc::channel();
+    let (response, ()) = respond(&stack, stream(), move |request| {
         let group = TaskGroup::of(request).unwrap();
-        let blocking = group.spawn_blocking(move |_| Ok(released.recv()?));
+        let blocking = group.spawn_blocking(move |_| {
+            start.send(())?;
+            Ok(released.recv()?)
+        });
         blocking.unwrap();
     })
     .await;
+    // Until it has a thread it can be aborted.
+    started.recv_timeout(DEADLINE).unwrap();
     drop(response);
     let report = tokio::task::spawn_blocking(move || reports.recv_timeout(DEADLINE).unwrap());
     let report = report.await.unwrap();

@@ -12,6 +12,7 @@ use http::{Extensions, Request};
 use super::{
     machine::{Opening, Scope},
     options::Options,
+    spawning::outdate,
 };
 
 /// A handle that handlers extract: a door into the scope of their request.
@@ -196,5 +197,10 @@ impl Scope {
                 work.tasks.set_policy(policy);
             }
         }
+        let tasks = state.work.as_mut().map(|work| &mut work.tasks);
+        let follows = tasks.filter(|tasks| inner.max_tasks.is_some() && !tasks.own_places);
+        let outdated = follows.and_then(|tasks| tasks.places.take());
+        drop(state);
+        outdate(outdated);
     }
 }

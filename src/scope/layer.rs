@@ -149,7 +149,11 @@ impl<V, M> ScopeLayer<V, M> {
 
     /// How many tasks of a response may run at once (no limit).
     ///
-    /// A handler sets its own with [`TaskGroup::set_max_tasks`](crate::TaskGroup::set_max_tasks).
+    /// Counted are tasks spawned under this layer, not the producers of
+    /// [`body`](crate::TaskGroup::body) and the sources of [`merge`](crate::TaskGroup::merge). One more is
+    /// refused ([`SpawnError::is_full`](crate::task_group::SpawnError::is_full)), or waits in
+    /// [`spawn_when_free`](crate::TaskGroup::spawn_when_free). A limit that a handler or middleware sets with
+    /// [`TaskGroup::set_max_tasks`](crate::TaskGroup::set_max_tasks) wins.
     pub fn max_tasks(self, max: usize) -> Self {
         self.with(|options| options.max_tasks = Some(max))
     }

@@ -127,10 +127,11 @@ impl Scope {
         if child.parent.set(Arc::downgrade(self)).is_err() {
             return false;
         }
-        let ended = {
+        let (settled, ended) = {
             let mut state = self.lock();
             let mut theirs = child.lock();
-            if theirs.phase != Phase::Done {
+            let lives_on = theirs.phase != Phase::Done;
+            if lives_on {
                 if !self.supervisor().is(child.supervisor()) {
                     let name = self.named("body with a scope of its own");
                     let kept = self.supervisor().background_scope(name, child.as_member());
@@ -138,10 +139,16 @@ impl Scope {
                 }
                 state.work().children.push(child.clone());
             }
+            let settled = theirs.settled && lives_on;
             drop(theirs);
             let unnatural = state.phase != Phase::Live && !state.natural;
-            unnatural.then(|| (state.outcome, state.cause.clone(), state.shut_by()))
+            let ended = unnatural.then(|| (state.outcome, state.cause.clone(), state.shut_by()));
+            (settled, ended)
         };
+        // It had no parent to tell.
+        if settled {
+            child.tell_parent();
+        }
         // The parent's end went through its children before this one was among them.
         if let Some((outcome, cause, by)) = ended {
             child.end_with_parent(outcome, cause, by);
@@ -264,17 +271,17 @@ impl Scope {
             self.start(state, outcome, cause, false);
             return Parting::TearDown;
         };
-        // No join waits for the tasks now: what has failed by now has broken the body.
-        let (outcome, cause) = match work.tasks.failure() {
-            Some((failed, why)) if outcome.is_complete() => (*failed, Some(why.clone())),
-            _ => (outcome, cause),
-        };
-        work.body_end = Some((outcome, cause.clone()));
-        if let Some(cause) = cause.clone() {
+        // No join waits for the tasks now: what has failed by now has broken the body. The first cause wins.
+        let first = work.tasks.failure().cloned();
+        let first = first.map(|(outcome, cause)| (outcome, Some(cause)));
+        let (outcome, first) = first.unwrap_or_else(|| (outcome, cause.clone()));
+        work.body_end = Some((outcome, first.clone()));
+        // Behind what it could hide.
+        if let Some(cause) = cause {
             state.add_error(cause);
         }
         let signals = state.signals.body_ended(outcome.is_complete());
-        let broken = state.broken_on(self, outcome, cause);
+        let broken = state.broken_on(self, outcome, first);
         drop(state);
         signals.fire();
         Parting::Leave(broken)

@@ -175,11 +175,13 @@ impl Scope {
 
     /// Lets at most so many tasks run at once, of those that take a place.
     pub(crate) fn set_places(&self, places: usize) {
-        let replaced = self.lock().work().tasks.places.replace(semaphore(places));
-        // Who waits for a place looks for the new ones.
-        if let Some(replaced) = replaced {
-            replaced.close();
-        }
+        let replaced = {
+            let mut state = self.lock();
+            let tasks = &mut state.work().tasks;
+            tasks.own_places = true;
+            tasks.places.replace(semaphore(places))
+        };
+        outdate(replaced);
     }
 
     pub(crate) fn places(&self) -> Option<Arc<Semaphore>> {
@@ -320,6 +322,13 @@ impl Scope {
         if let Some(release) = release {
             self.release(release);
         }
+    }
+}
+
+/// Who waits for one of these places looks for the new ones: it is woken, outside the lock.
+pub(super) fn outdate(places: Option<Arc<Semaphore>>) {
+    if let Some(places) = places {
+        places.close();
     }
 }
 

@@ -71,8 +71,10 @@ pub(super) struct Tasks {
     /// Aborts what is left after the grace of tasks that were cancelled under a body nobody may poll.
     pub(super) keeper: Option<AbortHandle>,
     pub(super) feeds: Vec<Arc<dyn Feed>>,
-    /// How many tasks may run at once, where the application has set it.
+    /// How many tasks may run at once, once somebody has asked.
     pub(super) places: Option<Arc<Semaphore>>,
+    /// The application has set them: a layer changes them no more.
+    pub(super) own_places: bool,
 }
 
 pub(super) struct Slot {
@@ -121,6 +123,7 @@ impl Tasks {
             keeper: None,
             feeds: Vec::new(),
             places: None,
+            own_places: false,
         }
     }
 

@@ -149,7 +149,7 @@ impl Scope {
     }
 
     /// Its outcome is settled: the parent's end does not wait for what is left.
-    fn tell_parent(&self) {
+    pub(super) fn tell_parent(&self) {
         if let Some(parent) = self.parent.get().and_then(Weak::upgrade) {
             parent.child_told(self, false);
         }

@@ -19,7 +19,7 @@ use http_body::{Body, Frame, SizeHint};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::failure::contained;
+use super::failure::{contained, sources};
 use crate::error::BoxError;
 
 /// Frames read away per poll, before others have their turn.
@@ -350,8 +350,7 @@ impl fmt::Debug for Upload {
 ///
 /// An end of file, a time-out or a broken pipe may be that of anybody's file, timer or pipe.
 fn is_of_connection(error: &(dyn Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
+    for error in sources(error) {
         #[cfg(feature = "net")]
         if error.is::<hyper::Error>() {
             return !error.source().is_some_and(is_malformed);
@@ -359,18 +358,8 @@ fn is_of_connection(error: &(dyn Error + 'static)) -> bool {
         if error.downcast_ref().is_some_and(is_reset) {
             return true;
         }
-        next = behind(error);
     }
     false
-}
-
-/// An `io::Error` made of an error gives that error's source for its own.
-fn behind<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
-    let io = error.downcast_ref::<io::Error>();
-    match io.and_then(io::Error::get_ref) {
-        Some(inner) => Some(inner),
-        None => error.source(),
-    }
 }
 
 /// The client is there, and gets an answer.

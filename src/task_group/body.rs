@@ -100,7 +100,7 @@ impl GroupBody {
 
     /// How many bytes producers may be ahead of the client (16 KiB); a larger frame passes alone.
     ///
-    /// With 1 every frame passes alone: a queue of one.
+    /// With 1 every frame passes alone: a queue of one. 0 counts as 1.
     pub fn buffer(mut self, bytes: usize) -> Self {
         self.receiver.set_bound(bytes);
         self
@@ -244,7 +244,8 @@ impl TaskGroupBody {
         self
     }
 
-    /// How many bytes producers may be ahead of the client (16 KiB). See [`GroupBody::buffer`].
+    /// How many bytes producers may be ahead of the client (16 KiB); 0 counts as 1. See
+    /// [`GroupBody::buffer`].
     pub fn buffer(mut self, bytes: usize) -> Self {
         if let Some(body) = self.body.inner_mut() {
             body.receiver.set_bound(bytes);
@@ -262,6 +263,9 @@ impl TaskGroupBody {
     }
 
     /// What the body says to its client last if it fails. See [`GroupBody::on_failure`].
+    ///
+    /// Compression in any place has it inside. A body of frames that are encoded already needs a frame in their
+    /// coding, or none: what its head says is not known here.
     pub fn on_failure<F>(mut self, words: F) -> Self
     where
         F: Fn(&BodyError) -> Option<Bytes> + Send + Sync + 'static,

@@ -138,13 +138,15 @@ impl TaskGroup {
         })
     }
 
-    /// Lets at most `max` tasks run at once; overrides the layer's
-    /// [`max_tasks`](crate::scope::ScopeLayer::max_tasks), and is unlimited without one.
+    /// Lets at most `max` tasks run at once; without it the limit is the layer's.
+    ///
+    /// It overrides the [`max_tasks`](crate::scope::ScopeLayer::max_tasks) of any layer, also of one further in
+    /// than who sets it.
     ///
     /// With `max` tasks running the ways to spawn refuse ([`SpawnError::is_full`]), and
     /// [`spawn_when_free`](Self::spawn_when_free) waits. With 0 that is every task, until there is
-    /// another limit. Counted are tasks spawned from now on, not
-    /// the producers of [`body`](Self::body) and the sources of [`merge`](Self::merge).
+    /// another limit. Counted are tasks spawned from now on, not the producers of [`body`](Self::body)
+    /// and the sources of [`merge`](Self::merge).
     pub fn set_max_tasks(&self, max: usize) {
         self.scope.set_places(max);
     }
@@ -191,7 +193,7 @@ impl TaskGroup {
     }
 
     /// How long cancelled graceful tasks have before they are aborted; overrides the layer's
-    /// [`cancel_grace`](crate::scope::ScopeLayer::cancel_grace).
+    /// [`cancel_grace`](crate::scope::ScopeLayer::cancel_grace). A grace that has begun goes on as it is.
     pub fn set_cancel_grace(&self, grace: Duration) {
         self.scope.set_cancel_grace(grace);
     }

@@ -144,10 +144,7 @@ enum End {
 
 impl End {
     fn panicked(payload: Payload) -> Self {
-        let failure = Failure::panicked("stream", &*payload);
-        // It may panic again.
-        let _ = contained(|| drop(payload));
-        Self::Panicked(failure)
+        Self::Panicked(Failure::panicked("stream", &*payload))
     }
 }
 

@@ -42,7 +42,8 @@ impl<T> SpawnError<T> {
         }
     }
 
-    /// As many tasks run as [`TaskGroup::set_max_tasks`](crate::TaskGroup::set_max_tasks) allows.
+    /// As many tasks run as the [`max_tasks`](crate::scope::ScopeLayer::max_tasks) of a layer, or
+    /// [`TaskGroup::set_max_tasks`](super::TaskGroup::set_max_tasks), allows.
     ///
     /// Otherwise the end has started, or there is no tokio runtime.
     pub fn is_full(&self) -> bool {
@@ -70,9 +71,7 @@ impl<T> fmt::Display for SpawnError<T> {
         f.write_str(match self.why {
             Why::Ending => "task refused: the response is ending",
             Why::NoRuntime => "task refused: there is no tokio runtime here",
-            Why::Full => {
-                "task refused: as many run as `set_max_tasks` allows; `spawn_when_free` waits"
-            }
+            Why::Full => "task refused: as many run as `max_tasks` allows; `spawn_when_free` waits",
         })
     }
 }

@@ -3,7 +3,9 @@
 use std::{future::pending, io::Write};
 
 use axum::{Router, body::Body, extract::Request};
-use bodyguard::{DisconnectLayer, Shutdown, Stack, Supervisor, TaskGroup, net};
+use bodyguard::{
+    CompressionLayer, DisconnectLayer, Shutdown, Stack, Supervisor, TaskGroup, TaskGroupBody, net,
+};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use tokio::{
@@ -57,6 +59,37 @@ async fn last_words_do_not_follow_an_encoded_body() {
     read.expect_err("a broken end");
     let head = raw.windows(4).position(|bytes| bytes == b"\r\n\r\n");
     assert_eq!(plain(&raw[head.unwrap() + 4..]), b"data: 1\n\n");
+}
+
+/// They go through the encoder with the rest: the body stands inside of it.
+#[tokio::test(start_paused = true)]
+async fn last_words_of_a_body_with_a_scope_of_its_own_are_encoded_with_it() {
+    let handler = || async {
+        let body = TaskGroupBody::new(|_, tx| async move {
+            tx.send("data: 1\n\n").await?;
+            Err(boom("no more news"))
+        });
+        let body = body.on_failure(|_| Some(Bytes::from("event: error\n\n")));
+        ([("content-type", "text/event-stream")], body)
+    };
+    let app = Router::new()
+        .fallback(handler)
+        .layer(CompressionLayer::new())
+        .layer(DisconnectLayer::new());
+    let request = Request::get("/").header("accept-encoding", "gzip");
+    let response = app.oneshot(request.body(Body::empty()).unwrap()).await;
+    let response = response.unwrap();
+    assert_eq!(response.headers()["content-encoding"], "gzip");
+    let mut body = response.into_body();
+    let mut bytes = Vec::new();
+    let broken = loop {
+        match within(body.frame()).await {
+            Some(Ok(frame)) => bytes.extend_from_slice(&frame.into_data().unwrap()),
+            end => break end,
+        }
+    };
+    broken.unwrap().unwrap_err();
+    assert_eq!(plain(&bytes), b"data: 1\n\nevent: error\n\n");
 }
 
 #[tokio::test(start_paused = true)]

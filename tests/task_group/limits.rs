@@ -2,13 +2,20 @@
 
 use std::{future::pending, sync::mpsc, time::Duration};
 
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    middleware::{Next, from_fn},
+};
 use bodyguard::{
-    Stack, TaskGroup, TaskGroupBody,
+    Stack, TaskGroup, TaskGroupBody, TaskGroupLayer,
     scope::{Failure, FailureKind},
     task_group::FrameSender,
 };
 use http_body_util::BodyExt;
 use tokio::{task::JoinSet, time::Instant};
+use tower::ServiceExt;
 
 use crate::support::{App, boom, drain, messages, within};
 
@@ -61,6 +68,55 @@ async fn the_most_tasks_are_those_of_the_layer_unless_the_handler_sets_others() 
         let most = own.unwrap_or(1);
         assert_eq!(report.counts.tasks_cancelled, most as u64);
     }
+}
+
+/// A middleware between two layers has used the outer one's limit, or set its own.
+#[tokio::test(start_paused = true)]
+async fn the_most_tasks_are_those_of_the_innermost_layer_that_sets_them() {
+    for own in [None, Some(3)] {
+        let handler = |group: TaskGroup| async move {
+            // What the middleware spawned counts under its own limit.
+            assert!(group.spawn_background(pending()).is_ok());
+            assert!(group.spawn_background(pending()).is_ok());
+            let refused = group.spawn_background(pending());
+            assert!(refused.unwrap_err().is_full());
+        };
+        let spawns = from_fn(move |request: Request, next: Next| async move {
+            let group = TaskGroup::of(&request).unwrap();
+            if let Some(own) = own {
+                group.set_max_tasks(own);
+            }
+            group.spawn_background(pending()).unwrap();
+            next.run(request).await
+        });
+        let inner = TaskGroupLayer::new().max_tasks(2);
+        let app = Router::new().fallback(handler).layer(inner).layer(spawns);
+        let service = app.layer(Stack::new().max_tasks(8));
+        let response = service.oneshot(Request::new(Body::empty())).await.unwrap();
+        assert_eq!(response.status(), 200, "{own:?}");
+    }
+}
+
+/// Who waits for a place under an outer layer's limit has one under the inner layer's.
+#[tokio::test(start_paused = true)]
+async fn an_inner_layer_s_places_are_for_those_who_wait_already() {
+    let waits = from_fn(|request: Request, next: Next| async move {
+        let group = TaskGroup::of(&request).unwrap();
+        let mut waits = JoinSet::new();
+        waits.spawn(async move { group.spawn_when_free(async { Ok(()) }).await.is_ok() });
+        tokio::task::yield_now().await;
+        let response = next.run(request).await;
+        let spawned = within(waits.join_next()).await.unwrap();
+        assert!(spawned.unwrap());
+        response
+    });
+    let inner = TaskGroupLayer::new().max_tasks(1);
+    let app = Router::new().fallback(|| async { "done" });
+    let app = app.layer(inner).layer(waits);
+    let service = app.layer(Stack::new().max_tasks(0));
+    let response = service.oneshot(Request::new(Body::empty())).await.unwrap();
+    let (text, error) = drain(response.into_body()).await;
+    assert_eq!((text.as_str(), error.is_none()), ("done", true));
 }
 
 #[tokio::test(start_paused = true)]

@@ -145,7 +145,7 @@ async fn spawn_is_refused_beyond_the_most_tasks_and_gives_the_future_back() {
             assert!(refused.is_full());
             assert_eq!(
                 refused.to_string(),
-                "task refused: as many run as `set_max_tasks` allows; `spawn_when_free` waits"
+                "task refused: as many run as `max_tasks` allows; `spawn_when_free` waits"
             );
             let blocking = tasks.spawn_blocking(|_| Err(boom("ran"))).unwrap_err();
             assert!(blocking.is_full());
