@@ -190,7 +190,7 @@ impl Scope {
         }
         let mut state = self.lock();
         let merged = state.options(self).merged(inner);
-        state.merged = Some(Arc::new(merged));
+        let replaced = state.merged.replace(Arc::new(merged));
         if let Some(policy) = inner.failure_policy {
             state.policy = policy;
             if let Some(work) = &mut state.work {
@@ -200,7 +200,9 @@ impl Scope {
         let tasks = state.work.as_mut().map(|work| &mut work.tasks);
         let follows = tasks.filter(|tasks| inner.max_tasks.is_some() && !tasks.own_places);
         let outdated = follows.and_then(|tasks| tasks.places.take());
+        // Behind the lock: hooks and wakers are the application's.
         drop(state);
+        drop(replaced);
         outdate(outdated);
     }
 }

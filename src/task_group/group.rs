@@ -179,6 +179,8 @@ impl TaskGroup {
     }
 
     /// What a failing task does to its siblings; overrides the layer's policy.
+    ///
+    /// Of layers further in, which the request has yet to reach, the one that sets a policy overrides this.
     pub fn set_failure_policy(&self, policy: FailurePolicy) {
         self.scope.set_failure_policy(policy);
     }
@@ -187,13 +189,16 @@ impl TaskGroup {
     /// [`join_limit`](crate::scope::ScopeLayer::join_limit).
     ///
     /// A body without a layer has no other: see its [`group`](super::TaskGroupBody::group). A wait that has
-    /// begun goes on as it is.
+    /// begun goes on as it is. A layer further in, which the request has yet to reach, overrides this.
     pub fn set_join_limit(&self, limit: Duration) {
         self.scope.set_join_limit(limit);
     }
 
     /// How long cancelled graceful tasks have before they are aborted; overrides the layer's
-    /// [`cancel_grace`](crate::scope::ScopeLayer::cancel_grace). A grace that has begun goes on as it is.
+    /// [`cancel_grace`](crate::scope::ScopeLayer::cancel_grace).
+    ///
+    /// A grace that has begun goes on as it is. A layer further in, which the request has yet to reach,
+    /// overrides this.
     pub fn set_cancel_grace(&self, grace: Duration) {
         self.scope.set_cancel_grace(grace);
     }

@@ -5,13 +5,16 @@ use super::{
     *,
 };
 
-/// A station on which nobody works but the test.
-fn offload(runtime: &tokio::runtime::Runtime, home: Home) -> Offload {
+/// A station on which nobody works but the test, and a runtime that it would ask for threads.
+fn offload(home: Home) -> (tokio::runtime::Runtime, Offload) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
     let core = Arc::new(Core::new(Options::default()));
     let encoder = Encoder::for_stream(&core, Coding::Gzip);
     let offload = Offload::start(&core, runtime.handle().clone(), encoder, false, home);
     offload.station.state().scheduled = true;
-    offload
+    (runtime, offload)
 }
 
 fn home(offload: &mut Offload) -> Bytes {
@@ -24,10 +27,7 @@ fn home(offload: &mut Offload) -> Bytes {
 
 #[test]
 fn a_worker_that_ends_behind_the_look_that_found_it_busy_takes_nothing_with_it() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
-    let mut offload = offload(&runtime, Home::AsItIs);
+    let (_runtime, mut offload) = offload(Home::AsItIs);
     offload.put(Bytes::from_static(b"small"));
     assert!(offload.is_busy());
     assert!(!offload.station.run(), "nothing was sent");
@@ -36,10 +36,7 @@ fn a_worker_that_ends_behind_the_look_that_found_it_busy_takes_nothing_with_it()
 
 #[test]
 fn what_was_sent_comes_back_before_what_was_not() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
-    let mut offload = offload(&runtime, Home::AsItIs);
+    let (_runtime, mut offload) = offload(Home::AsItIs);
     for text in ["one ", "two "] {
         offload.put(Bytes::from_static(text.as_bytes()));
         offload.put_gathered();
@@ -69,10 +66,7 @@ fn is_flushed(frame: &[u8]) -> bool {
 
 #[test]
 fn an_encoder_whose_flush_is_slow_is_flushed_before_it_comes_home() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
-    let mut offload = offload(&runtime, Home::Flushed);
+    let (_runtime, mut offload) = offload(Home::Flushed);
     offload.put(Bytes::from_static(b"text"));
     offload.put_gathered();
     assert!(!offload.station.run(), "all is done");
@@ -82,10 +76,7 @@ fn an_encoder_whose_flush_is_slow_is_flushed_before_it_comes_home() {
 
 #[test]
 fn what_came_behind_the_look_is_flushed_with_the_rest() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
-    let mut offload = offload(&runtime, Home::Flushed);
+    let (_runtime, mut offload) = offload(Home::Flushed);
     offload.put(Bytes::from_static(b"text"));
     offload.put_gathered();
     offload.put(Bytes::from_static(b" and more"));
@@ -96,10 +87,7 @@ fn what_came_behind_the_look_is_flushed_with_the_rest() {
 
 #[test]
 fn an_encoder_that_is_flushed_at_the_end_only_stays_away_until_then() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
-    let mut offload = offload(&runtime, Home::AtEnd);
+    let (_runtime, mut offload) = offload(Home::AtEnd);
     offload.put(Bytes::from_static(b"text"));
     offload.put_gathered();
     assert!(!offload.station.run(), "all is done");
