@@ -32,8 +32,8 @@ impl ResponseScope {
 /// Closes a response and waits for its teardown.
 ///
 /// The body is dropped first, so a response that was not consumed ends as `Dropped`; one that was
-/// is reported as it ended. `Ok(None)` for a response without a scope, or with nothing registered
-/// in it: it is just dropped.
+/// is reported as it ended. `Ok(None)` for a response without a scope, or whose scope nobody had asked
+/// for by the time of the head: it is just dropped.
 ///
 /// # Errors
 /// [`CloseError`] if a task, a closer or the body failed; it carries the report.
@@ -48,7 +48,6 @@ async fn close_parts<B>(parts: Parts, body: B) -> Result<Option<Arc<EndReport>>,
     let Some(ResponseScope(scope)) = parts.extensions.get::<ResponseScope>().cloned() else {
         return Ok(None);
     };
-    scope.keep_report();
     // Whoever closes a response wants it to end.
     scope.end_when_left();
     drop(body);
@@ -98,9 +97,6 @@ impl Scope {
 /// **On drop** without [`Closing::close`]: the response is dropped; its teardown is not awaited.
 pub fn closing<B>(response: Response<B>) -> Closing<B> {
     let (parts, body) = response.into_parts();
-    if let Some(ResponseScope(scope)) = parts.extensions.get::<ResponseScope>() {
-        scope.keep_report();
-    }
     Closing { parts, body }
 }
 

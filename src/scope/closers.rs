@@ -132,15 +132,15 @@ impl Closer {
     }
 
     pub(super) fn name(&self) -> String {
-        named("closer", self.at)
+        name(self.at)
     }
 
     /// Runs a synchronous closer where it stands. An async one is dropped unrun: ask first.
     pub(super) fn run_sync(self, ending: Ending) -> Result<(), CloserFailed> {
-        let name = self.name();
+        let at = self.at;
         match self.work {
             Work::Sync(closer) => {
-                contained(|| closer(ending)).map_err(|payload| panicked(name, payload))
+                contained(|| closer(ending)).map_err(|payload| panicked(at, payload))
             }
             Work::Async(_) => Ok(()),
         }
@@ -151,14 +151,14 @@ impl Closer {
         if self.is_sync() {
             return self.run_sync(ending);
         }
-        let name = self.name();
+        let at = self.at;
         let mut limit = Limit::new(self.limit.unwrap_or(limit));
         let Work::Async(closer) = self.work else {
             return Ok(());
         };
         let mut future = match contained(|| closer(ending)) {
             Ok(future) => Guarded(Some(future)),
-            Err(payload) => return Err(panicked(name, payload)),
+            Err(payload) => return Err(panicked(at, payload)),
         };
         let result = poll_fn(|cx| match future.poll(cx) {
             Poll::Ready(result) => Poll::Ready(Some(result)),
@@ -168,10 +168,11 @@ impl Closer {
         match result {
             Some(Ok(Ok(()))) => Ok(()),
             Some(Ok(Err(error))) => Err(CloserFailed::returned(error)),
-            Some(Err(payload)) => Err(panicked(name, payload)),
+            Some(Err(payload)) => Err(panicked(at, payload)),
             None => {
                 let limit = limit.duration();
-                let overran = Failure::new(FailureKind::OverranLimit { what: name, limit });
+                let what = name(at);
+                let overran = Failure::new(FailureKind::OverranLimit { what, limit });
                 Err(CloserFailed::new(Outcome::Failed, overran.into()))
             }
         }
@@ -210,7 +211,11 @@ impl Drop for Guarded {
     }
 }
 
-fn panicked(name: String, payload: Payload) -> CloserFailed {
-    let failure = Failure::panicked(name, &*payload);
+fn name(at: &Location<'_>) -> String {
+    named("closer", at)
+}
+
+fn panicked(at: &Location<'_>, payload: Payload) -> CloserFailed {
+    let failure = Failure::panicked(name(at), &*payload);
     CloserFailed::new(Outcome::Panicked, failure.into())
 }

@@ -341,14 +341,10 @@ impl Scope {
         if let Some(work) = &mut state.work {
             state.lingering = !work.tasks.close();
         }
-        // Whoever gets the response may close it, also after it has ended.
-        state.keep_report |= state.used;
+        state.teardown = state.ended_at.map(|start| start.elapsed());
         let report = state
             .is_report_wanted(self)
             .then(|| Arc::new(state.report(self)));
-        if state.keep_report {
-            state.work().report = report.clone();
-        }
         let verdict = state.verdict(self);
         let release = (!state.lingering).then(|| state.release());
         let work = state.work.as_mut();
@@ -395,13 +391,11 @@ impl Scope {
         drop(release.adopted);
     }
 
-    /// Takes the report once the scope is done; asking beforehand makes it be kept.
-    pub(super) fn keep_report(&self) {
-        self.lock().keep_report = true;
-    }
-
+    /// The report of a scope that is done: whoever has the response may close it, also after it has
+    /// ended.
     pub(super) fn report(&self) -> Option<Arc<EndReport>> {
-        self.lock().work.as_ref()?.report.clone()
+        let state = self.lock();
+        (state.phase == Phase::Done).then(|| Arc::new(state.report(self)))
     }
 }
 

@@ -69,7 +69,6 @@ pub(super) struct State {
     /// Where the body can be taken from its server, if it can.
     pub(super) cell: Weak<Cell>,
     pub(super) on_leave: OnLeave,
-    pub(super) keep_report: bool,
     /// Something was registered once: the response is worth a handle for `close`.
     pub(super) used: bool,
     /// Done, but a task does not stop: released when it does.
@@ -81,6 +80,8 @@ pub(super) struct State {
     pub(super) waker: Option<Waker>,
     pub(super) first_frame: Option<Duration>,
     pub(super) ended_at: Option<Instant>,
+    /// How long the teardown took.
+    pub(super) teardown: Option<Duration>,
     /// Made when first needed, by [`State::work`]: most responses register nothing.
     pub(super) work: Option<Box<Work>>,
 }
@@ -122,7 +123,6 @@ pub(super) struct Work {
     pub(super) lost: u64,
     pub(super) errors: Vec<Cause>,
     pub(super) stuck: Vec<String>,
-    pub(super) report: Option<Arc<EndReport>>,
 }
 
 impl Work {
@@ -173,7 +173,6 @@ impl State {
             owner_gone: false,
             cell: Weak::new(),
             on_leave: OnLeave::default(),
-            keep_report: false,
             used: false,
             lingering: false,
             encoded: false,
@@ -181,6 +180,7 @@ impl State {
             waker: None,
             first_frame: None,
             ended_at: None,
+            teardown: None,
             work: None,
         }
     }
@@ -226,7 +226,6 @@ impl State {
                 lost: 0,
                 errors: Vec::new(),
                 stuck: Vec::new(),
-                report: None,
             })
         })
     }
@@ -377,7 +376,7 @@ impl State {
     }
 
     pub(super) fn is_report_wanted(&self, scope: &Scope) -> bool {
-        self.keep_report || !self.options(scope).on_end.is_empty() || super::observe::ON
+        !self.options(scope).on_end.is_empty() || super::observe::ON
     }
 
     pub(super) fn report(&self, scope: &Scope) -> EndReport {
@@ -394,7 +393,7 @@ impl State {
             frames: scope.frames.load(Ordering::Relaxed),
             first_frame: self.first_frame,
             duration: since(scope.opened.get().copied(), self.ended_at),
-            teardown: self.ended_at.map(|start| start.elapsed()),
+            teardown: self.teardown,
             counts: work.map(|work| work.counts).unwrap_or_default(),
             errors: work.map(|work| work.errors.clone()).unwrap_or_default(),
             stuck: work.map(|work| work.stuck.clone()).unwrap_or_default(),
