@@ -220,6 +220,32 @@ fn a_hook_that_panics_is_an_error() {
     assert!(errors.next().is_none());
 }
 
+/// Its failure is in no report: that has been given to the hooks.
+#[test]
+fn a_closer_that_fails_behind_the_end_is_an_error() {
+    let _alone = alone();
+    let events = Events::default();
+    let subscriber = Registry::default().with(events.clone());
+    tracing::subscriber::with_default(subscriber, || {
+        runtime().block_on(async {
+            let mut view = None;
+            let service = Stack::new().layer(service_fn(|request: Request<()>| {
+                view = bodyguard::Cleanup::of(&request).ok();
+                std::future::ready(Ok::<_, Infallible>(Response::new(Script::new().data("a"))))
+            }));
+            let response = service.oneshot(Request::new(())).await.unwrap();
+            response.into_body().collect().await.unwrap();
+            view.unwrap().defer(|_| async { Err("disk".into()) });
+            tokio::task::yield_now().await;
+        });
+    });
+    let events = events.0.lock().unwrap();
+    let mut errors = events.iter().filter(|(level, _)| *level == Level::ERROR);
+    let (_, fields) = errors.next().unwrap();
+    assert_eq!(fields["message"], "closer failed behind the end report");
+    assert_eq!(fields["error"], "disk");
+}
+
 #[test]
 fn metrics_have_the_names_of_the_documentation() {
     let _alone = alone();

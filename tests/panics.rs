@@ -3,19 +3,26 @@
 use std::{
     convert::Infallible,
     panic::panic_any,
+    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
 use bodyguard::{
-    Cleanup, Outcome, Stack, Supervisor, TaskGroup, TaskGroupBody, close, testing::Script,
+    Cleanup, Disconnect, Outcome, Stack, Supervisor, TaskGroup, TaskGroupBody, close,
+    testing::Script,
 };
 use http::{Request, Response};
+use http_body::Body;
 use http_body_util::BodyExt;
 use tower::{Layer, ServiceExt, service_fn};
+
+mod support;
+use support::in_turns;
 
 /// Thrown, and throws.
 struct PanicsOnDrop;
@@ -103,4 +110,151 @@ async fn last_words_that_panic() {
     });
     let error = body.collect().await.unwrap_err();
     assert_eq!(error.cause().to_string(), "disk");
+}
+
+/// Its reader lets go of it unread.
+struct Unread;
+
+impl Body for Unread {
+    type Data = bytes::Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, Infallible>>> {
+        Poll::Pending
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("in the drop of a request body");
+        }
+    }
+}
+
+/// What the handler left unread is dropped by the response's end, which is none of its business.
+#[tokio::test(start_paused = true)]
+async fn unread_uploads_that_panic_in_their_drop() {
+    for read in [true, false] {
+        let (supervisor, ran) = (Supervisor::new(), Arc::new(AtomicUsize::new(0)));
+        let counted = ran.clone();
+        let layer = Stack::new().supervisor(&supervisor).drain_request(1 << 20);
+        let service = layer.layer(service_fn(move |request: Request<_>| {
+            let counted = counted.clone();
+            Cleanup::of(&request).unwrap().defer_sync(move |_| {
+                counted.fetch_add(1, SeqCst);
+            });
+            drop(request);
+            let body = Script::new().data("a").pending().data("b");
+            std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+        }));
+        let response = service.oneshot(Request::new(Unread)).await.unwrap();
+        let mut body = response.into_body();
+        body.frame().await.unwrap().unwrap();
+        if read {
+            body.collect().await.unwrap();
+        } else {
+            drop(body);
+        }
+        in_turns(|| supervisor.active() == 0).await;
+        assert_eq!(ran.load(SeqCst), 1, "{read}");
+    }
+}
+
+/// Ready, and its drop panics.
+struct Answers;
+
+impl Future for Answers {
+    type Output = Result<Response<Script>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(Ok(Response::new(Script::new().data("a"))))
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        panic!("in the drop of a handler");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn handlers_that_panic_in_their_drop() {
+    let endings = Arc::new(Mutex::new(Vec::new()));
+    let log = endings.clone();
+    let service = Stack::new().layer(service_fn(move |request: Request<()>| {
+        let log = log.clone();
+        let cleanup = Cleanup::of(&request).unwrap();
+        cleanup.defer_sync(move |ending| log.lock().unwrap().push(ending.outcome()));
+        Answers
+    }));
+    let answered = tokio::spawn(service.oneshot(Request::new(()))).await;
+    assert!(answered.unwrap_err().is_panic());
+    assert_eq!(*endings.lock().unwrap(), [Outcome::Panicked]);
+}
+
+/// Wakes nobody, and panics.
+struct PanickingWaker;
+
+impl Wake for PanickingWaker {
+    fn wake(self: Arc<Self>) {
+        panic!("in a waker");
+    }
+}
+
+/// An end from outside that finds wakers which panic: of who waits for the token, and of who polls the body.
+#[tokio::test(start_paused = true)]
+async fn wakers_that_panic() {
+    for held in [false, true] {
+        let (supervisor, ran) = (Supervisor::new(), Arc::new(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::new(PanickingWaker));
+        let mut cx = Context::from_waker(&waker);
+        let (mut left, mut hold) = (None, None);
+        let service =
+            Stack::new()
+                .supervisor(&supervisor)
+                .layer(service_fn(|request: Request<()>| {
+                    let counted = ran.clone();
+                    let cleanup = Cleanup::of(&request).unwrap();
+                    cleanup.defer_sync(move |_| {
+                        counted.fetch_add(1, SeqCst);
+                    });
+                    hold = held.then(|| cleanup.hold());
+                    let disconnect = Disconnect::of(&request).unwrap();
+                    left = Some(Box::pin(async move { disconnect.gone().await }));
+                    let body = match held {
+                        true => Script::new().data("a"),
+                        false => Script::new().data("a").hang(),
+                    };
+                    std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+                }));
+        let response = service.oneshot(Request::new(())).await.unwrap();
+        let mut left = left.unwrap();
+        assert!(left.as_mut().poll(&mut cx).is_pending());
+        let mut body = response.into_body();
+        assert!(Pin::new(&mut body).poll_frame(&mut cx).is_ready());
+        if held {
+            drop(body.collect().await.unwrap());
+        } else {
+            assert!(Pin::new(&mut body).poll_frame(&mut cx).is_pending());
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(9)).await;
+                body.collect().await.map(drop)
+            });
+        }
+        let other = Stack::new()
+            .supervisor(&supervisor)
+            .layer(service_fn(|_: Request<()>| {
+                std::future::pending::<Result<Response<Script>, Infallible>>()
+            }));
+        let second = tokio::spawn(other.oneshot(Request::new(())));
+        tokio::task::yield_now().await;
+        let drained = supervisor.drain(Duration::from_secs(20)).await;
+        assert_eq!((drained.aborted, ran.load(SeqCst)), (2, 1), "{drained}");
+        assert!(second.await.unwrap().is_ok());
+        drop(hold);
+    }
 }

@@ -401,9 +401,55 @@ async fn a_closer_run_early_and_forgotten_does_not_hold_the_end_for_ever() {
     .await;
     let mut early = Box::pin(key.close_now());
     assert!(futures_util::poll!(&mut early).is_pending());
-    let (body, _) = read(response).await;
-    assert_eq!(body.unwrap(), "ab", "it waited for the limit, then went on");
+    let start = tokio::time::Instant::now();
+    let (body, report) = read(response).await;
+    assert_eq!(start.elapsed().as_secs(), 3, "it waited for the limit");
+    // What may have been a commit has not come to its end.
+    let error = body.unwrap_err();
+    let overran = error.downcast_ref::<Failure>().map(Failure::kind);
+    assert!(matches!(overran, Some(FailureKind::OverranLimit { .. })));
+    assert!(report.stuck[0].contains(file!()), "{:?}", report.stuck);
     drop(early);
+}
+
+/// Its own limit counts, and not that of the others.
+#[tokio::test(start_paused = true)]
+async fn the_end_waits_for_a_closer_with_a_long_limit_that_its_key_runs_early() {
+    let stack = Stack::new().closer_limit(Duration::from_secs(3));
+    let (response, key) = respond(&stack, stream(), |request| {
+        cleanup(request).defer_within(Duration::from_secs(60), |_| async {
+            tokio::time::sleep(Duration::from_secs(40)).await;
+            Ok(())
+        })
+    })
+    .await;
+    let early = tokio::spawn(key.close_now());
+    tokio::task::yield_now().await;
+    let (body, report) = read(response).await;
+    assert_eq!(body.unwrap(), "ab");
+    assert!(early.await.unwrap().unwrap());
+    assert_eq!(report.counts.closers_run, 1);
+}
+
+/// A drain that has begun counts what is lost behind the end of its scope, too.
+#[test]
+fn closers_lost_behind_the_end_are_counted_by_the_drain() {
+    let supervisor = Supervisor::new();
+    let stack = Stack::new().supervisor(&supervisor);
+    let runtime = runtime();
+    let view = runtime.block_on(async {
+        let (response, view) = respond(&stack, stream(), cleanup).await;
+        view.defer_sync(|_| {});
+        read(response).await.0.unwrap();
+        view
+    });
+    supervisor.begin_shutdown();
+    drop(runtime);
+    view.defer(|_| async { Ok(()) });
+    let waiting = tokio::runtime::Builder::new_current_thread();
+    let waiting = { waiting }.enable_all().build().unwrap();
+    let drained = waiting.block_on(supervisor.drain(Duration::from_secs(1)));
+    assert_eq!(drained.unrun, 1, "{drained}");
 }
 
 fn runtime() -> tokio::runtime::Runtime {

@@ -13,6 +13,7 @@ use std::{
 use super::{
     failure::{Failure, FailureKind, Payload, contained, named},
     limit::Limit,
+    state::Early,
 };
 use crate::{
     TaskResult,
@@ -125,6 +126,15 @@ impl Closer {
     pub(crate) fn limited(mut self, limit: Duration) -> Self {
         self.limit = Some(limit);
         self
+    }
+
+    /// What stands for it while it runs ahead of the teardown.
+    pub(super) fn early(&self, limit: Duration) -> Early {
+        Early {
+            key: self.key,
+            at: self.at,
+            limit: self.limit.unwrap_or(limit),
+        }
     }
 
     pub(super) fn is_sync(&self) -> bool {

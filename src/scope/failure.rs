@@ -170,7 +170,6 @@ pub(crate) fn contained<T>(code: impl FnOnce() -> T) -> Result<T, Payload> {
 }
 
 /// Runs application code of which nothing is wanted, not even its panic.
-#[cfg(any(feature = "bridge", feature = "compression", feature = "net"))]
 pub(crate) fn quietly(code: impl FnOnce()) {
     let _ = contained(code);
 }

@@ -88,7 +88,7 @@ where
             Some(last) => *last,
             None => {
                 let result = ready!(poll_handler(this.owner, this.inner.as_mut(), cx));
-                this.inner.set(None);
+                this.owner.marked(|| this.inner.set(None));
                 match result {
                     None => {
                         end_before_head(this.owner, this.finisher, Outcome::Cancelled, None, ());

@@ -17,7 +17,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::Waker,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use http::{Extensions, Method, Uri, Version};
@@ -27,7 +27,7 @@ use super::{
     annex::Annex,
     closers::Closer,
     connection::Connection,
-    failure::{Failure, FailureKind, contained, panic_message},
+    failure::{Failure, FailureKind, contained, panic_message, quietly},
     options::Options,
     state::{LastWords, Phase, Release, ShutBy, State, Verdict, failure_status},
     teardown,
@@ -206,21 +206,23 @@ impl Scope {
         if state.phase != Phase::Live {
             return Started::Before;
         }
-        state.begin(outcome, cause.clone(), self.opened.get().is_some());
-        let natural = state.natural;
+        state.begin(outcome, cause, self.opened.get().is_some());
+        // As it is decided: a task may have failed under a body that ended by itself.
+        let (outcome, cause) = (state.outcome, state.cause.clone());
+        let clean = outcome.is_complete();
         self.interrupted.store(from_outside, Ordering::Release);
         // Read in the same critical section that moves the phase: an owner that goes later
         // finds the end started, and tears down itself.
         let owner_gone = state.owner_gone;
         let waker = state.waker.take_if(|_| from_outside);
-        let signals = state.signals.end_started(natural);
-        let shut_by = if natural {
+        let signals = state.signals.end_started(clean);
+        let shut_by = if clean {
             ShutBy::Nobody
         } else {
             state.shut_by()
         };
         let (children, tasks) = match &mut state.work {
-            Some(work) if !natural => (
+            Some(work) if !clean => (
                 work.children.clone(),
                 from_outside.then(|| work.tasks.cancel_all()),
             ),
@@ -238,7 +240,7 @@ impl Scope {
             return Started::WithoutOwner;
         }
         if let Some(waker) = waker {
-            waker.wake();
+            quietly(|| waker.wake());
         }
         Started::UnderOwner
     }
@@ -300,8 +302,8 @@ impl Scope {
         let settled = state.settled;
         let work = state.work();
         work.closing = None;
-        if work.early > 0 {
-            return Step::Wait;
+        if let Some(limit) = work.early.iter().map(|early| early.limit).max() {
+            return Step::Wait(limit);
         }
         if let Some(closer) = work.closers.pop() {
             work.closing = Some(closer.at);
@@ -420,8 +422,8 @@ pub(super) enum Parting {
 
 /// What the teardown does next.
 pub(super) enum Step {
-    /// A closer runs ahead of the teardown, on behalf of its key: wait for it.
-    Wait,
+    /// A closer runs ahead of the teardown, on behalf of its key: wait for it, at most so long.
+    Wait(Duration),
     /// Run this closer.
     Run(Closer, Ending),
     /// Close this; closers may have been registered when it is done.

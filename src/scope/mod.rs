@@ -94,7 +94,6 @@ pub(crate) use closers::Closer;
 pub(crate) use closers::Unrun;
 pub(crate) use entry::sealed::Sealed;
 pub use entry::{MissingLayer, View};
-#[cfg(any(feature = "bridge", feature = "compression", feature = "net"))]
 pub(crate) use failure::quietly;
 pub use failure::{Failure, FailureKind};
 pub(crate) use failure::{Payload, contained, sources};

@@ -1,9 +1,9 @@
 //! What goes out through `tracing` and `metrics`, where those features are on.
 
 use super::machine::Scope;
-use crate::outcome::EndReport;
 #[cfg(feature = "metrics")]
 use crate::outcome::Outcome;
+use crate::{error::Cause, outcome::EndReport};
 
 /// Whether anybody listens, so that clocks are worth reading.
 pub(super) const ON: bool = cfg!(any(feature = "tracing", feature = "metrics"));
@@ -28,6 +28,22 @@ pub(super) fn unrun(scope: &Scope) {
         "closers did not run to their end"
     );
     let _ = scope;
+}
+
+/// A closer has failed that ran behind the end, when the report was out.
+pub(super) fn failed_late(scope: &Scope, cause: &Cause) {
+    #[cfg(feature = "tracing")]
+    tracing::error!(
+        target: "bodyguard",
+        scope = scope.id(),
+        method = %scope.method,
+        path = scope.uri.path(),
+        error = %cause,
+        "closer failed behind the end report"
+    );
+    #[cfg(feature = "metrics")]
+    metrics::counter!("bodyguard_closers_failed_total").increment(1);
+    let _ = (scope, cause);
 }
 
 /// A hook for end reports has panicked. There is no report left to put that into.

@@ -2,8 +2,9 @@
 
 use std::{
     future::poll_fn,
+    mem,
     sync::{Arc, atomic::Ordering},
-    task::Poll,
+    task::{Poll, Waker},
     time::{Duration, Instant},
 };
 
@@ -12,9 +13,10 @@ use http::Response;
 use super::{
     close::ResponseScope,
     closers::Closer,
+    failure::{Failure, FailureKind, named},
     machine::{Scope, Started},
     options::ShutdownKind,
-    state::{Phase, ShutBy, State},
+    state::{Early, Phase, ShutBy, State},
 };
 use crate::{
     content_encoding,
@@ -83,16 +85,18 @@ impl Scope {
             let mut state = self.lock();
             let closer = Self::take_from(&mut state, key)?;
             // In the same critical section: the teardown must not overtake it.
-            state.work().early += 1;
+            let limit = state.options(&self).closer_limit();
+            let early = closer.early(limit);
+            state.work().early.push(early);
             let ending = match state.phase {
                 // Nothing is delivered yet: the safe reading is that the application gave up.
                 Phase::Live => state.ending_as(&self, Outcome::Cancelled),
                 Phase::Ending | Phase::Done => state.ending(&self),
             };
-            (closer, ending, state.options(&self).closer_limit())
+            (closer, ending, limit)
         };
         let mut alone = Alone::new(&self, &closer);
-        alone.early = true;
+        alone.early = Some(key);
         let result = closer.run(ending, limit).await;
         let outcome = result.as_ref().map(|_| ()).map_err(|f| f.cause.clone());
         alone.ran = true;
@@ -106,7 +110,7 @@ impl Scope {
             let waker = cx.waker().clone();
             let replaced = {
                 let mut state = self.lock();
-                if state.work().early == 0 {
+                if state.work().early.is_empty() {
                     return Poll::Ready(());
                 }
                 state.work().early_waiter.replace(waker)
@@ -117,16 +121,28 @@ impl Scope {
         .await;
     }
 
-    /// The teardown has waited long enough, or cannot wait.
-    pub(super) fn forget_early(&self) {
-        self.lock().work().early = 0;
+    /// The teardown cannot wait for them.
+    pub(super) fn forget_early(&self) -> Vec<Early> {
+        mem::take(&mut self.lock().work().early)
     }
 
-    fn early_ended(&self) {
+    /// The teardown has waited long enough: whoever runs them does not poll them.
+    pub(super) fn early_overran(&self) {
+        let overran = self.forget_early();
+        let mut state = self.lock();
+        for Early { at, limit, .. } in overran {
+            let what = named("closer", at);
+            state.work().stuck.push(what.clone());
+            let overran = Failure::new(FailureKind::OverranLimit { what, limit });
+            state.note_failure(Outcome::Failed, overran.into());
+        }
+    }
+
+    fn early_ended(&self, key: u64) {
         let waiter = {
             let mut state = self.lock();
             let work = state.work();
-            work.early = work.early.saturating_sub(1);
+            work.early.retain(|early| early.key != key);
             work.early_waiter.take()
         };
         if let Some(waiter) = waiter {
@@ -279,8 +295,8 @@ struct Alone {
     scope: Arc<Scope>,
     _background: Background,
     ran: bool,
-    /// The teardown waits for it.
-    early: bool,
+    /// The teardown waits for it, by its key.
+    early: Option<u64>,
 }
 
 impl Alone {
@@ -290,7 +306,7 @@ impl Alone {
             scope: scope.clone(),
             _background: scope.supervisor().background(name),
             ran: false,
-            early: false,
+            early: None,
         }
     }
 }
@@ -301,8 +317,8 @@ impl Drop for Alone {
             self.scope.closer_unrun();
             super::observe::unrun(&self.scope);
         }
-        if self.early {
-            self.scope.early_ended();
+        if let Some(key) = self.early {
+            self.scope.early_ended(key);
         }
     }
 }
@@ -358,7 +374,7 @@ impl Member for Scope {
         let work = state.work();
         let mut what: Vec<_> = work.tasks.names().collect();
         if let Some(at) = work.closing {
-            what.push(super::failure::named("closer", at));
+            what.push(named("closer", at));
         }
         what.extend(state.annex_running());
         if what.is_empty() {
@@ -382,7 +398,28 @@ impl Scope {
         if let Some(connection) = self.ends_with_its_connection().filter(|_| cuts) {
             connection.end_in_reset();
         }
-        self.interrupt(Outcome::Shutdown, None);
+        if !self.interrupt(Outcome::Shutdown, None) && aborts {
+            self.cut_short();
+        }
+    }
+
+    /// Its end has come, and waits for tasks: there is no more time for them.
+    fn cut_short(self: &Arc<Self>) {
+        let (cancellation, joiner) = {
+            let mut state = self.lock();
+            let waits = state.work.as_mut().filter(|work| !work.tasks.is_idle());
+            let Some(work) = waits else { return };
+            if work.tasks.cancelling {
+                return;
+            }
+            work.shut_by = ShutBy::Abort;
+            let told = (work.tasks.cancel_all(), work.tasks.joiner.take());
+            let outcome = Outcome::Shutdown;
+            state.note_failure(outcome, Failure::new(FailureKind::Ended { outcome }).into());
+            told
+        };
+        self.cancel_unpolled(cancellation);
+        joiner.into_iter().for_each(Waker::wake);
     }
 
     /// Ends a child with its parent, and by whatever ended that.

@@ -2,7 +2,7 @@
 
 use tokio_util::sync::CancellationToken;
 
-use super::{machine::Scope, state::Phase};
+use super::{failure::quietly, machine::Scope, state::Phase};
 use crate::outcome::Outcome;
 
 /// Each token is made at the first request for it, under the scope's lock.
@@ -49,11 +49,9 @@ pub(super) struct Fire(Option<CancellationToken>, Option<CancellationToken>);
 
 impl Fire {
     pub(super) fn fire(self) {
-        if let Some(token) = self.0 {
-            token.cancel();
-        }
-        if let Some(token) = self.1 {
-            token.cancel();
+        for token in [self.0, self.1].into_iter().flatten() {
+            // A waker that panics keeps nobody else from what follows.
+            quietly(|| token.cancel());
         }
     }
 }

@@ -101,8 +101,8 @@ pub(super) struct Work {
     /// The closer that runs now, by its place.
     pub(super) closing: Option<&'static Location<'static>>,
     pub(super) next_key: u64,
-    /// Closers that run ahead of the teardown, by their keys; it waits for them.
-    pub(super) early: usize,
+    /// Closers that run ahead of the teardown; it waits for them.
+    pub(super) early: Vec<Early>,
     pub(super) early_waiter: Option<Waker>,
     pub(super) tasks: Tasks,
     pub(super) last_words: Option<LastWords>,
@@ -123,6 +123,13 @@ pub(super) struct Work {
     pub(super) lost: u64,
     pub(super) errors: Vec<Cause>,
     pub(super) stuck: Vec<String>,
+}
+
+/// A closer that runs ahead of the teardown.
+pub(super) struct Early {
+    pub(super) key: u64,
+    pub(super) at: &'static Location<'static>,
+    pub(super) limit: Duration,
 }
 
 impl Work {
@@ -148,7 +155,7 @@ impl Work {
             && self.after_end.is_empty()
             && self.tasks.is_idle()
             && self.children.is_empty()
-            && self.early == 0
+            && self.early.is_empty()
             // Last: it closes.
             && self.annex.close_if_idle()
     }
@@ -208,7 +215,7 @@ impl State {
                 after_end: Vec::new(),
                 closing: None,
                 next_key: 0,
-                early: 0,
+                early: Vec::new(),
                 early_waiter: None,
                 tasks,
                 last_words: None,

@@ -7,7 +7,7 @@ use tokio::{sync::Semaphore, task::AbortHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    failure::{Failure, FailureKind, named},
+    failure::{Failure, FailureKind, named, quietly},
     options::FailurePolicy,
 };
 use crate::{error::Cause, outcome::Outcome};
@@ -247,16 +247,16 @@ pub(super) struct Cancellation {
 impl Cancellation {
     /// True if that ends a body.
     pub(super) fn carry_out(self) -> bool {
+        // Each of them is told, whatever the others say, and whatever their wakers do.
         if let Some(token) = self.token {
-            token.cancel();
+            quietly(|| token.cancel());
         }
         for abort in self.aborts {
-            abort.abort();
+            quietly(|| abort.abort());
         }
-        // Each of them is told, whatever the others say.
         let mut ends = false;
         for feed in self.feeds {
-            ends |= feed.refuse();
+            quietly(|| ends |= feed.refuse());
         }
         ends
     }

@@ -36,10 +36,9 @@ pub(super) fn teardown(scope: Arc<Scope>) -> Teardown {
         let mut overran = guard.scope.end_annex_tasks().await;
         loop {
             match guard.scope.next_step() {
-                Step::Wait => {
-                    let limit = guard.scope.lock().options(&guard.scope).closer_limit();
+                Step::Wait(limit) => {
                     if within(limit, guard.scope.early_done()).await.is_none() {
-                        guard.scope.forget_early();
+                        guard.scope.early_overran();
                     }
                 }
                 Step::Run(closer, ending) => {
@@ -248,12 +247,16 @@ impl Scope {
         counts.closers_failed += 1;
         if failed.ran {
             counts.closers_run += 1;
-        } else {
-            counts.closers_unrun += 1;
         }
+        // Behind the end nobody else tells: hooks have had their report.
+        let late = (state.phase == Phase::Done).then(|| failed.cause.clone());
         state.note_failure(failed.outcome, failed.cause);
         drop(state);
+        if let Some(cause) = late {
+            super::observe::failed_late(self, &cause);
+        }
         if !failed.ran {
+            self.closer_unrun();
             super::observe::unrun(self);
         }
     }
@@ -268,7 +271,7 @@ impl Scope {
         self.name_annex();
         loop {
             match self.next_step() {
-                Step::Wait => self.forget_early(),
+                Step::Wait(_) => drop(self.forget_early()),
                 Step::Run(closer, ending) => self.run_or_count(closer, ending),
                 Step::Close(annex) => self.abandon_annex(&annex),
                 Step::Settled(_) => {}
@@ -295,7 +298,14 @@ impl Scope {
     }
 
     pub(super) fn closer_unrun(&self) {
-        self.lock().work().counts.closers_unrun += 1;
+        let mut state = self.lock();
+        state.work().counts.closers_unrun += 1;
+        // What is counted at the release was counted without it.
+        let late = state.phase == Phase::Done && !state.lingering;
+        drop(state);
+        if late {
+            self.supervisor().count_unrun();
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use http_body::{Body, Frame, SizeHint};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::failure::{contained, sources};
+use super::failure::{contained, quietly, sources};
 use crate::error::BoxError;
 
 /// Frames read away per poll, before others have their turn.
@@ -210,8 +210,26 @@ struct State {
     waker: Option<Waker>,
 }
 
-/// A request body of which only the length of its frames is looked at.
-type Unread = Pin<Box<dyn Lengths>>;
+/// A request body of which only the length of its frames is looked at. Nobody hears of a panic in its
+/// drop: the handler has let go of it.
+struct Unread(Option<Pin<Box<dyn Lengths>>>);
+
+impl Unread {
+    /// A panic counts as its end.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<u64, BoxError>>> {
+        let Some(body) = &mut self.0 else {
+            return Poll::Ready(None);
+        };
+        contained(|| body.as_mut().poll_length(cx)).unwrap_or(Poll::Ready(None))
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        let body = self.0.take();
+        quietly(|| drop(body));
+    }
+}
 
 trait Lengths: Send {
     /// As `poll_frame`, with the length of the data.
@@ -258,7 +276,7 @@ impl Upload {
 
     /// The request body was dropped before its end.
     fn unread(&self, body: impl Lengths + 'static) {
-        if self.keep(Box::pin(body)) {
+        if self.keep(Unread(Some(Box::pin(body)))) {
             let waker = self.state().waker.take();
             waker.into_iter().for_each(Waker::wake);
         }
@@ -290,11 +308,7 @@ impl Upload {
         };
         // Polled outside the lock: it is the server's code, or the application's.
         for _ in 0..AT_ONCE {
-            // A panic in it is nothing to a handler that let go of it.
-            let Ok(polled) = contained(|| body.as_mut().poll_length(cx)) else {
-                return false;
-            };
-            match polled {
+            match body.poll(cx) {
                 Poll::Ready(Some(Ok(length))) => {
                     if !self.allows(length) {
                         return false;

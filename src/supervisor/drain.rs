@@ -5,6 +5,7 @@ use std::{fmt, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
 use super::{Released, Supervisor};
+use crate::scope::quietly;
 
 /// What a drain found: how many scopes ended in which way, and what was left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,6 +63,10 @@ impl Tally {
         }
         self.report.unrun += unrun;
     }
+
+    pub(super) fn count_unrun(&mut self) {
+        self.report.unrun += 1;
+    }
 }
 
 /// That long from now; a time too far away to be counted is as good as in thirty years.
@@ -109,7 +114,7 @@ impl Supervisor {
                 member.abort();
             }
             // Behind them: they may say how their connections are to end.
-            self.inner.aborting.cancel();
+            quietly(|| self.inner.aborting.cancel());
             self.idle_by(end).await;
         }
         let mut report = self.tally().report.clone();

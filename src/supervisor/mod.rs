@@ -26,6 +26,8 @@ use registry::Registry;
 
 use drain::Tally;
 
+use crate::scope::quietly;
+
 /// What the supervisor asks of a scope.
 pub(crate) trait Member: Send + Sync {
     /// What it holds right now.
@@ -163,7 +165,8 @@ impl Supervisor {
 
     fn announce(&self) {
         self.inner.is_draining.store(true, Ordering::Release);
-        self.inner.draining.cancel();
+        // Whose waker panics keeps nobody else from being told.
+        quietly(|| self.inner.draining.cancel());
     }
 
     /// A token that fires when the shutdown begins. A child: cancelling it stops nobody else.
@@ -200,6 +203,13 @@ impl Supervisor {
         drop(removed);
         if self.is_draining() {
             self.inner.changed.notify_waiters();
+        }
+    }
+
+    /// One more closer did not run, of a scope that was released before.
+    pub(crate) fn count_unrun(&self) {
+        if self.is_draining() {
+            self.tally().count_unrun();
         }
     }
 

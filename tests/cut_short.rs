@@ -1,0 +1,139 @@
+//! Ends that had come by themselves, and what cuts them short: the drain's deadline, a failed task.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bodyguard::{
+    Cleanup, Disconnect, Outcome, Shutdown, Stack, Supervisor, TaskGroup, close,
+    scope::FailurePolicy, testing::Script,
+};
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use tower::{Layer, ServiceExt, service_fn};
+
+type Endings = Arc<Mutex<Vec<(Outcome, bool)>>>;
+
+/// How the task that holds the end up would run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Task {
+    Plain,
+    IgnoresItsToken,
+    Blocking,
+}
+
+fn spawn(group: &TaskGroup, task: Task) {
+    match task {
+        Task::Plain => drop(group.spawn(std::future::pending())),
+        Task::IgnoresItsToken => drop(group.spawn_graceful(|_| std::future::pending())),
+        Task::Blocking => drop(group.spawn_blocking(|token| {
+            while !token.is_cancelled() {
+                std::thread::yield_now();
+            }
+            Ok(())
+        })),
+    }
+}
+
+/// The body has ended and its end waits for a task, when the drain has no more time: tasks are cancelled,
+/// and closers run, knowing that this was no success.
+#[tokio::test(start_paused = true)]
+async fn a_drain_aborts_what_waits_for_its_tasks() {
+    for task in [Task::Plain, Task::IgnoresItsToken] {
+        cut_short(task, Duration::from_secs(8)).await;
+    }
+}
+
+/// The same for code on a thread, under a clock that runs.
+#[tokio::test]
+async fn a_drain_tells_blocking_tasks_that_are_waited_for() {
+    cut_short(Task::Blocking, Duration::from_millis(200)).await;
+}
+
+async fn cut_short(task: Task, deadline: Duration) {
+    let soon = Shutdown::finish_within(deadline / 4);
+    for policy in [Shutdown::finish(), soon] {
+        for left in [false, true] {
+            let (endings, supervisor) = (Endings::default(), Supervisor::new());
+            let log = endings.clone();
+            let stack = Stack::new()
+                .supervisor(&supervisor)
+                .shutdown(policy.clone());
+            let service = stack.layer(service_fn(move |request: Request<()>| {
+                let log = log.clone();
+                Cleanup::of(&request).unwrap().defer(|ending| async move {
+                    let seen = (ending.outcome(), ending.succeeded());
+                    log.lock().unwrap().push(seen);
+                    Ok(())
+                });
+                spawn(&TaskGroup::of(&request).unwrap(), task);
+                let body = Script::new().data("a").pending();
+                std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+            }));
+            let response = service.oneshot(Request::new(())).await.unwrap();
+            let mut body = response.into_body();
+            body.frame().await.unwrap().unwrap();
+            let held = tokio::time::timeout(deadline / 8, body.frame()).await;
+            assert!(held.is_err(), "the end waits for the task");
+            // Left by its reader, the teardown goes on by itself.
+            let reading = (!left).then(|| tokio::spawn(async move { body.frame().await }));
+            let drained = supervisor.drain(deadline).await;
+            let what = format!("{task:?}, left: {left}: {drained}");
+            assert_eq!(
+                *endings.lock().unwrap(),
+                [(Outcome::Shutdown, false)],
+                "{what}"
+            );
+            assert_eq!((drained.aborted, drained.unrun), (1, 0), "{what}");
+            assert!(drained.stuck.is_empty(), "{what}");
+            if let Some(reading) = reading {
+                assert!(reading.await.unwrap().unwrap().is_err(), "{what}");
+            }
+        }
+    }
+}
+
+/// A task fails, and with it the response, whose body then ends by itself: whoever watches is told, as by any
+/// other failure.
+#[tokio::test(start_paused = true)]
+async fn a_failed_task_is_no_natural_end() {
+    for policy in [FailurePolicy::CancelSiblings, FailurePolicy::KeepOthers] {
+        for held in [false, true] {
+            for fed in [false, true] {
+                let mut made = None;
+                let stack = Stack::new().failure_policy(policy);
+                let service = stack.layer(service_fn(|request: Request<()>| {
+                    let group = TaskGroup::of(&request).unwrap();
+                    let disconnect = Disconnect::of(&request).unwrap();
+                    let hold = held.then(|| Cleanup::of(&request).unwrap().hold());
+                    made = Some((disconnect, hold));
+                    let failing = async { Err::<(), bodyguard::BoxError>("disk".into()) };
+                    let body = if fed {
+                        let body = group.body(|tx| async move {
+                            tx.send("a").await?;
+                            failing.await
+                        });
+                        body.boxed_unsync()
+                    } else {
+                        drop(group.spawn(failing));
+                        let body = Script::new().data("a").pending();
+                        body.map_err(bodyguard::BodyError::new).boxed_unsync()
+                    };
+                    std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+                }));
+                let mut response = service.oneshot(Request::new(())).await.unwrap();
+                let (disconnect, hold) = made.unwrap();
+                let token = disconnect.token();
+                let what = format!("{policy:?}, held: {held}, fed: {fed}");
+                assert!(!token.is_cancelled(), "{what}");
+                response.body_mut().collect().await.unwrap_err();
+                assert!(token.is_cancelled() && disconnect.is_gone(), "{what}");
+                drop(hold);
+                let report = close(response).await.unwrap_err().into_report();
+                assert_eq!(report.outcome(), Outcome::Failed, "{what}");
+            }
+        }
+    }
+}
