@@ -4,7 +4,6 @@ use std::{
     error::Error,
     fmt,
     sync::{Arc, atomic::Ordering},
-    time::Instant,
 };
 
 use http::{Extensions, Request};
@@ -12,7 +11,6 @@ use http::{Extensions, Request};
 use super::{
     machine::{Opening, Scope},
     options::Options,
-    spawning::outdate,
 };
 
 /// A handle that handlers extract: a door into the scope of their request.
@@ -176,33 +174,5 @@ impl Arriving<'_> {
             options,
             movable: self.movable,
         }
-    }
-}
-
-impl Scope {
-    /// Takes over what an inner layer sets.
-    fn join_options(&self, inner: &Arc<Options>) {
-        if inner.is_empty() {
-            return;
-        }
-        if inner.clock {
-            self.opened.get_or_init(Instant::now);
-        }
-        let mut state = self.lock();
-        let merged = state.options(self).merged(inner);
-        let replaced = state.merged.replace(Arc::new(merged));
-        if let Some(policy) = inner.failure_policy {
-            state.policy = policy;
-            if let Some(work) = &mut state.work {
-                work.tasks.set_policy(policy);
-            }
-        }
-        let tasks = state.work.as_mut().map(|work| &mut work.tasks);
-        let follows = tasks.filter(|tasks| inner.max_tasks.is_some() && !tasks.own_places);
-        let outdated = follows.and_then(|tasks| tasks.places.take());
-        // Behind the lock: hooks and wakers are the application's.
-        drop(state);
-        drop(replaced);
-        outdate(outdated);
     }
 }

@@ -18,7 +18,7 @@ use super::{
     entry::{Arriving, Entered, View, enter},
     future::ScopeFuture,
     movable::{MovableBody, MovableFuture},
-    options::{FailurePolicy, Options, Shutdown},
+    options::{Choice, FailurePolicy, Options, Shutdown},
     owner::{Finisher, Owner},
     stall::Watchdog,
     upload::DrainRequest,
@@ -33,7 +33,9 @@ use crate::{
 ///
 /// The first scope layer that a request meets opens the scope; those further in join it, so the
 /// order of layers does not matter and teardown has one order. An option set on an inner layer wins
-/// over an outer one; `on_end` hooks add up; the outermost layer's supervisor is everyone's.
+/// over an outer one, and what a handler or middleware sets for its response (with
+/// [`TaskGroup::set_join_limit`](crate::TaskGroup::set_join_limit), for instance) over any layer's; `on_end`
+/// hooks add up; the outermost layer's supervisor is everyone's.
 ///
 /// Known by the names of its views: [`CleanupLayer`](crate::CleanupLayer),
 /// [`TaskGroupLayer`](crate::TaskGroupLayer), [`DisconnectLayer`](crate::DisconnectLayer),
@@ -126,12 +128,12 @@ impl<V, M> ScopeLayer<V, M> {
     /// How long tasks are waited for at a natural end (30 s); then they are cancelled, and the
     /// response fails. Also how long aborted tasks are waited for.
     pub fn join_limit(self, limit: Duration) -> Self {
-        self.with(|options| options.join_limit = Some(limit))
+        self.with(|options| options.join_limit = Choice::Layer(limit))
     }
 
     /// How long cancelled graceful tasks have before they are aborted (1 s).
     pub fn cancel_grace(self, grace: Duration) -> Self {
-        self.with(|options| options.cancel_grace = Some(grace))
+        self.with(|options| options.cancel_grace = Choice::Layer(grace))
     }
 
     /// How long an error waits behind the last frame (10 ms).
@@ -144,7 +146,7 @@ impl<V, M> ScopeLayer<V, M> {
 
     /// What a failing task does to its siblings (`CancelSiblings`).
     pub fn failure_policy(self, policy: FailurePolicy) -> Self {
-        self.with(|options| options.failure_policy = Some(policy))
+        self.with(|options| options.failure_policy = Choice::Layer(policy))
     }
 
     /// How many tasks of a response may run at once (no limit).
@@ -152,10 +154,9 @@ impl<V, M> ScopeLayer<V, M> {
     /// Counted are tasks spawned under this layer, not the producers of
     /// [`body`](crate::TaskGroup::body) and the sources of [`merge`](crate::TaskGroup::merge). One more is
     /// refused ([`SpawnError::is_full`](crate::task_group::SpawnError::is_full)), or waits in
-    /// [`spawn_when_free`](crate::TaskGroup::spawn_when_free). A limit that a handler or middleware sets with
-    /// [`TaskGroup::set_max_tasks`](crate::TaskGroup::set_max_tasks) wins.
+    /// [`spawn_when_free`](crate::TaskGroup::spawn_when_free).
     pub fn max_tasks(self, max: usize) -> Self {
-        self.with(|options| options.max_tasks = Some(max))
+        self.with(|options| options.max_tasks = Choice::Layer(max))
     }
 
     /// What a draining supervisor does to these responses (`Shutdown::finish()`).

@@ -42,6 +42,7 @@
 // | `movable`, `cell`, `stall` | the mode in which an owner can be taken from its server, and the stall watchdog |
 // | `inner`, `failing` | how the inner body is asked, and how a body that fails says so |
 // | `judge` | what a step of the inner body means for its client |
+// | `options`, `settings` | what layers can set, and how that of one scope changes |
 // | `rpc` | how a gRPC call came out, as its headers and trailers say |
 // | `owner` | the owner's two guards: one starts the end, one tears down |
 // | `tasks`, `spawning`, `tracked`, `joining` | the tasks, how they come and end, one of them, and how they are joined |
@@ -75,6 +76,7 @@ mod options;
 mod owner;
 mod register;
 mod rpc;
+mod settings;
 mod signals;
 mod spawning;
 mod stall;
