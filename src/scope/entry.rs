@@ -10,7 +10,7 @@ use http::{Extensions, Request};
 
 use super::{
     machine::{Opening, Scope},
-    options::Options,
+    options::{Hooks, Options},
 };
 
 /// A handle that handlers extract: a door into the scope of their request.
@@ -150,12 +150,15 @@ pub(super) fn enter<B>(request: &mut Request<B>, arriving: &Arriving<'_>) -> Ent
         return Entered::Joined(entry.scope.clone());
     }
     let (parent, views) = (entry.scope.clone(), entry.views | arriving.views);
-    let mut options = parent.lock().options(&parent).merged(arriving.options);
-    if !cloned {
+    let hooks = match cloned {
+        true => Hooks::Both,
         // The same response is the parent's, too: its hooks hear of it there.
-        options.on_end.clone_from(&arriving.options.on_end);
-    }
-    let options = Arc::new(options);
+        false => Hooks::Inner,
+    };
+    let options = {
+        let state = parent.lock();
+        arriving.options.inside(state.options(&parent), hooks)
+    };
     let scope = Scope::open(&arriving.opening(request, &options), Some(&parent));
     request.extensions_mut().insert(Entry {
         scope: scope.clone(),

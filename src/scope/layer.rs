@@ -35,7 +35,9 @@ use crate::{
 /// order of layers does not matter and teardown has one order. An option set on an inner layer wins
 /// over an outer one, and what a handler or middleware sets for its response (with
 /// [`TaskGroup::set_join_limit`](crate::TaskGroup::set_join_limit), for instance) over any layer's; `on_end`
-/// hooks add up; the outermost layer's supervisor is everyone's.
+/// hooks add up; the outermost layer's supervisor is everyone's. An inner layer with options keeps them merged
+/// with those of the first layer that it met further out, hooks included, as long as it exists: no request
+/// pays for that.
 ///
 /// Known by the names of its views: [`CleanupLayer`](crate::CleanupLayer),
 /// [`TaskGroupLayer`](crate::TaskGroupLayer), [`DisconnectLayer`](crate::DisconnectLayer),
@@ -280,7 +282,9 @@ impl<V, M> ScopeLayer<V, M> {
     }
 
     fn with(mut self, set: impl FnOnce(&mut Options)) -> Self {
-        set(Arc::make_mut(&mut self.options));
+        let mut options = Options::clone(&self.options);
+        set(&mut options);
+        self.options = Arc::new(options);
         self
     }
 }

@@ -1,7 +1,11 @@
 //! What a layer can set. Each option is set or not, so that inner layers override outer ones singly, and
 //! what is set for one response overrides them all.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -180,6 +184,45 @@ pub(crate) struct Options {
     pub(super) stall: Option<Arc<Watchdog>>,
     /// How long work may go on without its client.
     pub(super) detachable: Option<Duration>,
+    /// Made for one request: a merge with it is of no use for the next.
+    pub(super) passing: bool,
+    pub(super) memo: Memo,
+}
+
+/// Who hears of the end of a scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hooks {
+    /// Those of the layer further in, too.
+    Both,
+    /// Only those: the others hear of it from the scope around.
+    Inner,
+}
+
+/// The first merge that a layer was asked for, so that it is made once.
+///
+/// One, since nearly all requests come to a layer through the same neighbour. Of that it keeps what it set as
+/// long as the layer exists; weakly itself, which may be this layer, or keep a merge with it. The address
+/// is nobody else's meanwhile.
+#[derive(Default)]
+pub(super) struct Memo(OnceLock<Merge>);
+
+struct Merge {
+    outer: Weak<Options>,
+    hooks: Hooks,
+    merged: Arc<Options>,
+}
+
+impl Merge {
+    fn is_of(&self, outer: &Arc<Options>, hooks: Hooks) -> bool {
+        Weak::as_ptr(&self.outer) == Arc::as_ptr(outer) && self.hooks == hooks
+    }
+}
+
+impl Clone for Memo {
+    /// Options are copied to be changed: no merge is theirs any more.
+    fn clone(&self) -> Self {
+        Self::default()
+    }
 }
 
 impl Default for Options {
@@ -200,6 +243,8 @@ impl Default for Options {
             annex: None,
             stall: None,
             detachable: None,
+            passing: false,
+            memo: Memo::default(),
         }
     }
 }
@@ -246,9 +291,29 @@ impl Options {
             && self.detachable.is_none()
     }
 
-    /// These options with those of a layer further in: the innermost wins, unless this is
-    /// set for the response; hooks add up. The supervisor stays.
-    pub(super) fn merged(&self, inner: &Options) -> Options {
+    /// Those of a layer further out, or of a scope, with these of a layer.
+    pub(super) fn inside(&self, outer: &Arc<Options>, hooks: Hooks) -> Arc<Options> {
+        let merge = |passing| Arc::new(outer.merged(self, hooks, passing));
+        if outer.passing {
+            return merge(true);
+        }
+        let first = self.memo.0.get_or_init(|| Merge {
+            outer: Arc::downgrade(outer),
+            hooks,
+            merged: merge(false),
+        });
+        if first.is_of(outer, hooks) {
+            return first.merged.clone();
+        }
+        merge(true)
+    }
+
+    /// The innermost wins, unless this is set for the response; hooks add up. The supervisor stays.
+    fn merged(&self, inner: &Options, hooks: Hooks, passing: bool) -> Options {
+        let outers = match hooks {
+            Hooks::Both => &*self.on_end,
+            Hooks::Inner => &[],
+        };
         Options {
             supervisor: self.supervisor.clone(),
             clock: self.clock || inner.clock,
@@ -263,10 +328,12 @@ impl Options {
                 .succeeded_when
                 .clone()
                 .or_else(|| self.succeeded_when.clone()),
-            on_end: self.on_end.iter().chain(&inner.on_end).cloned().collect(),
+            on_end: outers.iter().chain(&inner.on_end).cloned().collect(),
             annex: inner.annex.clone().or_else(|| self.annex.clone()),
             stall: inner.stall.clone().or_else(|| self.stall.clone()),
             detachable: inner.detachable.or(self.detachable),
+            passing,
+            memo: Memo::default(),
         }
     }
 }
@@ -288,3 +355,6 @@ impl fmt::Debug for Options {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

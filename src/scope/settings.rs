@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     machine::Scope,
-    options::{Choice, FailurePolicy, Options},
+    options::{Choice, FailurePolicy, Hooks, Options},
     stall::Watchdog,
 };
 use crate::outcome::EndReport;
@@ -25,19 +25,15 @@ impl Scope {
             self.opened.get_or_init(Instant::now);
         }
         self.replace_options(|outer| {
-            let merged = outer.merged(inner);
+            let merged = inner.inside(outer, Hooks::Both);
             let limits = inner.max_tasks != Choice::Unset && merged.max_tasks == inner.max_tasks;
-            (Arc::new(merged), limits)
+            (merged, limits)
         });
     }
 
     /// Lets at most so many tasks run at once, of those that take a place.
     pub(crate) fn set_max_tasks(&self, max: usize) {
-        self.replace_options(|options| {
-            let mut options = Options::clone(options);
-            options.max_tasks = Choice::Response(max);
-            (Arc::new(options), true)
-        });
+        self.set_counting(true, |options| options.max_tasks = Choice::Response(max));
     }
 
     /// Sets what a failing task does to its siblings.
@@ -71,10 +67,15 @@ impl Scope {
     }
 
     fn set(&self, set: impl FnOnce(&mut Options)) {
+        self.set_counting(false, set);
+    }
+
+    fn set_counting(&self, recounts: Recounts, set: impl FnOnce(&mut Options)) {
         self.replace_options(|options| {
             let mut options = Options::clone(options);
+            options.passing = true;
             set(&mut options);
-            (Arc::new(options), false)
+            (Arc::new(options), recounts)
         });
     }
 
