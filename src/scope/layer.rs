@@ -1,30 +1,17 @@
-//! The layer and service of every view: they differ in a type parameter only.
+//! The layer of every view: they differ in a type parameter only.
 
-use std::{
-    fmt,
-    marker::PhantomData,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
-use http::{Request, Response, StatusCode};
-use http_body::Body;
+use http::StatusCode;
 use tower_layer::Layer;
-use tower_service::Service;
 
 use super::{
-    body::ScopeBody,
-    entry::{Arriving, Entered, View, enter},
-    future::ScopeFuture,
-    movable::{MovableBody, MovableFuture},
     options::{Choice, FailurePolicy, Options, Shutdown},
-    owner::{Finisher, Owner},
+    service::ScopeService,
     stall::Watchdog,
     upload::DrainRequest,
 };
 use crate::{
-    error::BoxError,
     outcome::{EndReport, Outcome},
     supervisor::Supervisor,
 };
@@ -64,7 +51,7 @@ use crate::{
 /// (`tower::util::option_layer` wants the same response body with and without: box it in the option.)
 #[must_use = "a layer does nothing unless it is applied to a service"]
 pub struct ScopeLayer<V, M = Fixed> {
-    options: Arc<Options>,
+    pub(super) options: Arc<Options>,
     marks: PhantomData<fn() -> (V, M)>,
 }
 
@@ -317,98 +304,6 @@ impl<S, V, M> Layer<S> for ScopeLayer<V, M> {
     type Service = ScopeService<S, V, M>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        ScopeService {
-            inner,
-            layer: self.clone(),
-        }
-    }
-}
-
-/// The service of a [`ScopeLayer`].
-pub struct ScopeService<S, V, M = Fixed> {
-    inner: S,
-    layer: ScopeLayer<V, M>,
-}
-
-impl<S: Clone, V, M> Clone for ScopeService<S, V, M> {
-    fn clone(&self) -> Self {
-        Self {
-            inner: self.inner.clone(),
-            layer: self.layer.clone(),
-        }
-    }
-}
-
-impl<S: fmt::Debug, V, M> fmt::Debug for ScopeService<S, V, M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ScopeService")
-            .field("inner", &self.inner)
-            .field("layer", &self.layer)
-            .finish()
-    }
-}
-
-impl<S, V: View, M: Mode> ScopeService<S, V, M> {
-    /// Opens or joins the request's scope, and calls the inner service under its owner.
-    fn enter<ReqB, B>(&mut self, mut request: Request<ReqB>) -> ScopeFuture<S::Future, S::Error>
-    where
-        S: Service<Request<ReqB>, Response = Response<B>>,
-    {
-        let arriving = Arriving {
-            views: V::BITS,
-            options: &self.layer.options,
-            movable: M::MOVABLE,
-        };
-        // Both stand before the call, the owner last, so that a panic in it is seen and torn down.
-        let (finisher, mut owner) = match enter(&mut request, &arriving) {
-            Entered::Opened(scope) => (Finisher::new(Some(scope.clone())), Owner::root(scope)),
-            Entered::Joined(scope) => (Finisher::new(None), Owner::joined(scope)),
-        };
-        let inner = owner.marked(|| self.inner.call(request));
-        ScopeFuture::new(owner, inner, finisher)
-    }
-}
-
-impl<S, V, ReqB, B> Service<Request<ReqB>> for ScopeService<S, V, Fixed>
-where
-    S: Service<Request<ReqB>, Response = Response<B>>,
-    V: View,
-    B: Body,
-    B::Data: 'static,
-    B::Error: Into<BoxError>,
-{
-    type Response = Response<ScopeBody<B>>;
-    type Error = S::Error;
-    type Future = ScopeFuture<S::Future, S::Error>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<ReqB>) -> Self::Future {
-        self.enter(request)
-    }
-}
-
-impl<S, V, ReqB, B> Service<Request<ReqB>> for ScopeService<S, V, Movable>
-where
-    S: Service<Request<ReqB>, Response = Response<B>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-    V: View,
-    B: Body + Send + 'static,
-    B::Data: 'static,
-    B::Error: Into<BoxError>,
-{
-    type Response = Response<MovableBody>;
-    type Error = S::Error;
-    type Future = MovableFuture<B, S::Error>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<ReqB>) -> Self::Future {
-        MovableFuture::new(self.enter(request))
+        ScopeService::new(inner, self.clone())
     }
 }

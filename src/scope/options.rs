@@ -154,6 +154,10 @@ impl<T: Copy> Choice<T> {
         }
     }
 
+    pub(super) fn is_unset(self) -> bool {
+        matches!(self, Self::Unset)
+    }
+
     /// This, or that of a layer further in.
     fn or_inner(self, inner: Self) -> Self {
         match (self, inner) {
@@ -278,11 +282,11 @@ impl Options {
     /// Whether nothing is set, so that a joining layer has nothing to merge.
     pub(super) fn is_empty(&self) -> bool {
         self.closer_limit.is_none()
-            && self.join_limit == Choice::Unset
-            && self.cancel_grace == Choice::Unset
+            && self.join_limit.is_unset()
+            && self.cancel_grace.is_unset()
             && self.error_gap.is_none()
-            && self.failure_policy == Choice::Unset
-            && self.max_tasks == Choice::Unset
+            && self.failure_policy.is_unset()
+            && self.max_tasks.is_unset()
             && self.shutdown.is_none()
             && self.succeeded_when.is_none()
             && self.on_end.is_empty()

@@ -26,7 +26,7 @@ impl Scope {
         }
         self.replace_options(|outer| {
             let merged = inner.inside(outer, Hooks::Both);
-            let limits = inner.max_tasks != Choice::Unset && merged.max_tasks == inner.max_tasks;
+            let limits = !inner.max_tasks.is_unset() && merged.max_tasks == inner.max_tasks;
             (merged, limits)
         });
     }
