@@ -7,6 +7,7 @@ use std::{
     pin::{Pin, pin},
     sync::Mutex,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use bodyguard::{CleanupLayer, Stack, Supervisor};
@@ -103,7 +104,13 @@ async fn layers_that_are_on_and_unused() {
     let mut three = CleanupLayer::new().layer(
         bodyguard::TaskGroupLayer::new().layer(bodyguard::DisconnectLayer::new().layer(handler())),
     );
-    let mut lines = [("", (usize::MAX, usize::MAX)); 8];
+    let inner = bodyguard::TaskGroupLayer::new().max_tasks(2);
+    let mut options = CleanupLayer::new().layer(
+        bodyguard::DisconnectLayer::new()
+            .closer_limit(Duration::from_secs(9))
+            .layer(inner.layer(handler())),
+    );
+    let mut lines = [("", (usize::MAX, usize::MAX)); 9];
     // The fewest of some rounds: what is made once for all requests is made in the first, and the
     // test harness allocates on its own thread now and then.
     for _ in 0..10 {
@@ -115,6 +122,7 @@ async fn layers_that_are_on_and_unused() {
             ("BridgeLayer", counted(&mut bridge)),
             ("BridgeLayer inside", counted(&mut both)),
             ("three layers", counted(&mut three)),
+            ("options inside", counted(&mut options)),
             ("Stack", counted(&mut stack)),
         ];
         for (line, (name, (call, body))) in lines.iter_mut().zip(round) {
@@ -133,6 +141,8 @@ async fn layers_that_are_on_and_unused() {
     let of = |name| lines.iter().find(|line| line.0 == name).unwrap().1;
     assert_eq!(of("BridgeLayer"), of("CleanupLayer"));
     assert_eq!(of("BridgeLayer inside"), of("CleanupLayer"));
+    // What layers set is put together once.
+    assert_eq!(of("options inside"), of("CleanupLayer"));
 }
 
 /// A response with nothing to close goes through `close` and `closing` at no cost.

@@ -78,8 +78,13 @@ async fn cut_short(task: Task, deadline: Duration) {
             let held = tokio::time::timeout(deadline / 8, body.frame()).await;
             assert!(held.is_err(), "the end waits for the task");
             // Left by its reader, the teardown goes on by itself.
-            let reading = (!left).then(|| tokio::spawn(async move { body.frame().await }));
-            let drained = supervisor.drain(deadline).await;
+            let drain = supervisor.drain(deadline);
+            let (drained, end) = if left {
+                drop(body);
+                (drain.await, None)
+            } else {
+                tokio::join!(drain, body.frame())
+            };
             let what = format!("{task:?}, left: {left}: {drained}");
             assert_eq!(
                 *endings.lock().unwrap(),
@@ -88,9 +93,7 @@ async fn cut_short(task: Task, deadline: Duration) {
             );
             assert_eq!((drained.aborted, drained.unrun), (1, 0), "{what}");
             assert!(drained.stuck.is_empty(), "{what}");
-            if let Some(reading) = reading {
-                assert!(reading.await.unwrap().unwrap().is_err(), "{what}");
-            }
+            assert!(left || end.unwrap().is_err(), "{what}");
         }
     }
 }

@@ -4,15 +4,13 @@ use std::{
     error::Error,
     fmt,
     sync::{Arc, atomic::Ordering},
-    time::Instant,
 };
 
 use http::{Extensions, Request};
 
 use super::{
     machine::{Opening, Scope},
-    options::Options,
-    spawning::outdate,
+    options::{Hooks, Options},
 };
 
 /// A handle that handlers extract: a door into the scope of their request.
@@ -152,12 +150,15 @@ pub(super) fn enter<B>(request: &mut Request<B>, arriving: &Arriving<'_>) -> Ent
         return Entered::Joined(entry.scope.clone());
     }
     let (parent, views) = (entry.scope.clone(), entry.views | arriving.views);
-    let mut options = parent.lock().options(&parent).merged(arriving.options);
-    if !cloned {
+    let hooks = match cloned {
+        true => Hooks::Both,
         // The same response is the parent's, too: its hooks hear of it there.
-        options.on_end.clone_from(&arriving.options.on_end);
-    }
-    let options = Arc::new(options);
+        false => Hooks::Inner,
+    };
+    let options = {
+        let state = parent.lock();
+        arriving.options.inside(state.options(&parent), hooks)
+    };
     let scope = Scope::open(&arriving.opening(request, &options), Some(&parent));
     request.extensions_mut().insert(Entry {
         scope: scope.clone(),
@@ -176,33 +177,5 @@ impl Arriving<'_> {
             options,
             movable: self.movable,
         }
-    }
-}
-
-impl Scope {
-    /// Takes over what an inner layer sets.
-    fn join_options(&self, inner: &Arc<Options>) {
-        if inner.is_empty() {
-            return;
-        }
-        if inner.clock {
-            self.opened.get_or_init(Instant::now);
-        }
-        let mut state = self.lock();
-        let merged = state.options(self).merged(inner);
-        let replaced = state.merged.replace(Arc::new(merged));
-        if let Some(policy) = inner.failure_policy {
-            state.policy = policy;
-            if let Some(work) = &mut state.work {
-                work.tasks.set_policy(policy);
-            }
-        }
-        let tasks = state.work.as_mut().map(|work| &mut work.tasks);
-        let follows = tasks.filter(|tasks| inner.max_tasks.is_some() && !tasks.own_places);
-        let outdated = follows.and_then(|tasks| tasks.places.take());
-        // Behind the lock: hooks and wakers are the application's.
-        drop(state);
-        drop(replaced);
-        outdate(outdated);
     }
 }

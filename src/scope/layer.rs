@@ -1,30 +1,17 @@
-//! The layer and service of every view: they differ in a type parameter only.
+//! The layer of every view: they differ in a type parameter only.
 
-use std::{
-    fmt,
-    marker::PhantomData,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
-use http::{Request, Response, StatusCode};
-use http_body::Body;
+use http::StatusCode;
 use tower_layer::Layer;
-use tower_service::Service;
 
 use super::{
-    body::ScopeBody,
-    entry::{Arriving, Entered, View, enter},
-    future::ScopeFuture,
-    movable::{MovableBody, MovableFuture},
-    options::{FailurePolicy, Options, Shutdown},
-    owner::{Finisher, Owner},
+    options::{Choice, FailurePolicy, Options, Shutdown},
+    service::ScopeService,
     stall::Watchdog,
     upload::DrainRequest,
 };
 use crate::{
-    error::BoxError,
     outcome::{EndReport, Outcome},
     supervisor::Supervisor,
 };
@@ -33,7 +20,11 @@ use crate::{
 ///
 /// The first scope layer that a request meets opens the scope; those further in join it, so the
 /// order of layers does not matter and teardown has one order. An option set on an inner layer wins
-/// over an outer one; `on_end` hooks add up; the outermost layer's supervisor is everyone's.
+/// over an outer one, and what a handler or middleware sets for its response (with
+/// [`TaskGroup::set_join_limit`](crate::TaskGroup::set_join_limit), for instance) over any layer's; `on_end`
+/// hooks add up; the outermost layer's supervisor is everyone's. An inner layer with options keeps them merged
+/// with those of the first layer that it met further out, hooks included, as long as it exists: no request
+/// pays for that.
 ///
 /// Known by the names of its views: [`CleanupLayer`](crate::CleanupLayer),
 /// [`TaskGroupLayer`](crate::TaskGroupLayer), [`DisconnectLayer`](crate::DisconnectLayer),
@@ -60,7 +51,7 @@ use crate::{
 /// (`tower::util::option_layer` wants the same response body with and without: box it in the option.)
 #[must_use = "a layer does nothing unless it is applied to a service"]
 pub struct ScopeLayer<V, M = Fixed> {
-    options: Arc<Options>,
+    pub(super) options: Arc<Options>,
     marks: PhantomData<fn() -> (V, M)>,
 }
 
@@ -126,12 +117,12 @@ impl<V, M> ScopeLayer<V, M> {
     /// How long tasks are waited for at a natural end (30 s); then they are cancelled, and the
     /// response fails. Also how long aborted tasks are waited for.
     pub fn join_limit(self, limit: Duration) -> Self {
-        self.with(|options| options.join_limit = Some(limit))
+        self.with(|options| options.join_limit = Choice::Layer(limit))
     }
 
     /// How long cancelled graceful tasks have before they are aborted (1 s).
     pub fn cancel_grace(self, grace: Duration) -> Self {
-        self.with(|options| options.cancel_grace = Some(grace))
+        self.with(|options| options.cancel_grace = Choice::Layer(grace))
     }
 
     /// How long an error waits behind the last frame (10 ms).
@@ -144,7 +135,7 @@ impl<V, M> ScopeLayer<V, M> {
 
     /// What a failing task does to its siblings (`CancelSiblings`).
     pub fn failure_policy(self, policy: FailurePolicy) -> Self {
-        self.with(|options| options.failure_policy = Some(policy))
+        self.with(|options| options.failure_policy = Choice::Layer(policy))
     }
 
     /// How many tasks of a response may run at once (no limit).
@@ -152,10 +143,9 @@ impl<V, M> ScopeLayer<V, M> {
     /// Counted are tasks spawned under this layer, not the producers of
     /// [`body`](crate::TaskGroup::body) and the sources of [`merge`](crate::TaskGroup::merge). One more is
     /// refused ([`SpawnError::is_full`](crate::task_group::SpawnError::is_full)), or waits in
-    /// [`spawn_when_free`](crate::TaskGroup::spawn_when_free). A limit that a handler or middleware sets with
-    /// [`TaskGroup::set_max_tasks`](crate::TaskGroup::set_max_tasks) wins.
+    /// [`spawn_when_free`](crate::TaskGroup::spawn_when_free).
     pub fn max_tasks(self, max: usize) -> Self {
-        self.with(|options| options.max_tasks = Some(max))
+        self.with(|options| options.max_tasks = Choice::Layer(max))
     }
 
     /// What a draining supervisor does to these responses (`Shutdown::finish()`).
@@ -279,7 +269,9 @@ impl<V, M> ScopeLayer<V, M> {
     }
 
     fn with(mut self, set: impl FnOnce(&mut Options)) -> Self {
-        set(Arc::make_mut(&mut self.options));
+        let mut options = Options::clone(&self.options);
+        set(&mut options);
+        self.options = Arc::new(options);
         self
     }
 }
@@ -312,98 +304,6 @@ impl<S, V, M> Layer<S> for ScopeLayer<V, M> {
     type Service = ScopeService<S, V, M>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        ScopeService {
-            inner,
-            layer: self.clone(),
-        }
-    }
-}
-
-/// The service of a [`ScopeLayer`].
-pub struct ScopeService<S, V, M = Fixed> {
-    inner: S,
-    layer: ScopeLayer<V, M>,
-}
-
-impl<S: Clone, V, M> Clone for ScopeService<S, V, M> {
-    fn clone(&self) -> Self {
-        Self {
-            inner: self.inner.clone(),
-            layer: self.layer.clone(),
-        }
-    }
-}
-
-impl<S: fmt::Debug, V, M> fmt::Debug for ScopeService<S, V, M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ScopeService")
-            .field("inner", &self.inner)
-            .field("layer", &self.layer)
-            .finish()
-    }
-}
-
-impl<S, V: View, M: Mode> ScopeService<S, V, M> {
-    /// Opens or joins the request's scope, and calls the inner service under its owner.
-    fn enter<ReqB, B>(&mut self, mut request: Request<ReqB>) -> ScopeFuture<S::Future, S::Error>
-    where
-        S: Service<Request<ReqB>, Response = Response<B>>,
-    {
-        let arriving = Arriving {
-            views: V::BITS,
-            options: &self.layer.options,
-            movable: M::MOVABLE,
-        };
-        // Both stand before the call, the owner last, so that a panic in it is seen and torn down.
-        let (finisher, mut owner) = match enter(&mut request, &arriving) {
-            Entered::Opened(scope) => (Finisher::new(Some(scope.clone())), Owner::root(scope)),
-            Entered::Joined(scope) => (Finisher::new(None), Owner::joined(scope)),
-        };
-        let inner = owner.marked(|| self.inner.call(request));
-        ScopeFuture::new(owner, inner, finisher)
-    }
-}
-
-impl<S, V, ReqB, B> Service<Request<ReqB>> for ScopeService<S, V, Fixed>
-where
-    S: Service<Request<ReqB>, Response = Response<B>>,
-    V: View,
-    B: Body,
-    B::Data: 'static,
-    B::Error: Into<BoxError>,
-{
-    type Response = Response<ScopeBody<B>>;
-    type Error = S::Error;
-    type Future = ScopeFuture<S::Future, S::Error>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<ReqB>) -> Self::Future {
-        self.enter(request)
-    }
-}
-
-impl<S, V, ReqB, B> Service<Request<ReqB>> for ScopeService<S, V, Movable>
-where
-    S: Service<Request<ReqB>, Response = Response<B>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-    V: View,
-    B: Body + Send + 'static,
-    B::Data: 'static,
-    B::Error: Into<BoxError>,
-{
-    type Response = Response<MovableBody>;
-    type Error = S::Error;
-    type Future = MovableFuture<B, S::Error>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<ReqB>) -> Self::Future {
-        MovableFuture::new(self.enter(request))
+        ScopeService::new(inner, self.clone())
     }
 }

@@ -108,7 +108,7 @@ impl Scope {
                 left: AtomicBool::new(false),
                 bytes: AtomicU64::new(0),
                 frames: AtomicU64::new(0),
-                state: Mutex::new(State::new(options.failure_policy)),
+                state: Mutex::new(State::new()),
             })
         });
         if let Some(parent) = parent {
@@ -355,10 +355,7 @@ impl Scope {
             .unwrap_or_default();
         Finished {
             verdict,
-            report: report.map(|report| {
-                let merged = state.merged.clone();
-                (report, merged.unwrap_or_else(|| self.options.clone()))
-            }),
+            report: report.map(|report| (report, state.options(self).clone())),
             release,
             _last_words: last_words,
             waker: state.waker.take(),

@@ -38,17 +38,20 @@
 // | `detector` | how a body ended, as a pure state machine |
 // | `machine`, `state` | the steps of a scope's life, and what it knows behind its lock |
 // | `entry` | the scope in the request's extensions: joining, children, views |
-// | `layer`, `future`, `body` | the layer and its owner, written once for all views |
+// | `layer`, `service`, `future`, `body` | the layer and its owner, written once for all views |
 // | `movable`, `cell`, `stall` | the mode in which an owner can be taken from its server, and the stall watchdog |
+// | `leaving` | what becomes of a scope whose client stops reading, or leaves |
 // | `inner`, `failing` | how the inner body is asked, and how a body that fails says so |
 // | `judge` | what a step of the inner body means for its client |
+// | `options`, `settings` | what layers can set, and how that of one scope changes |
 // | `rpc` | how a gRPC call came out, as its headers and trailers say |
 // | `owner` | the owner's two guards: one starts the end, one tears down |
 // | `tasks`, `spawning`, `tracked`, `joining` | the tasks, how they come and end, one of them, and how they are joined |
 // | `teardown`, `closers` | what happens at the end, in its order |
 // | `annex` | the door for what a view keeps beside them, and the scope ends with |
 // | `connection`, `upload` | what is known of the client: its connection, its request body |
-// | `register` | the doors: closers, holds, shutdown |
+// | `register` | the doors: closers, holds; the head |
+// | `member` | a scope as its supervisor sees it: snapshots, shutdown |
 // | `close` | awaited close for consumers inside the process |
 
 mod annex;
@@ -67,14 +70,18 @@ mod inner;
 mod joining;
 mod judge;
 mod layer;
+mod leaving;
 mod limit;
 mod machine;
+mod member;
 mod movable;
 mod observe;
 mod options;
 mod owner;
 mod register;
 mod rpc;
+mod service;
+mod settings;
 mod signals;
 mod spawning;
 mod stall;
@@ -99,7 +106,7 @@ pub use failure::{Failure, FailureKind};
 pub(crate) use failure::{Payload, contained, sources};
 pub use future::ScopeFuture;
 pub use hold::Hold;
-pub use layer::{Fixed, Mode, Movable, ScopeLayer, ScopeService};
+pub use layer::{Fixed, Mode, Movable, ScopeLayer};
 #[cfg(any(feature = "bridge", feature = "compression"))]
 pub(crate) use limit::Limit;
 #[cfg(feature = "net")]
@@ -107,6 +114,7 @@ pub(crate) use limit::timer;
 pub(crate) use machine::Scope;
 pub use movable::{MovableBody, MovableFuture};
 pub use options::{FailurePolicy, OnLeave, Shutdown};
+pub use service::ScopeService;
 pub(crate) use spawning::Refused;
 pub(crate) use state::LastWords;
 pub(crate) use tasks::{Feed, TaskKey, TaskKind};

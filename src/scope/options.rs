@@ -1,6 +1,11 @@
-//! What a layer can set. Each option is set or not, so that inner layers override outer ones singly.
+//! What a layer can set. Each option is set or not, so that inner layers override outer ones singly, and
+//! what is set for one response overrides them all.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -131,6 +136,37 @@ impl Default for Shutdown {
     }
 }
 
+/// An option that views can set, too, for one response.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Choice<T> {
+    #[default]
+    Unset,
+    Layer(T),
+    /// No layer overrides it, wherever that stands.
+    Response(T),
+}
+
+impl<T: Copy> Choice<T> {
+    pub(super) fn get(self) -> Option<T> {
+        match self {
+            Self::Unset => None,
+            Self::Layer(value) | Self::Response(value) => Some(value),
+        }
+    }
+
+    pub(super) fn is_unset(self) -> bool {
+        matches!(self, Self::Unset)
+    }
+
+    /// This, or that of a layer further in.
+    fn or_inner(self, inner: Self) -> Self {
+        match (self, inner) {
+            (Self::Response(_), _) | (_, Self::Unset) => self,
+            _ => inner,
+        }
+    }
+}
+
 /// The options of one layer, or of one scope after its layers were merged.
 ///
 /// With the supervisor, so that a service, which is cloned for each call, holds one handle.
@@ -140,11 +176,11 @@ pub(crate) struct Options {
     /// Somebody is told how long a response took.
     pub(super) clock: bool,
     pub(super) closer_limit: Option<Duration>,
-    pub(super) join_limit: Option<Duration>,
-    pub(super) cancel_grace: Option<Duration>,
+    pub(super) join_limit: Choice<Duration>,
+    pub(super) cancel_grace: Choice<Duration>,
     pub(super) error_gap: Option<Duration>,
-    pub(super) failure_policy: Option<FailurePolicy>,
-    pub(super) max_tasks: Option<usize>,
+    pub(super) failure_policy: Choice<FailurePolicy>,
+    pub(super) max_tasks: Choice<usize>,
     pub(super) shutdown: Option<Arc<Shutdown>>,
     pub(super) succeeded_when: Option<Rule>,
     pub(super) on_end: Vec<Hook>,
@@ -152,6 +188,45 @@ pub(crate) struct Options {
     pub(super) stall: Option<Arc<Watchdog>>,
     /// How long work may go on without its client.
     pub(super) detachable: Option<Duration>,
+    /// Made for one request: a merge with it is of no use for the next.
+    pub(super) passing: bool,
+    pub(super) memo: Memo,
+}
+
+/// Who hears of the end of a scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hooks {
+    /// Those of the layer further in, too.
+    Both,
+    /// Only those: the others hear of it from the scope around.
+    Inner,
+}
+
+/// The first merge that a layer was asked for, so that it is made once.
+///
+/// One, since nearly all requests come to a layer through the same neighbour. Of that it keeps what it set as
+/// long as the layer exists; weakly itself, which may be this layer, or keep a merge with it. The address
+/// is nobody else's meanwhile.
+#[derive(Default)]
+pub(super) struct Memo(OnceLock<Merge>);
+
+struct Merge {
+    outer: Weak<Options>,
+    hooks: Hooks,
+    merged: Arc<Options>,
+}
+
+impl Merge {
+    fn is_of(&self, outer: &Arc<Options>, hooks: Hooks) -> bool {
+        Weak::as_ptr(&self.outer) == Arc::as_ptr(outer) && self.hooks == hooks
+    }
+}
+
+impl Clone for Memo {
+    /// Options are copied to be changed: no merge is theirs any more.
+    fn clone(&self) -> Self {
+        Self::default()
+    }
 }
 
 impl Default for Options {
@@ -161,17 +236,19 @@ impl Default for Options {
             supervisor: Supervisor::private(),
             clock: super::observe::ON,
             closer_limit: None,
-            join_limit: None,
-            cancel_grace: None,
+            join_limit: Choice::Unset,
+            cancel_grace: Choice::Unset,
             error_gap: None,
-            failure_policy: None,
-            max_tasks: None,
+            failure_policy: Choice::Unset,
+            max_tasks: Choice::Unset,
             shutdown: None,
             succeeded_when: None,
             on_end: Vec::new(),
             annex: None,
             stall: None,
             detachable: None,
+            passing: false,
+            memo: Memo::default(),
         }
     }
 }
@@ -187,25 +264,29 @@ impl Options {
     }
 
     pub(super) fn join_limit(&self) -> Duration {
-        self.join_limit.unwrap_or(Self::JOIN_LIMIT)
+        self.join_limit.get().unwrap_or(Self::JOIN_LIMIT)
     }
 
     pub(super) fn cancel_grace(&self) -> Duration {
-        self.cancel_grace.unwrap_or(Self::CANCEL_GRACE)
+        self.cancel_grace.get().unwrap_or(Self::CANCEL_GRACE)
     }
 
     pub(super) fn error_gap(&self) -> Duration {
         self.error_gap.unwrap_or(Self::ERROR_GAP)
     }
 
+    pub(super) fn failure_policy(&self) -> FailurePolicy {
+        self.failure_policy.get().unwrap_or_default()
+    }
+
     /// Whether nothing is set, so that a joining layer has nothing to merge.
     pub(super) fn is_empty(&self) -> bool {
         self.closer_limit.is_none()
-            && self.join_limit.is_none()
-            && self.cancel_grace.is_none()
+            && self.join_limit.is_unset()
+            && self.cancel_grace.is_unset()
             && self.error_gap.is_none()
-            && self.failure_policy.is_none()
-            && self.max_tasks.is_none()
+            && self.failure_policy.is_unset()
+            && self.max_tasks.is_unset()
             && self.shutdown.is_none()
             && self.succeeded_when.is_none()
             && self.on_end.is_empty()
@@ -214,27 +295,49 @@ impl Options {
             && self.detachable.is_none()
     }
 
-    /// These options with those of a layer further in: the innermost wins, hooks add up. The
-    /// supervisor stays.
-    pub(super) fn merged(&self, inner: &Options) -> Options {
+    /// Those of a layer further out, or of a scope, with these of a layer.
+    pub(super) fn inside(&self, outer: &Arc<Options>, hooks: Hooks) -> Arc<Options> {
+        let merge = |passing| Arc::new(outer.merged(self, hooks, passing));
+        if outer.passing {
+            return merge(true);
+        }
+        let first = self.memo.0.get_or_init(|| Merge {
+            outer: Arc::downgrade(outer),
+            hooks,
+            merged: merge(false),
+        });
+        if first.is_of(outer, hooks) {
+            return first.merged.clone();
+        }
+        merge(true)
+    }
+
+    /// The innermost wins, unless this is set for the response; hooks add up. The supervisor stays.
+    fn merged(&self, inner: &Options, hooks: Hooks, passing: bool) -> Options {
+        let outers = match hooks {
+            Hooks::Both => &*self.on_end,
+            Hooks::Inner => &[],
+        };
         Options {
             supervisor: self.supervisor.clone(),
             clock: self.clock || inner.clock,
             closer_limit: inner.closer_limit.or(self.closer_limit),
-            join_limit: inner.join_limit.or(self.join_limit),
-            cancel_grace: inner.cancel_grace.or(self.cancel_grace),
+            join_limit: self.join_limit.or_inner(inner.join_limit),
+            cancel_grace: self.cancel_grace.or_inner(inner.cancel_grace),
             error_gap: inner.error_gap.or(self.error_gap),
-            failure_policy: inner.failure_policy.or(self.failure_policy),
-            max_tasks: inner.max_tasks.or(self.max_tasks),
+            failure_policy: self.failure_policy.or_inner(inner.failure_policy),
+            max_tasks: self.max_tasks.or_inner(inner.max_tasks),
             shutdown: inner.shutdown.clone().or_else(|| self.shutdown.clone()),
             succeeded_when: inner
                 .succeeded_when
                 .clone()
                 .or_else(|| self.succeeded_when.clone()),
-            on_end: self.on_end.iter().chain(&inner.on_end).cloned().collect(),
+            on_end: outers.iter().chain(&inner.on_end).cloned().collect(),
             annex: inner.annex.clone().or_else(|| self.annex.clone()),
             stall: inner.stall.clone().or_else(|| self.stall.clone()),
             detachable: inner.detachable.or(self.detachable),
+            passing,
+            memo: Memo::default(),
         }
     }
 }
@@ -247,8 +350,8 @@ impl fmt::Debug for Options {
             .field("join_limit", &self.join_limit())
             .field("cancel_grace", &self.cancel_grace())
             .field("error_gap", &self.error_gap())
-            .field("failure_policy", &self.failure_policy)
-            .field("max_tasks", &self.max_tasks)
+            .field("failure_policy", &self.failure_policy())
+            .field("max_tasks", &self.max_tasks.get())
             .field("shutdown", &self.shutdown)
             .field("on_end", &self.on_end.len())
             .field("stall", &self.stall)
@@ -256,3 +359,6 @@ impl fmt::Debug for Options {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,10 @@
-//! The doors of a scope: what views do with it while it lives, and after.
+//! The doors of a scope: what views do with it while it lives, and after; and its head.
 
 use std::{
     future::poll_fn,
     mem,
     sync::{Arc, atomic::Ordering},
-    task::{Poll, Waker},
-    time::{Duration, Instant},
+    task::Poll,
 };
 
 use http::Response;
@@ -16,13 +15,13 @@ use super::{
     failure::{Failure, FailureKind, named},
     machine::{Scope, Started},
     options::ShutdownKind,
-    state::{Early, Phase, ShutBy, State},
+    state::{Early, Phase, State},
 };
 use crate::{
     content_encoding,
     error::Cause,
     outcome::Outcome,
-    supervisor::{Background, LiveScope, Member},
+    supervisor::{Background, Member},
 };
 
 /// Owner and finisher each hold the scope, and so do a registry and a parent; more holders are views.
@@ -320,128 +319,5 @@ impl Drop for Alone {
         if let Some(key) = self.early {
             self.scope.early_ended(key);
         }
-    }
-}
-
-impl Member for Scope {
-    fn snapshot(&self) -> LiveScope {
-        let state = self.lock();
-        let work = state.work.as_deref();
-        LiveScope {
-            id: self.id(),
-            method: self.method.clone(),
-            uri: self.uri.clone(),
-            age: self.opened.get().map(Instant::elapsed),
-            bytes: self.bytes.load(Ordering::Relaxed),
-            frames: self.frames.load(Ordering::Relaxed),
-            tasks: work.map_or(0, |work| work.tasks.live()),
-            closers: work.map_or(0, |work| work.closers.len() + work.after_end.len()),
-            phase: match state.phase {
-                Phase::Live => "live",
-                Phase::Ending => "ending",
-                Phase::Done if state.lingering => "stuck",
-                Phase::Done => "ending",
-            },
-        }
-    }
-
-    fn shut_down(self: Arc<Self>) -> Option<Duration> {
-        let shut_by = {
-            let mut state = self.lock();
-            let policy = state.options(&self).shutdown.clone();
-            let policy = policy.as_deref();
-            match policy.map(|policy| &policy.kind) {
-                None => return None,
-                Some(ShutdownKind::Finish { within }) => return *within,
-                // Without a head there is no body to end: `at_head` comes back to it.
-                Some(ShutdownKind::EndNow { .. }) if state.status.is_none() => return None,
-                Some(ShutdownKind::EndNow { .. }) => {
-                    ShutBy::EndNow(state.work().last_frame.clone())
-                }
-                Some(ShutdownKind::Abort) => ShutBy::Abort,
-            }
-        };
-        self.shut(shut_by);
-        None
-    }
-
-    fn abort(self: Arc<Self>) {
-        self.shut(ShutBy::Abort);
-    }
-
-    fn still_running(&self) -> Vec<String> {
-        let mut state = self.lock();
-        let work = state.work();
-        let mut what: Vec<_> = work.tasks.names().collect();
-        if let Some(at) = work.closing {
-            what.push(named("closer", at));
-        }
-        what.extend(state.annex_running());
-        if what.is_empty() {
-            let left = self.left.load(Ordering::Relaxed);
-            let who = if left {
-                "detached work, whose client has left"
-            } else {
-                "response not released by its server"
-            };
-            what.push(who.to_owned());
-        }
-        what.iter().map(|what| self.named(what)).collect()
-    }
-}
-
-impl Scope {
-    fn shut(self: &Arc<Self>, by: ShutBy) {
-        let aborts = by == ShutBy::Abort;
-        let cuts = self.note_shutdown(by) && aborts;
-        // The server may close the connection without asking the body again.
-        if let Some(connection) = self.ends_with_its_connection().filter(|_| cuts) {
-            connection.end_in_reset();
-        }
-        if !self.interrupt(Outcome::Shutdown, None) && aborts {
-            self.cut_short();
-        }
-    }
-
-    /// Its end has come, and waits for tasks: there is no more time for them.
-    fn cut_short(self: &Arc<Self>) {
-        let (cancellation, joiner) = {
-            let mut state = self.lock();
-            let waits = state.work.as_mut().filter(|work| !work.tasks.is_idle());
-            let Some(work) = waits else { return };
-            if work.tasks.cancelling {
-                return;
-            }
-            work.shut_by = ShutBy::Abort;
-            let told = (work.tasks.cancel_all(), work.tasks.joiner.take());
-            let outcome = Outcome::Shutdown;
-            state.note_failure(outcome, Failure::new(FailureKind::Ended { outcome }).into());
-            told
-        };
-        self.cancel_unpolled(cancellation);
-        joiner.into_iter().for_each(Waker::wake);
-    }
-
-    /// Ends a child with its parent, and by whatever ended that.
-    pub(super) fn end_with_parent(
-        self: &Arc<Self>,
-        outcome: Outcome,
-        cause: Option<Cause>,
-        by: ShutBy,
-    ) {
-        self.note_shutdown(by);
-        if !self.goes_on(outcome) {
-            self.interrupt(outcome, cause);
-        }
-    }
-
-    /// True if a body is under way.
-    fn note_shutdown(&self, by: ShutBy) -> bool {
-        let mut state = self.lock();
-        let live = state.phase == Phase::Live;
-        if live && by != ShutBy::Nobody {
-            state.work().shut_by = by;
-        }
-        live && state.status.is_some() && !state.owner_ended
     }
 }

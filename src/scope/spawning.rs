@@ -119,8 +119,9 @@ impl Scope {
     pub(crate) fn feed(&self, feed: Arc<dyn Feed>) {
         let now = {
             let mut state = self.lock();
+            let policy = state.options(self).failure_policy();
             let tasks = &mut state.work().tasks;
-            if tasks.refuses_frames() {
+            if tasks.refuses_frames(policy) {
                 Some(feed)
             } else {
                 tasks.feeds.push(feed);
@@ -138,12 +139,13 @@ impl Scope {
         let (ended, feeds) = {
             let mut state = self.lock();
             let (live, natural) = (state.phase == Phase::Live, state.natural);
+            let policy = state.options(self).failure_policy();
             let work = state.work();
             let whole = match &work.body_end {
                 Some((outcome, _)) => outcome.is_complete(),
                 None => natural,
             };
-            if !whole || !work.tasks.open || work.tasks.refuses_frames() {
+            if !whole || !work.tasks.open || work.tasks.refuses_frames(policy) {
                 return true;
             }
             let ended = !live || work.body_end.is_some();
@@ -173,30 +175,17 @@ impl Scope {
         self.lock().add_error(cause);
     }
 
-    /// Lets at most so many tasks run at once, of those that take a place.
-    pub(crate) fn set_places(&self, places: usize) {
-        let replaced = {
-            let mut state = self.lock();
-            let tasks = &mut state.work().tasks;
-            tasks.own_places = true;
-            tasks.places.replace(semaphore(places))
-        };
-        outdate(replaced);
-    }
-
+    /// For as many tasks as may run at once; none if any number may.
     pub(crate) fn places(&self) -> Option<Arc<Semaphore>> {
         let mut state = self.lock();
         let work = state.work.as_ref();
         if let Some(places) = work.and_then(|work| work.tasks.places.as_ref()) {
             return Some(places.clone());
         }
-        let places = semaphore(state.options(self).max_tasks?);
+        let most = state.options(self).max_tasks.get()?;
+        let places = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
         state.work().tasks.places = Some(places.clone());
         Some(places)
-    }
-
-    pub(crate) fn set_failure_policy(&self, policy: FailurePolicy) {
-        self.lock().work().tasks.set_policy(policy);
     }
 
     /// A task has failed, and the end that comes of it has not begun.
@@ -286,10 +275,11 @@ impl Scope {
                     tasks.failure = Some((outcome, cause.clone()));
                 }
                 state.note_failure(outcome, cause.clone());
+                let policy = state.options(self).failure_policy();
                 let work = state.work();
                 let ended = work.body_end.is_some();
                 let tasks = &mut work.tasks;
-                if tasks.policy == FailurePolicy::CancelSiblings && !tasks.cancelling {
+                if policy == FailurePolicy::CancelSiblings && !tasks.cancelling {
                     cancelled = Some((tasks.cancel_all(), ended, outcome, cause));
                 }
             }
@@ -323,17 +313,6 @@ impl Scope {
             self.release(release);
         }
     }
-}
-
-/// Who waits for one of these places looks for the new ones: it is woken, outside the lock.
-pub(super) fn outdate(places: Option<Arc<Semaphore>>) {
-    if let Some(places) = places {
-        places.close();
-    }
-}
-
-fn semaphore(places: usize) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)))
 }
 
 impl State {

@@ -1,6 +1,6 @@
-//! A scope for one body without a layer, and what can be set for one scope; and a body without a scope.
+//! A scope for one body without a layer; and a body without a scope.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use http::{Extensions, Method, Request, Uri, Version};
 use http_body::Body;
@@ -11,9 +11,8 @@ use super::{
     machine::{Opening, Scope},
     movable::MovableBody,
     options::Options,
-    stall::Watchdog,
 };
-use crate::{error::BoxError, outcome::EndReport};
+use crate::error::BoxError;
 
 impl Scope {
     /// A scope under a supervisor of its own, for a body that knows nothing of its request.
@@ -45,41 +44,6 @@ impl Scope {
             movable: true,
         };
         Self::open(&opening, None)
-    }
-
-    /// Adds a hook for the end report.
-    pub(crate) fn on_end(&self, hook: impl Fn(&EndReport) + Send + Sync + 'static) {
-        self.set(|options| options.on_end.push(Arc::new(hook)));
-    }
-
-    /// Sets how long tasks are waited for.
-    pub(crate) fn set_join_limit(&self, limit: Duration) {
-        self.set(|options| options.join_limit = Some(limit));
-    }
-
-    /// Sets how long cancelled tasks have that are told.
-    pub(crate) fn set_cancel_grace(&self, grace: Duration) {
-        self.set(|options| options.cancel_grace = Some(grace));
-    }
-
-    /// Lets the handler choose to run on without its client.
-    pub(crate) fn detachable(&self, limit: Duration) {
-        self.set(|options| options.detachable = Some(limit));
-    }
-
-    /// Sets the stall time-out; counts once the body is movable.
-    pub(crate) fn stall_timeout(&self, timeout: Duration) {
-        self.set(|options| options.stall = Some(Arc::new(Watchdog::new(timeout))));
-    }
-
-    fn set(&self, set: impl FnOnce(&mut Options)) {
-        let mut state = self.lock();
-        let mut options = state.options(self).clone();
-        set(&mut options);
-        let replaced = state.merged.replace(Arc::new(options));
-        // Behind the lock: hooks are the application's.
-        drop(state);
-        drop(replaced);
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
     connection::Connection,
     failure::{Failure, FailureKind, contained, is_same},
     machine::Scope,
-    options::{FailurePolicy, OnLeave, Options},
+    options::{OnLeave, Options},
     signals::{Fire, Signals},
     tasks::Tasks,
 };
@@ -46,10 +46,8 @@ pub(super) enum ShutBy {
 
 pub(super) struct State {
     pub(super) phase: Phase,
-    /// The options, once an inner layer has set some.
+    /// The options, once an inner layer, or a view, has set some.
     pub(super) merged: Option<Arc<Options>>,
-    /// That of the options, for tasks to come.
-    pub(super) policy: FailurePolicy,
     pub(super) outcome: Outcome,
     pub(super) cause: Option<Cause>,
     pub(super) status: Option<StatusCode>,
@@ -162,11 +160,10 @@ impl Work {
 }
 
 impl State {
-    pub(super) fn new(policy: Option<FailurePolicy>) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             phase: Phase::Live,
             merged: None,
-            policy: policy.unwrap_or_default(),
             outcome: Outcome::Complete,
             cause: None,
             status: None,
@@ -192,16 +189,16 @@ impl State {
         }
     }
 
-    /// What the layers around the handler have set.
-    pub(super) fn options<'a>(&'a self, scope: &'a Scope) -> &'a Options {
-        self.merged.as_deref().unwrap_or(&scope.options)
+    /// What the layers around the handler have set, and views for this response.
+    pub(super) fn options<'a>(&'a self, scope: &'a Scope) -> &'a Arc<Options> {
+        self.merged.as_ref().unwrap_or(&scope.options)
     }
 
     /// The work of this scope. What is too late by now is closed from the start.
     pub(super) fn work(&mut self) -> &mut Work {
-        let (phase, natural, policy) = (self.phase, self.natural, self.policy);
+        let (phase, natural) = (self.phase, self.natural);
         self.work.get_or_insert_with(|| {
-            let mut tasks = Tasks::new(policy);
+            let mut tasks = Tasks::new();
             let cancelled = phase != Phase::Live && !natural;
             tasks.open = phase != Phase::Done && !cancelled;
             tasks.cancelling = cancelled;

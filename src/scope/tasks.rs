@@ -59,7 +59,6 @@ pub(crate) trait Feed: Send + Sync {
 pub(super) struct Tasks {
     pub(super) slots: Slab<Slot>,
     pub(super) spawned: u64,
-    pub(super) policy: FailurePolicy,
     /// New tasks are taken.
     pub(super) open: bool,
     /// All were told to end, and so is whoever comes late.
@@ -73,8 +72,6 @@ pub(super) struct Tasks {
     pub(super) feeds: Vec<Arc<dyn Feed>>,
     /// How many tasks may run at once, once somebody has asked.
     pub(super) places: Option<Arc<Semaphore>>,
-    /// The application has set them: a layer changes them no more.
-    pub(super) own_places: bool,
 }
 
 pub(super) struct Slot {
@@ -109,11 +106,10 @@ impl Slot {
 }
 
 impl Tasks {
-    pub(super) fn new(policy: FailurePolicy) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             slots: Slab::new(),
             spawned: 0,
-            policy,
             open: true,
             cancelling: false,
             failed: false,
@@ -123,12 +119,7 @@ impl Tasks {
             keeper: None,
             feeds: Vec::new(),
             places: None,
-            own_places: false,
         }
-    }
-
-    pub(super) fn set_policy(&mut self, policy: FailurePolicy) {
-        self.policy = policy;
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -152,8 +143,8 @@ impl Tasks {
     }
 
     /// A failure, or the end, has closed the streams.
-    pub(super) fn refuses_frames(&self) -> bool {
-        let failed = self.failed && self.policy == FailurePolicy::CancelSiblings;
+    pub(super) fn refuses_frames(&self, policy: FailurePolicy) -> bool {
+        let failed = self.failed && policy == FailurePolicy::CancelSiblings;
         failed || self.cancelling
     }
 

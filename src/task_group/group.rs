@@ -138,17 +138,19 @@ impl TaskGroup {
         })
     }
 
-    /// Lets at most `max` tasks run at once; without it the limit is the layer's.
+    /// Lets at most `max` tasks run at once; overrides the [`max_tasks`](crate::scope::ScopeLayer::max_tasks)
+    /// of any layer.
     ///
-    /// It overrides the [`max_tasks`](crate::scope::ScopeLayer::max_tasks) of any layer, also of one further in
-    /// than who sets it.
+    /// What a view sets is for this response, wherever the layers stand that say otherwise, further in
+    /// too; of several who set it the last wins. An attempt of a cloned request, and the work of an armed layer
+    /// inside one that is not, have it from the scope around them, as it is when they begin.
     ///
     /// With `max` tasks running the ways to spawn refuse ([`SpawnError::is_full`]), and
     /// [`spawn_when_free`](Self::spawn_when_free) waits. With 0 that is every task, until there is
     /// another limit. Counted are tasks spawned from now on, not the producers of [`body`](Self::body)
     /// and the sources of [`merge`](Self::merge).
     pub fn set_max_tasks(&self, max: usize) {
-        self.scope.set_places(max);
+        self.scope.set_max_tasks(max);
     }
 
     /// Spawns a task as [`spawn`](Self::spawn) does, once fewer than the most allowed are running.
@@ -178,27 +180,30 @@ impl TaskGroup {
         }
     }
 
-    /// What a failing task does to its siblings; overrides the layer's policy.
+    /// What a failing task does to its siblings; overrides the
+    /// [`failure_policy`](crate::scope::ScopeLayer::failure_policy) of any layer, as
+    /// [`set_max_tasks`](Self::set_max_tasks) does its limit.
     ///
-    /// Of layers further in, which the request has yet to reach, the one that sets a policy overrides this.
+    /// It is for failures to come.
     pub fn set_failure_policy(&self, policy: FailurePolicy) {
         self.scope.set_failure_policy(policy);
     }
 
-    /// How long tasks are waited for at a natural end; overrides the layer's
-    /// [`join_limit`](crate::scope::ScopeLayer::join_limit).
+    /// How long tasks are waited for at a natural end; overrides the
+    /// [`join_limit`](crate::scope::ScopeLayer::join_limit) of any layer, as
+    /// [`set_max_tasks`](Self::set_max_tasks) does its limit.
     ///
     /// A body without a layer has no other: see its [`group`](super::TaskGroupBody::group). A wait that has
-    /// begun goes on as it is. A layer further in, which the request has yet to reach, overrides this.
+    /// begun goes on as it is.
     pub fn set_join_limit(&self, limit: Duration) {
         self.scope.set_join_limit(limit);
     }
 
-    /// How long cancelled graceful tasks have before they are aborted; overrides the layer's
-    /// [`cancel_grace`](crate::scope::ScopeLayer::cancel_grace).
+    /// How long cancelled graceful tasks have before they are aborted; overrides the
+    /// [`cancel_grace`](crate::scope::ScopeLayer::cancel_grace) of any layer, as
+    /// [`set_max_tasks`](Self::set_max_tasks) does its limit.
     ///
-    /// A grace that has begun goes on as it is. A layer further in, which the request has yet to reach,
-    /// overrides this.
+    /// A grace that has begun goes on as it is.
     pub fn set_cancel_grace(&self, grace: Duration) {
         self.scope.set_cancel_grace(grace);
     }

@@ -7,6 +7,7 @@ mod last_words;
 mod late_failures;
 mod limits;
 mod merge;
+mod one_response;
 mod released;
 mod run_ahead;
 mod sides;

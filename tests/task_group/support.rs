@@ -90,10 +90,15 @@ impl App {
 
     /// The one report, once the scope is released.
     pub(crate) async fn report(&self) -> EndReport {
-        until(|| self.supervisor.active() == 0).await;
-        let reports = self.reports.lock().unwrap();
+        let mut reports = self.reports().await;
         assert_eq!(reports.len(), 1);
-        reports[0].clone()
+        reports.remove(0)
+    }
+
+    /// The reports, those of attempts before that of their response.
+    pub(crate) async fn reports(&self) -> Vec<EndReport> {
+        until(|| self.supervisor.active() == 0).await;
+        self.reports.lock().unwrap().clone()
     }
 }
 

@@ -30,6 +30,7 @@ mod after;
 mod body;
 mod buffer;
 mod error;
+mod line;
 mod receiver;
 mod sender;
 mod shared;

@@ -13,8 +13,8 @@ use tokio::task::coop;
 use super::{
     FrameSink, FrameWriter,
     error::{Closed, TrySendError},
+    line::Need,
     shared::Shared,
-    state::Need,
     sync::{Arc, block_on},
 };
 

@@ -13,8 +13,8 @@ use tokio::task::coop;
 use super::{
     FrameSender,
     error::{Closed, Reason},
+    line::Need,
     sender::{leave, poll_put},
-    state::Need,
 };
 
 /// A [`FrameSender`] as a `Sink<Bytes>`.

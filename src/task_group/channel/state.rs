@@ -1,7 +1,6 @@
-//! Admission, order and ends of the channel, as one synchronous state.
+//! The channel's buffer, its line and its ends, as one synchronous state.
 
 use std::{
-    collections::VecDeque,
     mem,
     task::{Context, Poll, Waker},
 };
@@ -11,33 +10,16 @@ use http::HeaderMap;
 
 use super::{
     after::{After, refresh},
-    buffer::{Buffer, rest},
+    buffer::Buffer,
     error::{Closed, Reason},
+    line::{Fill, Line, Need},
 };
-
-/// Looks that find nothing before loans are taken back, at first.
-const LOOKS: u32 = 2;
-
-/// The same for a channel whose writers were slow to come: some hundred microseconds.
-const MOST_LOOKS: u32 = 256;
 
 /// All that the lock guards. Every method leaves what must happen outside the lock in an `After`.
 pub(super) struct State {
     buffer: Buffer,
     bound: usize,
-    /// Bytes granted to woken senders and not yet put in.
-    reserved: usize,
-    /// What of it can be taken back, by the tickets of those who have it.
-    lent: VecDeque<(u64, usize)>,
-    /// How often the receiver has found nothing since the last of them was made.
-    looks: u32,
-    /// How often it has to before they are taken back.
-    patience: u32,
-    /// Who waits for room, in the order of their tickets.
-    line: VecDeque<Waiter>,
-    next_ticket: u64,
-    /// The sender of the trailers has been granted: nobody else gets in.
-    trailers_granted: bool,
+    line: Line,
     trailers: Option<Box<HeaderMap>>,
     preserve_frames: bool,
     end: Option<End>,
@@ -58,23 +40,6 @@ enum End {
     Closed(Reason),
 }
 
-struct Waiter {
-    ticket: u64,
-    need: Need,
-    waker: Waker,
-}
-
-/// What somebody waits in line for.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Need {
-    Bytes(usize),
-    /// The same for one who may wait without a future, whose going nobody would see: what it is
-    /// granted can be taken back, and then it is the first in line again.
-    Loan(usize),
-    /// No room, but the end: what was granted before has to be in.
-    Trailers,
-}
-
 /// What the receiver finds.
 pub(super) enum Next {
     Data(Bytes),
@@ -86,13 +51,7 @@ impl State {
         Self {
             buffer: Buffer::default(),
             bound: bound.max(1),
-            reserved: 0,
-            lent: VecDeque::new(),
-            looks: 0,
-            patience: LOOKS,
-            line: VecDeque::new(),
-            next_ticket: 0,
-            trailers_granted: false,
+            line: Line::new(),
             trailers: None,
             preserve_frames: false,
             end: None,
@@ -151,16 +110,12 @@ impl State {
 
     /// Bytes that a newcomer may put in now.
     pub(super) fn room(&self) -> usize {
-        if self.line.is_empty() && !self.trailers_granted {
-            self.bound.saturating_sub(self.taken())
-        } else {
-            0
-        }
+        self.line.room(self.fill())
     }
 
     /// Whether a newcomer is let in now. If so, it has to put its frame in under the same lock.
     pub(super) fn admits(&self, need: Need) -> bool {
-        self.line.is_empty() && !self.trailers_granted && self.fits(need)
+        self.line.admits(need, self.fill())
     }
 
     /// Waits in line. Ready: the caller has to put its frame in under the same lock.
@@ -175,47 +130,8 @@ impl State {
             *ticket = None;
             return Poll::Ready(Err(closed));
         }
-        match *ticket {
-            None if self.admits(need) => Poll::Ready(Ok(())),
-            None => {
-                let drawn = self.draw();
-                *ticket = Some(drawn);
-                self.line.push_back(Waiter {
-                    ticket: drawn,
-                    need,
-                    waker: cx.waker().clone(),
-                });
-                Poll::Pending
-            }
-            Some(drawn) => match self.place(drawn) {
-                Ok(place) => {
-                    refresh(&mut self.line[place].waker, cx, after);
-                    Poll::Pending
-                }
-                Err(place) if !self.keeps_grant(drawn, need) => {
-                    // It was only slow to come, a thread of its own perhaps.
-                    self.patience = (self.patience * 2).min(MOST_LOOKS);
-                    self.line.insert(
-                        place,
-                        Waiter {
-                            ticket: drawn,
-                            need,
-                            waker: cx.waker().clone(),
-                        },
-                    );
-                    Poll::Pending
-                }
-                Err(_) => {
-                    *ticket = None;
-                    Poll::Ready(Ok(()))
-                }
-            },
-        }
-    }
-
-    /// Gives back what was granted, to be used now. False if it was taken back, and is gone.
-    fn keeps_grant(&mut self, ticket: u64, need: Need) -> bool {
-        self.give_back(ticket, need) || (!self.trailers_granted && self.fits(need))
+        let fill = self.fill();
+        self.line.poll_turn(ticket, need, fill, cx, after).map(Ok)
     }
 
     /// Leaves the line, or gives back what was granted.
@@ -223,12 +139,7 @@ impl State {
         if self.end.is_some() {
             return;
         }
-        match self.place(ticket) {
-            Ok(place) => after.stale = self.line.remove(place).map(|waiter| waiter.waker),
-            Err(_) => {
-                self.give_back(ticket, need);
-            }
-        }
+        self.line.leave(ticket, need, after);
         self.serve(after);
     }
 
@@ -277,12 +188,11 @@ impl State {
         if self.end.is_some() {
             return Poll::Ready(None);
         }
-        if !self.lent.is_empty() {
+        if self.line.has_loans() {
             self.call_in(cx, after);
         }
         self.buffer.rest();
-        rest(&mut self.line);
-        rest(&mut self.lent);
+        self.line.rest();
         match &mut self.receiver {
             Some(waker) => refresh(waker, cx, after),
             none => *none = Some(cx.waker().clone()),
@@ -325,12 +235,12 @@ impl State {
 
     #[cfg(test)]
     pub(super) fn waiting(&self) -> usize {
-        self.line.len()
+        self.line.waiting()
     }
 
     #[cfg(test)]
     pub(super) fn slots(&self) -> usize {
-        self.buffer.slots() + self.line.capacity()
+        self.buffer.slots() + self.line.slots()
     }
 
     // ---- watchers ----
@@ -349,7 +259,7 @@ impl State {
         match ticket.and_then(|id| self.watchers.iter_mut().find(|watcher| watcher.0 == id)) {
             Some((_, waker)) => refresh(waker, cx, after),
             None => {
-                let drawn = self.draw();
+                let drawn = self.line.draw();
                 *ticket = Some(drawn);
                 self.watchers.push((drawn, cx.waker().clone()));
             }
@@ -365,103 +275,29 @@ impl State {
 
     // ---- the line ----
 
-    fn draw(&mut self) -> u64 {
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
-        ticket
-    }
-
-    fn place(&self, ticket: u64) -> Result<usize, usize> {
-        self.line
-            .binary_search_by_key(&ticket, |waiter| waiter.ticket)
-    }
-
-    /// Bytes of the bound that are spoken for.
-    fn taken(&self) -> usize {
-        self.buffer.len().saturating_add(self.reserved)
-    }
-
-    fn fits(&self, need: Need) -> bool {
-        match need {
-            Need::Bytes(len) | Need::Loan(len) => {
-                let taken = self.taken();
-                taken == 0 || taken.saturating_add(len) <= self.bound
-            }
-            Need::Trailers => self.reserved == 0,
+    fn fill(&self) -> Fill {
+        Fill {
+            buffered: self.buffer.len(),
+            bound: self.bound,
         }
     }
 
-    /// Serves the line at half empty: senders are woken for a batch and not for every frame.
-    fn serve_if_due(&mut self, after: &mut After) {
-        let Some(front) = self.line.front() else {
-            return;
-        };
-        let due = match front.need {
-            Need::Bytes(_) | Need::Loan(_) => {
-                self.taken() <= self.bound / 2 || self.buffer.is_empty()
-            }
-            Need::Trailers => true,
-        };
-        if due {
-            self.serve(after);
-        }
-    }
-
-    /// Grants from the front of the line what fits.
     fn serve(&mut self, after: &mut After) {
-        while !self.trailers_granted {
-            match self.line.front() {
-                Some(front) if self.fits(front.need) => {}
-                _ => break,
-            }
-            let Some(front) = self.line.pop_front() else {
-                break;
-            };
-            match front.need {
-                Need::Bytes(len) => self.reserved = self.reserved.saturating_add(len),
-                Need::Loan(len) => {
-                    self.reserved = self.reserved.saturating_add(len);
-                    self.lent.push_back((front.ticket, len));
-                    self.looks = 0;
-                    // It does not sleep while loans are out.
-                    if let Some(receiver) = self.receiver.take() {
-                        after.receiver = Some(receiver);
-                    }
-                }
-                Need::Trailers => self.trailers_granted = true,
-            }
-            after.wake(front.waker);
-        }
+        self.line.serve(self.fill(), &mut self.receiver, after);
     }
 
-    /// False if there is nothing to give back.
-    fn give_back(&mut self, ticket: u64, need: Need) -> bool {
-        match need {
-            Need::Bytes(len) => self.reserved -= len,
-            Need::Loan(_) => {
-                let mut lent = self.lent.iter();
-                let place = lent.position(|loan| loan.0 == ticket);
-                let Some((_, len)) = place.and_then(|place| self.lent.remove(place)) else {
-                    return false;
-                };
-                self.reserved -= len;
-            }
-            Need::Trailers => self.trailers_granted = false,
-        }
-        true
-    }
-
-    /// There is nothing to receive, and loans are out: whoever has one may have been given up, so it
-    /// is taken back after some looks. Between them those who were woken come in.
-    fn call_in(&mut self, cx: &Context<'_>, after: &mut After) {
-        self.looks += 1;
-        if self.looks >= self.patience {
-            for (_, len) in self.lent.drain(..) {
-                self.reserved -= len;
-            }
+    fn serve_if_due(&mut self, after: &mut After) {
+        if self.line.is_due(self.fill()) {
             self.serve(after);
         }
-        if !self.lent.is_empty() {
+    }
+
+    /// There is nothing to receive, and loans are out.
+    fn call_in(&mut self, cx: &Context<'_>, after: &mut After) {
+        if self.line.call_in() {
+            self.serve(after);
+        }
+        if self.line.has_loans() {
             after.stale = after.receiver.replace(cx.waker().clone());
         }
     }
@@ -469,13 +305,9 @@ impl State {
     /// Nothing goes in any more: everybody who waits is told.
     fn finish(&mut self, end: End, after: &mut After) {
         self.end = Some(end);
-        self.reserved = 0;
-        self.lent.clear();
-        let line = mem::take(&mut self.line);
+        let waiting = self.line.dissolve();
         let watchers = mem::take(&mut self.watchers);
-        let waiting = line.into_iter().map(|waiter| waiter.waker);
-        let watching = watchers.into_iter().map(|watcher| watcher.1);
-        for waker in waiting.chain(watching) {
+        for waker in waiting.chain(watchers.into_iter().map(|watcher| watcher.1)) {
             after.wake(waker);
         }
         after.receiver = self.receiver.take();

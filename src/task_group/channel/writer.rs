@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{io::AsyncWrite, task::coop};
 
-use super::{FrameSender, error::Closed, sender::leave, state::Need};
+use super::{FrameSender, error::Closed, line::Need, sender::leave};
 
 /// A [`FrameSender`] as an `AsyncWrite`.
 ///

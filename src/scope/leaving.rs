@@ -1,0 +1,95 @@
+//! What becomes of a scope whose client stops reading, or leaves.
+
+use std::{
+    sync::{Arc, Weak, atomic::Ordering},
+    time::Duration,
+};
+
+use http::Version;
+
+use super::{machine::Scope, options::OnLeave, state::Phase};
+use crate::outcome::Outcome;
+
+impl Scope {
+    /// The server has asked for nothing for too long.
+    pub(super) fn stalled(self: &Arc<Self>) {
+        if !self.is_live() || !self.interrupt(Outcome::Stalled, None) {
+            return;
+        }
+        let parent = self.parent.get().and_then(Weak::upgrade);
+        // One of several attempts, and not (yet) the answer: a mirror, read by the application.
+        let cloned = |parent: &Arc<Scope>| parent.cloned.load(Ordering::Acquire);
+        if parent.as_ref().is_some_and(cloned) && !self.answers.load(Ordering::Acquire) {
+            return;
+        }
+        // On HTTP/2 the other streams of the connection may fare well.
+        if self.version < Version::HTTP_2 {
+            self.connection.reset();
+        }
+        if let Some(parent) = parent {
+            parent.stalled();
+        }
+    }
+
+    /// The client has gone: the outermost scope of the response hears of it first. False if it goes on.
+    pub(super) fn client_left(self: &Arc<Self>) -> bool {
+        self.lock().client_gone = true;
+        let parent = self.parent.get().and_then(Weak::upgrade);
+        if parent.is_some_and(|parent| parent.is_live() && !parent.client_left()) {
+            return false;
+        }
+        let outcome = Outcome::Disconnected;
+        !self.goes_on(outcome) && self.interrupt(outcome, None)
+    }
+
+    /// What is to happen when the client leaves. False if the layer is not armed for it.
+    pub(crate) fn set_on_leave(&self, then: OnLeave) -> bool {
+        if !self.movable {
+            // An attempt of a cloned request: what moves is the owner around all of them.
+            let parent = self.parent.get().and_then(Weak::upgrade);
+            return parent.is_some_and(|parent| parent.set_on_leave(then));
+        }
+        let mut state = self.lock();
+        let armed = state.options(self).detachable.is_some();
+        if armed {
+            state.on_leave = then;
+        }
+        armed
+    }
+
+    /// The client has left: how long the work goes on without it. `None`: it ends.
+    pub(super) fn leave(&self) -> Option<Duration> {
+        let (limit, signals) = {
+            let mut state = self.lock();
+            let longest = state.options(self).detachable?;
+            // Behind the body's end there are only holds, whose word decides.
+            if state.phase != Phase::Live || state.owner_ended {
+                return None;
+            }
+            let chosen = match state.on_leave {
+                OnLeave::Cancel => return None,
+                OnLeave::Detach => (longest, None),
+                // Told as if the body had ended, with work still to do.
+                OnLeave::Grace(grace) => {
+                    (grace.min(longest), Some(state.signals.body_ended(false)))
+                }
+            };
+            state.client_gone = true;
+            chosen
+        };
+        self.left.store(true, Ordering::Release);
+        if let Some(signals) = signals {
+            signals.fire();
+        }
+        Some(limit)
+    }
+
+    /// Whether the work goes on although its client has left.
+    pub(super) fn goes_on(&self, outcome: Outcome) -> bool {
+        matches!(outcome, Outcome::Disconnected | Outcome::Dropped) && self.leave().is_some()
+    }
+
+    pub(super) fn has_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
+    }
+}
