@@ -19,6 +19,7 @@ use bodyguard::{
 use http::{Request, Response};
 use http_body::Body;
 use http_body_util::BodyExt;
+use tokio::task::JoinSet;
 use tower::{Layer, ServiceExt, service_fn};
 
 mod support;
@@ -191,8 +192,9 @@ async fn handlers_that_panic_in_their_drop() {
         cleanup.defer_sync(move |ending| log.lock().unwrap().push(ending.outcome()));
         Answers
     }));
-    let answered = tokio::spawn(service.oneshot(Request::new(()))).await;
-    assert!(answered.unwrap_err().is_panic());
+    let mut answering = JoinSet::new();
+    answering.spawn(service.oneshot(Request::new(())));
+    assert!(answering.join_next().await.unwrap().unwrap_err().is_panic());
     assert_eq!(*endings.lock().unwrap(), [Outcome::Panicked]);
 }
 
@@ -232,7 +234,7 @@ async fn wakers_that_panic() {
                     std::future::ready(Ok::<_, Infallible>(Response::new(body)))
                 }));
         let response = service.oneshot(Request::new(())).await.unwrap();
-        let mut left = left.unwrap();
+        let (mut left, mut later, mut second) = (left.unwrap(), JoinSet::new(), JoinSet::new());
         assert!(left.as_mut().poll(&mut cx).is_pending());
         let mut body = response.into_body();
         assert!(Pin::new(&mut body).poll_frame(&mut cx).is_ready());
@@ -240,9 +242,9 @@ async fn wakers_that_panic() {
             drop(body.collect().await.unwrap());
         } else {
             assert!(Pin::new(&mut body).poll_frame(&mut cx).is_pending());
-            tokio::spawn(async move {
+            later.spawn(async move {
                 tokio::time::sleep(Duration::from_secs(9)).await;
-                body.collect().await.map(drop)
+                drop(body.collect().await);
             });
         }
         let other = Stack::new()
@@ -250,11 +252,11 @@ async fn wakers_that_panic() {
             .layer(service_fn(|_: Request<()>| {
                 std::future::pending::<Result<Response<Script>, Infallible>>()
             }));
-        let second = tokio::spawn(other.oneshot(Request::new(())));
+        second.spawn(other.oneshot(Request::new(())));
         tokio::task::yield_now().await;
         let drained = supervisor.drain(Duration::from_secs(20)).await;
         assert_eq!((drained.aborted, ran.load(SeqCst)), (2, 1), "{drained}");
-        assert!(second.await.unwrap().is_ok());
+        assert!(second.join_next().await.unwrap().unwrap().is_ok());
         drop(hold);
     }
 }
