@@ -217,11 +217,12 @@ impl Body for SyncBody {
                 }
                 Stage::Closing(close, result) => {
                     let report = ready!(Pin::new(close).poll(cx));
-                    let mut result = std::mem::replace(result, Ok(()));
-                    if let (Ok(()), Some(failure)) = (&result, report.failures().first()) {
-                        result = Err(BodyError::from(Arc::clone(failure)));
-                    }
-                    this.stage = this.after(result);
+                    let result = std::mem::replace(result, Ok(()));
+                    let failures = report.failures();
+                    let first = || failures.first().cloned().map(BodyError::from);
+                    let error = result.err().or_else(first);
+                    let error = error.map(|error| error.and(failures));
+                    this.stage = this.after(error.map_or(Ok(()), Err));
                 }
                 Stage::Gap(gap, error) => {
                     if gap.poll(cx).is_pending() && !gap.is_broken() {

@@ -378,7 +378,7 @@ fn settle<B>(
             clean: true,
         };
     }
-    let parting = owner.end(end.outcome, end.cause);
+    let parting = owner.end(end.outcome, end.error);
     let panicked = contained(|| inner.set(None)).err();
     let panicked = panicked.and_then(|payload| finisher.body_panicked(payload));
     let Parting::Leave(broken) = parting else {

@@ -6,11 +6,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::{
-    connection::Connection,
-    detector::Detector,
-    failure::{Failure, FailureKind, contained},
-    limit::Limit,
-    state::Verdict,
+    connection::Connection, detector::Detector, failure::contained, limit::Limit, state::Verdict,
 };
 use crate::{error::BodyError, outcome::Outcome};
 
@@ -50,11 +46,7 @@ impl Verdict {
         let fault = self
             .fault
             .filter(|_| !clean || outcome != Outcome::Shutdown)?;
-        let error = BodyError::from(
-            fault
-                .cause
-                .unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into()),
-        );
+        let error = fault.error;
         // Under a promised length a further frame would count as content.
         let gone = matches!(outcome, Outcome::Disconnected | Outcome::Dropped);
         let words = fault

@@ -14,7 +14,7 @@ use crate::error::{BodyError, BoxError, Cause};
 
 /// A failure that is not an error of the application's: a panic, a limit, a broken promise.
 ///
-/// It is the cause behind a [`BodyError`](crate::BodyError) or in an
+/// It is a cause of a [`BodyError`](crate::BodyError) or in an
 /// [`EndReport`](crate::EndReport); errors that tasks and closers return stand there as themselves.
 #[derive(Debug)]
 pub struct Failure {
@@ -176,7 +176,7 @@ pub(crate) fn quietly(code: impl FnOnce()) {
 }
 
 /// How far down the sources of an error others are looked for.
-const MOST_SOURCES: usize = 16;
+pub(crate) const MOST_SOURCES: usize = 16;
 
 /// An error and its sources, the error that an `io::Error` wraps among them.
 ///
@@ -208,7 +208,7 @@ pub(super) fn panic_message(payload: &(dyn Any + Send)) -> String {
 }
 
 /// Whether two errors are one that passed several owners.
-pub(super) fn is_same(one: &Cause, other: &Cause) -> bool {
+pub(crate) fn is_same(one: &Cause, other: &Cause) -> bool {
     fn failure(cause: &Cause) -> Option<&FailureKind> {
         cause.downcast_ref::<Failure>()?.of_owner()
     }

@@ -33,7 +33,7 @@ use super::{
     teardown,
 };
 use crate::{
-    error::Cause,
+    error::{BodyError, Cause},
     outcome::{EndReport, Ending, Outcome},
     supervisor::{Member, Registration, Supervisor},
 };
@@ -190,8 +190,12 @@ impl Scope {
     }
 
     /// Starts the end, once: the first cause wins.
-    pub(super) fn start_end(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) -> Started {
-        self.start(self.lock(), outcome, cause, false)
+    pub(super) fn start_end(
+        self: &Arc<Self>,
+        outcome: Outcome,
+        error: Option<BodyError>,
+    ) -> Started {
+        self.start(self.lock(), outcome, error, false)
     }
 
     /// An end from outside is told to the owner, who may be polled by others at this moment, and to
@@ -200,13 +204,15 @@ impl Scope {
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
         outcome: Outcome,
-        cause: Option<Cause>,
+        error: Option<BodyError>,
         from_outside: bool,
     ) -> Started {
         if state.phase != Phase::Live {
+            // Before the error, which is the application's.
+            drop(state);
             return Started::Before;
         }
-        state.begin(outcome, cause.clone(), self.opened.get().is_some());
+        state.begin(outcome, error.as_ref(), self.opened.get().is_some());
         let natural = state.natural;
         self.interrupted.store(from_outside, Ordering::Release);
         // Read in the same critical section that moves the phase: an owner that goes later
@@ -232,7 +238,8 @@ impl Scope {
             self.cancel_unpolled(tasks);
         }
         for child in children {
-            child.end_with_parent(outcome, cause.clone(), shut_by.clone());
+            let cause = error.as_ref().map(BodyError::cause);
+            child.end_with_parent(outcome, cause.cloned(), shut_by.clone());
         }
         if owner_gone {
             return Started::WithoutOwner;
@@ -248,7 +255,7 @@ impl Scope {
     /// False if it had ended.
     pub(crate) fn interrupt(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) -> bool {
         let cause = cause.unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into());
-        match self.start(self.lock(), outcome, Some(cause), true) {
+        match self.start(self.lock(), outcome, Some(cause.into()), true) {
             Started::Before => return false,
             Started::WithoutOwner => teardown::detach(self.clone()),
             Started::UnderOwner => self.take_over(),
@@ -260,28 +267,31 @@ impl Scope {
     ///
     /// If the end has started, now or before, the owner has to tear down; if holds keep the scope
     /// open, it just leaves.
-    pub(super) fn owner_ended(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) -> Parting {
+    pub(super) fn owner_ended(
+        self: &Arc<Self>,
+        outcome: Outcome,
+        error: Option<BodyError>,
+    ) -> Parting {
         let mut state = self.lock();
         state.owner_ended = true;
         let live = state.phase == Phase::Live;
         let Some(work) = state.work.as_mut().filter(|work| live && work.holds > 0) else {
             if !live {
-                state.failed_behind(outcome, cause.as_ref());
+                state.failed_behind(outcome, error.as_ref());
             }
-            self.start(state, outcome, cause, false);
+            self.start(state, outcome, error, false);
             return Parting::TearDown;
         };
         // No join waits for the tasks now: what has failed by now has broken the body. The first cause wins.
         let first = work.tasks.failure().cloned();
         let first = first.map(|(outcome, cause)| (outcome, Some(cause)));
-        let (outcome, first) = first.unwrap_or_else(|| (outcome, cause.clone()));
+        let cause = error.as_ref().map(BodyError::cause);
+        let (outcome, first) = first.unwrap_or_else(|| (outcome, cause.cloned()));
         work.body_end = Some((outcome, first.clone()));
         // Behind what it could hide.
-        if let Some(cause) = cause {
-            state.add_error(cause);
-        }
+        state.add_errors(error.as_ref());
         let signals = state.signals.body_ended(outcome.is_complete());
-        let broken = state.broken_on(self, outcome, first);
+        let broken = state.broken_on(self, outcome, first.map(BodyError::from));
         drop(state);
         signals.fire();
         Parting::Leave(broken)

@@ -18,7 +18,10 @@ use super::{
     state::Verdict,
     teardown::{self, Teardown},
 };
-use crate::{error::Cause, outcome::Outcome};
+use crate::{
+    error::{BodyError, Cause},
+    outcome::Outcome,
+};
 
 /// Starts the end of its scope when dropped before it was told how the end came.
 #[derive(Debug)]
@@ -128,16 +131,16 @@ impl Owner {
     }
 
     /// Tells how the end came.
-    pub(super) fn end(&mut self, outcome: Outcome, failure: Option<crate::Cause>) -> Parting {
+    pub(super) fn end(&mut self, outcome: Outcome, error: Option<BodyError>) -> Parting {
         match mem::replace(&mut self.role, Role::Free) {
             Role::Root(scope) => {
                 close_upload(&scope);
-                scope.owner_ended(outcome, failure)
+                scope.owner_ended(outcome, error)
             }
             // There is no teardown to wait for.
             Role::Unreached(_) if outcome.is_complete() => Parting::Leave(None),
             Role::Unreached(scope) => {
-                Parting::Leave(scope.lock().broken_on(&scope, outcome, failure))
+                Parting::Leave(scope.lock().broken_on(&scope, outcome, error))
             }
             Role::Joined(_) | Role::Free => Parting::TearDown,
         }
@@ -183,7 +186,7 @@ impl Drop for Owner {
                     scope.lock().client_gone = true;
                 }
                 close_upload(&scope);
-                scope.owner_ended(outcome, cause);
+                scope.owner_ended(outcome, cause.map(BodyError::from));
             }
             Role::Joined(scope) => scope.lock().handler_lost = true,
             Role::Unreached(_) | Role::Free => {}
@@ -193,7 +196,7 @@ impl Drop for Owner {
 
 impl Owner {
     /// What a drop before the end means.
-    fn dropped(&self, scope: &Scope) -> (Outcome, Option<crate::Cause>) {
+    fn dropped(&self, scope: &Scope) -> (Outcome, Option<Cause>) {
         if self.mark {
             (Outcome::Panicked, Some(self.panic_cause()))
         } else if self.is_whole() {
@@ -210,7 +213,7 @@ impl Owner {
         self.mark
     }
 
-    pub(super) fn panic_cause(&self) -> crate::Cause {
+    pub(super) fn panic_cause(&self) -> Cause {
         let what = if self.body {
             "response body"
         } else {
@@ -299,7 +302,7 @@ impl Finisher {
             let told = state.body_failed(Outcome::Panicked, cause.clone());
             (
                 told,
-                state.verdict_on(scope, Outcome::Panicked, Some(cause)),
+                state.verdict_on(scope, Outcome::Panicked, Some(cause.into())),
             )
         };
         told.fire();

@@ -240,17 +240,16 @@ impl State {
         }
     }
 
-    pub(super) fn begin(&mut self, outcome: Outcome, cause: Option<Cause>, clock: bool) {
+    pub(super) fn begin(&mut self, outcome: Outcome, error: Option<&BodyError>, clock: bool) {
         self.phase = Phase::Ending;
         self.natural = outcome.is_complete();
         self.ended_at = clock.then(Instant::now);
         // The first cause wins, and has decided already.
         let first = self.work.as_mut().and_then(|work| work.first_failure());
-        (self.outcome, self.cause) = first.unwrap_or_else(|| (outcome, cause.clone()));
+        let cause = error.map(BodyError::cause);
+        (self.outcome, self.cause) = first.unwrap_or_else(|| (outcome, cause.cloned()));
         // Behind what it could hide.
-        if let Some(cause) = cause {
-            self.add_error(cause);
-        }
+        self.add_errors(error);
         if let Some(work) = self.work.as_mut().filter(|_| !self.natural) {
             work.tasks.refuse_new();
         }
@@ -269,12 +268,18 @@ impl State {
         }
     }
 
+    /// All that a body has failed with.
+    pub(super) fn add_errors(&mut self, error: Option<&BodyError>) {
+        let causes = error.map_or(&[][..], BodyError::causes);
+        causes
+            .iter()
+            .for_each(|cause| self.add_error(cause.clone()));
+    }
+
     /// The owner's end comes behind one from elsewhere, which has decided. A body cut short by that has
     /// not failed.
-    pub(super) fn failed_behind(&mut self, outcome: Outcome, cause: Option<&Cause>) {
-        if let Some(cause) = cause.filter(|_| outcome != Outcome::Truncated) {
-            self.add_error(cause.clone());
-        }
+    pub(super) fn failed_behind(&mut self, outcome: Outcome, error: Option<&BodyError>) {
+        self.add_errors(error.filter(|_| outcome != Outcome::Truncated));
     }
 
     pub(super) fn note_failure(&mut self, outcome: Outcome, cause: Cause) {
@@ -335,7 +340,8 @@ impl State {
     }
 
     pub(super) fn verdict(&self, scope: &Scope) -> Verdict {
-        self.verdict_on(scope, self.outcome, self.cause.clone())
+        let error = self.cause.clone().map(BodyError::from);
+        self.verdict_on(scope, self.outcome, error)
     }
 
     /// What the owner shows for an outcome that is not the scope's own (yet).
@@ -343,13 +349,16 @@ impl State {
         &self,
         scope: &Scope,
         outcome: Outcome,
-        cause: Option<Cause>,
+        error: Option<BodyError>,
     ) -> Verdict {
         // A whole response waits for nothing, and has nothing to say.
-        let work = self.work.as_ref().filter(|_| !self.encoded);
         let fault = (!outcome.is_complete()).then(|| {
+            let ended = || Cause::from(Failure::new(FailureKind::Ended { outcome }));
+            let error = error.unwrap_or_else(|| ended().into());
+            let known = self.work.as_ref().map_or(&[][..], |work| &work.errors);
+            let work = self.work.as_ref().filter(|_| !self.encoded);
             Box::new(Fault {
-                cause,
+                error: error.and(known),
                 gap: self.options(scope).error_gap(),
                 runtime: scope.runtime.clone(),
                 cut_off: scope.ends_with_its_connection().cloned(),
@@ -364,9 +373,9 @@ impl State {
         &self,
         scope: &Scope,
         outcome: Outcome,
-        cause: Option<Cause>,
+        error: Option<BodyError>,
     ) -> Option<Verdict> {
-        (!outcome.is_complete()).then(|| self.verdict_on(scope, outcome, cause))
+        (!outcome.is_complete()).then(|| self.verdict_on(scope, outcome, error))
     }
 
     /// Whether its end is to come, and concerns nobody: nothing is registered, no token given out, no
@@ -436,7 +445,8 @@ pub(super) struct Verdict {
 }
 
 pub(super) struct Fault {
-    pub(super) cause: Option<Cause>,
+    /// All that is known by now, the first cause first.
+    pub(super) error: BodyError,
     /// How long an error waits behind the last frame.
     pub(super) gap: Duration,
     /// Where that wait finds its timer.
