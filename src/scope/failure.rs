@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use super::state::RULE;
 use crate::error::{BodyError, BoxError, Cause};
 
 /// A failure that is not an error of the application's: a panic, a limit, a broken promise.
@@ -27,7 +28,8 @@ pub struct Failure {
 pub enum FailureKind {
     /// Code panicked: what it was, and the panic's message.
     Panicked {
-        /// A task, a closer, the body, the handler; with its place where there is one.
+        /// A task, a closer, the body, the handler, `on_failure`, `succeeded_when`; with its place where
+        /// there is one.
         what: String,
         /// The panic's message, if it was text.
         message: String,
@@ -84,11 +86,13 @@ impl Failure {
         })
     }
 
-    /// What each owner notes for itself of a handler or body that failed or panicked under several.
+    /// What each owner notes for itself of a handler, body or rule that failed or panicked under several.
     pub(super) fn of_owner(&self) -> Option<&FailureKind> {
         let passes = match &self.kind {
             FailureKind::Service => true,
-            FailureKind::Panicked { what, .. } => what == "handler" || what == "response body",
+            FailureKind::Panicked { what, .. } => {
+                ["handler", "response body", RULE].contains(&what.as_str())
+            }
             _ => false,
         };
         passes.then_some(&self.kind)

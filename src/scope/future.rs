@@ -263,7 +263,7 @@ fn end_before_head<B>(
     let scope = owner.scope().cloned();
     let parting = owner.end(outcome, error);
     let panicked = contained(|| drop(body)).err();
-    let panicked = panicked.and_then(|payload| finisher.body_panicked(payload));
+    let panicked = panicked.map(|payload| finisher.body_panicked(payload));
     match parting {
         Parting::TearDown => {
             if let Some(scope) = scope {
@@ -272,7 +272,7 @@ fn end_before_head<B>(
             None
         }
         Parting::Leave(broken) => {
-            let broken = broken.or(panicked);
+            let broken = broken.or_else(|| finisher.broken_by(panicked?));
             if let (Some(scope), Some(verdict)) = (scope, &broken) {
                 scope.lock().status = Some(failure_status(verdict.outcome));
             }

@@ -271,9 +271,11 @@ impl Scope {
         self: &Arc<Self>,
         outcome: Outcome,
         error: Option<BodyError>,
+        speaks: bool,
     ) -> Parting {
         let mut state = self.lock();
         state.owner_ended = true;
+        state.speaks = speaks;
         let live = state.phase == Phase::Live;
         let Some(work) = state.work.as_mut().filter(|work| live && work.holds > 0) else {
             if !live {
@@ -291,10 +293,9 @@ impl Scope {
         // Behind what it could hide.
         state.add_errors(error.as_ref());
         let signals = state.signals.body_ended(outcome.is_complete());
-        let broken = state.broken_on(self, outcome, first.map(BodyError::from));
         drop(state);
         signals.fire();
-        Parting::Leave(broken)
+        Parting::Leave(self.broken(outcome, first.map(BodyError::from)))
     }
 
     /// The owner is about to go while holds are out. True if the end has started meanwhile.
@@ -320,6 +321,13 @@ impl Scope {
         if let Some(annex) = work.annex.begin_close() {
             return Step::Close(annex);
         }
+        if state.has_last_words(state.outcome) {
+            let verdict = state.verdict(self);
+            if let Some(due) = state.take_last_words(&verdict) {
+                return Step::Speak(due);
+            }
+        }
+        let work = state.work();
         let behind =
             !work.after_end.is_empty() || work.children.iter().any(|child| child.is_told());
         if behind && !settled {
@@ -337,6 +345,7 @@ impl Scope {
     pub(super) fn try_finish(&self) -> Option<Finished> {
         let mut state = self.lock();
         let idle = state.phase == Phase::Ending
+            && !state.has_last_words(state.outcome)
             && state.work.as_mut().is_none_or(|work| work.close_if_idle());
         idle.then(|| self.finish(&mut state))
     }
@@ -442,6 +451,8 @@ pub(super) enum Step {
     Run(Closer, Ending),
     /// Close this; closers may have been registered when it is done.
     Close(Arc<dyn Annex>),
+    /// Have the body's last words made: the report is to tell if that panics.
+    Speak((LastWords, BodyError)),
     /// The client may see the end now; what is left runs behind it.
     Settled(Verdict),
     /// Nothing is left.

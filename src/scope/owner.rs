@@ -135,7 +135,9 @@ impl Owner {
         match mem::replace(&mut self.role, Role::Free) {
             Role::Root(scope) => {
                 close_upload(&scope);
-                scope.owner_ended(outcome, error)
+                // Under a promised length a further frame would count as content.
+                let speaks = self.body && self.detector.promised().is_none();
+                scope.owner_ended(outcome, error, speaks)
             }
             // There is no teardown to wait for.
             Role::Unreached(_) if outcome.is_complete() => Parting::Leave(None),
@@ -186,7 +188,7 @@ impl Drop for Owner {
                     scope.lock().client_gone = true;
                 }
                 close_upload(&scope);
-                scope.owner_ended(outcome, cause.map(BodyError::from));
+                scope.owner_ended(outcome, cause.map(BodyError::from), false);
             }
             Role::Joined(scope) => scope.lock().handler_lost = true,
             Role::Unreached(_) | Role::Free => {}
@@ -289,24 +291,23 @@ impl Finisher {
         })
     }
 
-    /// The inner body panicked in its drop, when its end was told but nothing is torn down yet: what a
-    /// client is shown if holds keep the scope open.
-    pub(super) fn body_panicked(&self, payload: Payload) -> Option<Verdict> {
+    /// The inner body panicked in its drop, when its end was told but nothing is torn down yet.
+    pub(super) fn body_panicked(&self, payload: Payload) -> Cause {
         let Some(scope) = &self.scope else {
             // Nobody here accounts for it.
             payload.resume();
         };
         let cause = body_panic(&payload);
-        let (told, verdict) = {
-            let mut state = scope.lock();
-            let told = state.body_failed(Outcome::Panicked, cause.clone());
-            (
-                told,
-                state.verdict_on(scope, Outcome::Panicked, Some(cause.into())),
-            )
-        };
+        let told = scope.lock().body_failed(Outcome::Panicked, cause.clone());
         told.fire();
-        Some(verdict)
+        cause
+    }
+
+    /// What a client is shown of that if holds keep the scope open.
+    pub(super) fn broken_by(&self, panicked: Cause) -> Option<Verdict> {
+        self.scope
+            .as_ref()?
+            .broken(Outcome::Panicked, Some(panicked.into()))
     }
 
     /// There is nothing to tear down.

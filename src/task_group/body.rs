@@ -108,13 +108,12 @@ impl GroupBody {
 
     /// What a body that fails says to its client last: for event streams, an `error` event.
     ///
-    /// `words` sees the error, whatever the reason of the failure. Its frame follows all frames sent
-    /// before, and the error follows it after the layer's `error_gap`, so that the transfer is
-    /// still a broken one. Frames that may end in the middle of an event call for one that begins with
+    /// `words` sees the error, whatever the reason of the failure, once closers have run. Its frame follows
+    /// all frames sent before, and the error follows it after the layer's `error_gap`, so that the transfer
+    /// is still a broken one. Its panic is contained, and a further cause of the error. Frames that may end in the middle of an event call for one that begins with
     /// `\n\n`. Not called under a promised length, nor if the client has gone, nor for a body with a
     /// Content-Encoding at the head of its scope: plain text would be no part of it, so compression goes
-    /// outside of the scope's layers. The frame does not count among the report's bytes, which was
-    /// drawn up before.
+    /// outside of the scope's layers. The frame does not count among the report's bytes.
     pub fn on_failure<F>(mut self, words: F) -> Self
     where
         F: Fn(&BodyError) -> Option<Bytes> + Send + Sync + 'static,
