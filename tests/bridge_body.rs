@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bodyguard::{
@@ -358,6 +358,15 @@ async fn closers_of_its_own_run_before_the_end_is_seen() {
     let error = drain(body).await.1.unwrap_err();
     let causes: Vec<_> = error.causes().iter().map(ToString::to_string).collect();
     assert_eq!(causes, ["row failed", "commit failed", "release failed"]);
+}
+
+#[tokio::test]
+async fn an_error_waits_for_its_gap() {
+    let gap = Duration::from_millis(80);
+    let body = SyncBody::try_from_iter([Ok("a"), Err("disk")]).error_gap(gap);
+    let start = Instant::now();
+    assert!(drain(body).await.1.is_err());
+    assert!(start.elapsed() >= gap);
 }
 
 #[tokio::test]

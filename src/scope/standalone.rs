@@ -62,6 +62,11 @@ impl Scope {
         self.set(|options| options.cancel_grace = Some(grace));
     }
 
+    /// Sets how long an error waits behind the last frame.
+    pub(crate) fn set_error_gap(&self, gap: Duration) {
+        self.set(|options| options.error_gap = Some(gap));
+    }
+
     /// Lets the handler choose to run on without its client.
     pub(crate) fn detachable(&self, limit: Duration) {
         self.set(|options| options.detachable = Some(limit));

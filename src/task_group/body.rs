@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -249,6 +250,15 @@ impl TaskGroupBody {
         if let Some(body) = self.body.inner_mut() {
             body.receiver.set_bound(bytes);
         }
+        self
+    }
+
+    /// How long an error waits behind the last frame (10 ms).
+    ///
+    /// Under a layer its own [`error_gap`](crate::scope::ScopeLayer::error_gap), which says what it is for,
+    /// comes on top.
+    pub fn error_gap(self, gap: Duration) -> Self {
+        self.group.scope().set_error_gap(gap);
         self
     }
 
