@@ -1,6 +1,8 @@
 //! The one error our bodies fail with.
 
-use std::{error::Error as StdError, fmt, sync::Arc};
+use std::{error::Error as StdError, fmt, iter, sync::Arc};
+
+use crate::scope::{MOST_SOURCES, is_same, sources};
 
 /// Any error, owned: what fallible closures and inner bodies hand us.
 pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
@@ -11,59 +13,136 @@ pub type TaskResult = Result<(), BoxError>;
 /// A failure, shared between the body that yields it, the closers that see it and the report.
 pub type Cause = Arc<dyn StdError + Send + Sync + 'static>;
 
-/// What a body of this crate fails with: a kind in words, and the cause behind it.
+/// What a body of this crate fails with: every cause that is known when it fails.
 ///
-/// The cause is boxed once, where it arises, and shared from then on: the body yields it, each
-/// closer sees it in its [`Ending`](crate::Ending), the end report lists it. Ask for the concrete
-/// type with [`BodyError::downcast_ref`].
+/// A cause is boxed once, where it arises, and shared from then on: the body yields it, each
+/// closer sees the first in its [`Ending`](crate::Ending), the end report lists all. What fails behind
+/// the error is in the report only: closers of `defer_after_end`, and a scope that holds keep open. Ask
+/// for a concrete type with [`BodyError::downcast_ref`].
+///
+/// The first cause is the [`source`](StdError::source), and so in what printers of error chains write;
+/// the others are in the error's own text, with their sources:
+///
+/// ```
+/// # use bodyguard::TaskGroupBody;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use http_body_util::BodyExt;
+///
+/// let body = TaskGroupBody::new(|group, _tx| async move {
+///     group.spawn_graceful(|cancel| async move {
+///         cancel.cancelled().await;
+///         Err("weather: not flushed".into())
+///     })?;
+///     tokio::task::yield_now().await;
+///     Err("news: connection reset".into())
+/// });
+/// let error = body.collect().await.unwrap_err();
+///
+/// assert_eq!(error.to_string(), "response body failed (also: weather: not flushed)");
+/// assert_eq!(error.cause().to_string(), "news: connection reset");
+/// assert_eq!(error.causes().len(), 2);
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct BodyError {
-    cause: Cause,
+    /// Never empty. One pointer, since it stands in what each poll of a body returns.
+    causes: Arc<[Cause]>,
 }
+
+/// How many causes are written out behind the first.
+const MOST_NAMED: usize = 4;
 
 impl BodyError {
     /// Wraps an error, once: a `BodyError` comes back as it was.
+    ///
+    /// An error of another type with a `BodyError` among its sources (axum's of a boxed body) is the
+    /// first cause, in the place of the one it carries; the further causes stay further ones.
     pub fn new(error: impl Into<BoxError>) -> Self {
         match error.into().downcast::<BodyError>() {
             Ok(body_error) => *body_error,
-            Err(error) => Self {
-                cause: Cause::from(error),
-            },
+            Err(error) => Self::from(Cause::from(error)),
         }
     }
 
-    /// The cause as a concrete type, if it is one.
+    /// The first cause of this concrete type.
     pub fn downcast_ref<E: StdError + 'static>(&self) -> Option<&E> {
-        self.cause.downcast_ref::<E>()
+        self.causes.iter().find_map(|cause| cause.downcast_ref())
     }
 
-    /// The cause, to be kept or shared.
+    /// The first cause, to be kept or shared.
     pub fn cause(&self) -> &Cause {
-        &self.cause
+        &self.causes[0]
+    }
+
+    /// All causes: the first, which decided, then the others in the order they were seen.
+    ///
+    /// They are those of [`EndReport::errors`](crate::EndReport::errors) so far. A body that is ended from
+    /// outside (shutdown, cancellation, a stall) fails with that as its first cause, which is no error of
+    /// the report's.
+    pub fn causes(&self) -> &[Cause] {
+        &self.causes
+    }
+
+    /// With these, known to differ from each other, behind its own causes.
+    pub(crate) fn and(mut self, others: &[Cause]) -> Self {
+        let known = |other: &&Cause| !self.causes.iter().any(|cause| is_same(cause, other));
+        let new: Vec<_> = others.iter().filter(known).cloned().collect();
+        if !new.is_empty() {
+            self.causes = self.causes.iter().cloned().chain(new).collect();
+        }
+        self
     }
 }
 
 impl From<Cause> for BodyError {
     fn from(cause: Cause) -> Self {
-        Self { cause }
+        let carried =
+            |error: &(dyn StdError + 'static)| Some(error.downcast_ref::<Self>()?.clone());
+        let carried = sources(&*cause).find_map(carried);
+        let error = Self {
+            causes: Arc::new([cause]),
+        };
+        match carried {
+            Some(inner) => error.and(&inner.causes[1..]),
+            None => error,
+        }
     }
 }
 
 impl fmt::Debug for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("BodyError").field(&self.cause).finish()
+        let mut tuple = f.debug_tuple("BodyError");
+        self.causes.iter().for_each(|cause| {
+            tuple.field(cause);
+        });
+        tuple.finish()
     }
 }
 
 impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "response body failed")
+        f.write_str("response body failed")?;
+        let further = &self.causes[1..];
+        for (at, cause) in further.iter().take(MOST_NAMED).enumerate() {
+            let before = if at == 0 { " (also: " } else { "; " };
+            write!(f, "{before}{cause}")?;
+            let sources = iter::successors(cause.source(), |&error| error.source());
+            for source in sources.take(MOST_SOURCES) {
+                write!(f, ": {source}")?;
+            }
+        }
+        match further.len() {
+            0 => Ok(()),
+            1..=MOST_NAMED => f.write_str(")"),
+            all => write!(f, "; {} more)", all - MOST_NAMED),
+        }
     }
 }
 
 impl StdError for BodyError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        Some(&*self.cause)
+        Some(&**self.cause())
     }
 }
 
@@ -80,5 +159,55 @@ mod tests {
             again.downcast_ref::<std::io::Error>().unwrap().to_string(),
             "disk"
         );
+    }
+
+    fn cause(text: &str) -> Cause {
+        Cause::from(BoxError::from(text))
+    }
+
+    fn texts(error: &BodyError) -> Vec<String> {
+        error.causes().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn names_the_first_cause_as_its_source_and_the_others_itself() {
+        let mut error = BodyError::from(cause("a"));
+        assert_eq!(error.to_string(), "response body failed");
+        let nested = Cause::from(BoxError::from(BodyError::new("behind")));
+        error = error.and(&[cause("b"), nested]);
+        assert_eq!(texts(&error), ["a", "b", "response body failed"]);
+        assert_eq!(
+            error.to_string(),
+            "response body failed (also: b; response body failed: behind)"
+        );
+        assert_eq!(error.source().unwrap().to_string(), "a");
+        error = error.and(&[cause("c"), cause("d"), cause("e"), cause("f")]);
+        assert!(error.to_string().ends_with("; c; d; 2 more)"), "{error}");
+    }
+
+    #[test]
+    fn finds_a_type_among_all_causes_and_keeps_each_once() {
+        let io = Cause::from(BoxError::from(std::io::Error::other("disk")));
+        let a = cause("a");
+        let error = BodyError::from(a.clone()).and(&[a, io]);
+        assert_eq!(texts(&error), ["a", "disk"]);
+        assert!(error.downcast_ref::<std::io::Error>().is_some());
+        assert!(error.downcast_ref::<fmt::Error>().is_none());
+    }
+
+    #[test]
+    fn an_error_around_one_keeps_the_further_causes() {
+        let inner = BodyError::from(cause("a")).and(&[cause("b"), cause("c")]);
+        let wrapped = std::io::Error::other(std::io::Error::other(inner.clone()));
+        let error = BodyError::new(wrapped);
+        assert_eq!(texts(&error)[1..], ["b", "c"]);
+        assert!(error.cause().is::<std::io::Error>());
+        // The first cause is known already, by who carries it.
+        assert_eq!(error.and(inner.causes()).causes().len(), 3);
+    }
+
+    #[test]
+    fn is_no_larger_than_one_cause() {
+        assert_eq!(size_of::<BodyError>(), size_of::<Cause>());
     }
 }

@@ -115,7 +115,8 @@ impl Ending {
         self.inner.client_gone
     }
 
-    /// The first failure, if the outcome has one.
+    /// The first failure, if the outcome has one. The body's error has
+    /// [all of them](crate::BodyError::causes), and so has the report.
     pub fn cause(&self) -> Option<&Cause> {
         self.inner.cause.as_ref()
     }

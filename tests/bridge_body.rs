@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bodyguard::{
@@ -340,7 +340,7 @@ async fn closers_of_its_own_run_before_the_end_is_seen() {
     assert_eq!(*order.lock().unwrap(), ["body", "closer"]);
     assert_eq!(pool.idle(), 1);
 
-    let body = SyncBody::in_pool(pool, |bridge| {
+    let body = SyncBody::in_pool(pool.clone(), |bridge| {
         bridge.try_defer(|_| Err("commit failed")).unwrap();
         bridge.body_from_iter(["a"])
     });
@@ -349,6 +349,24 @@ async fn closers_of_its_own_run_before_the_end_is_seen() {
         (all, end.unwrap_err().cause().to_string()),
         (b"a".to_vec(), "commit failed".into())
     );
+
+    let body = SyncBody::in_pool(pool, |bridge| {
+        bridge.try_defer(|_| Err("release failed")).unwrap();
+        bridge.try_defer(|_| Err("commit failed")).unwrap();
+        bridge.body_try_from_iter([Err::<&str, _>("row failed")])
+    });
+    let error = drain(body).await.1.unwrap_err();
+    let causes: Vec<_> = error.causes().iter().map(ToString::to_string).collect();
+    assert_eq!(causes, ["row failed", "commit failed", "release failed"]);
+}
+
+#[tokio::test]
+async fn an_error_waits_for_its_gap() {
+    let gap = Duration::from_millis(80);
+    let body = SyncBody::try_from_iter([Ok("a"), Err("disk")]).error_gap(gap);
+    let start = Instant::now();
+    assert!(drain(body).await.1.is_err());
+    assert!(start.elapsed() >= gap);
 }
 
 #[tokio::test]

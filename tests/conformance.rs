@@ -3,7 +3,7 @@
 use std::{convert::Infallible, time::Duration};
 
 use bodyguard::{
-    Cleanup, CleanupLayer, CompressionLayer, DisconnectLayer, Stack,
+    Cleanup, CleanupLayer, CompressionLayer, DisconnectLayer, Stack, TaskGroupBody,
     cleanup::CleanupBody,
     closing,
     compression::Flush,
@@ -182,5 +182,51 @@ impl Body for PollsOn {
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, Self::Error>>> {
         self.project().0.poll_frame(cx)
+    }
+}
+
+/// How long the error of a body waits behind its frame.
+async fn gap_of<B>(body: B) -> Duration
+where
+    B: Body<Error = bodyguard::BodyError>,
+{
+    let mut body = std::pin::pin!(body);
+    body.frame().await.unwrap().unwrap();
+    let start = tokio::time::Instant::now();
+    assert!(body.frame().await.unwrap().is_err());
+    start.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_without_a_layer_set_the_gap_before_their_error() {
+    const DEFAULT: Duration = Duration::from_millis(10);
+    const GAP: Duration = Duration::from_secs(3);
+    let script = || Script::new().data("a").error("disk");
+    let group = || {
+        TaskGroupBody::new(|_, tx| async move {
+            tx.send("a").await?;
+            Err("disk".into())
+        })
+    };
+    let stall = Duration::from_secs(60);
+    let gaps = [
+        gap_of(CleanupBody::new(script())).await,
+        gap_of(CleanupBody::new(script()).error_gap(GAP)).await,
+        gap_of(DisconnectBody::new(script())).await,
+        gap_of(DisconnectBody::new(script()).error_gap(GAP)).await,
+        gap_of(DisconnectBody::new(script()).stall_timeout(stall)).await,
+        gap_of(
+            DisconnectBody::new(script())
+                .stall_timeout(stall)
+                .error_gap(GAP),
+        )
+        .await,
+        gap_of(group()).await,
+        gap_of(group().error_gap(GAP)).await,
+    ];
+    for (at, took) in gaps.into_iter().enumerate() {
+        let gap = if at % 2 == 0 { DEFAULT } else { GAP };
+        let late = gap + Duration::from_millis(5);
+        assert!((gap..late).contains(&took), "{at}: {took:?}");
     }
 }

@@ -31,7 +31,7 @@ use axum::{
     response::Response,
 };
 use bodyguard::{
-    BodyError, Cause, EndReport, Outcome, Shutdown, Stack, Supervisor, TaskGroup, TaskResult, net,
+    BodyError, EndReport, Outcome, Shutdown, Stack, Supervisor, TaskGroup, TaskResult, net,
     scope::{Failure, FailureKind},
     task_group::{FrameSender, GroupBody},
 };
@@ -162,7 +162,7 @@ impl Error for Boom {}
 struct Seen {
     cells: Arc<Mutex<HashMap<String, Cell>>>,
     reports: Arc<Mutex<HashMap<String, EndReport>>>,
-    errors: Arc<Mutex<HashMap<String, Cause>>>,
+    errors: Arc<Mutex<HashMap<String, BodyError>>>,
     /// Futures of members that exist: counted by their own drop guards.
     live: Arc<AtomicUsize>,
 }
@@ -285,8 +285,8 @@ async fn record(State(seen): State<Seen>, request: Request, next: Next) -> Respo
     next.run(request).await.map(|body| {
         Body::new(body.map_err(move |error| {
             let error = error.into_inner();
-            let cause = error.downcast_ref::<BodyError>().unwrap().cause().clone();
-            seen.errors.lock().unwrap().insert(path.clone(), cause);
+            let failed = error.downcast_ref::<BodyError>().unwrap().clone();
+            seen.errors.lock().unwrap().insert(path.clone(), failed);
             error
         }))
     })
@@ -444,18 +444,23 @@ async fn fetch(server: &Server, cell: Cell, mut reached: Option<oneshot::Sender<
     Received { text, clean }
 }
 
-/// The cause is the same one for the body's error and the report, and of this kind.
+/// The causes are the same ones for the body's error and the report, and the first is of this kind.
 fn check_cause(seen: &Seen, cell: Cell) {
     let reports = seen.reports.lock().unwrap();
     let report = &reports[&cell.path()];
     let cause = report.ending.cause().expect("the report has the cause");
     let errors = seen.errors.lock().unwrap();
     let error = errors.get(&cell.path()).expect("the body has failed");
-    assert!(Arc::ptr_eq(cause, error), "{report:?}");
+    assert!(Arc::ptr_eq(cause, error.cause()), "{report:?}");
     if cell.kind == Kind::HangHolding {
         // Ended by the shutdown: the cause of the end, and nobody's error.
         assert!(report.errors.is_empty(), "{report:?}");
+        assert_eq!(error.causes().len(), 1, "{error:?}");
     } else {
+        let causes = error.causes();
+        assert_eq!(causes.len(), report.errors.len(), "{report:?} {error:?}");
+        let mut both = causes.iter().zip(&report.errors);
+        assert!(both.all(|(one, other)| Arc::ptr_eq(one, other)));
         assert!(Arc::ptr_eq(cause, &report.errors[0]), "{report:?}");
         check_rest(cell, report);
     }

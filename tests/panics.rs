@@ -98,9 +98,47 @@ async fn closers_tasks_and_rules_that_panic() {
     let mut response = service.oneshot(Request::new(())).await.unwrap();
     assert!(response.body_mut().collect().await.is_err());
     let error = close(response).await.unwrap_err();
-    assert_eq!(error.errors().len(), 4);
+    // A task, three closers, and the rule, once.
+    assert_eq!(error.errors().len(), 5);
     assert_eq!(*ran.lock().unwrap(), [(Outcome::Panicked, false)]);
     assert_eq!(supervisor.active(), 0);
+}
+
+/// What a rule that panics says is no success: closers are told so, and then the client has to be.
+#[tokio::test(start_paused = true)]
+async fn a_rule_that_panics_is_told_to_closers_client_and_report() {
+    for closes in [true, false] {
+        let reports = Arc::new(Mutex::new(Vec::new()));
+        let (told, log) = (reports.clone(), Arc::new(Mutex::new(Vec::new())));
+        let seen = log.clone();
+        let stack = Stack::new()
+            .on_end(move |report| told.lock().unwrap().push(report.clone()))
+            .succeeded_when(|_, _| panic!("rule"));
+        let service = stack.layer(service_fn(move |request: Request<()>| {
+            let cleanup = Cleanup::of(&request).unwrap();
+            for _ in 0..if closes { 2 } else { 0 } {
+                let seen = seen.clone();
+                cleanup.defer_sync(move |ending| {
+                    let told = (ending.outcome(), ending.succeeded());
+                    seen.lock().unwrap().push(told);
+                });
+            }
+            let body = Script::new().data("a").pending().data("b");
+            std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+        }));
+        let response = service.oneshot(Request::new(())).await.unwrap();
+        let body = response.into_body().collect().await;
+        let report = reports.lock().unwrap().pop().unwrap();
+        let errors: Vec<_> = report.errors.iter().map(ToString::to_string).collect();
+        assert_eq!(errors, ["succeeded_when panicked: rule"]);
+        assert!(!report.ending.succeeded());
+        // With nobody who rolls back, the body is as whole as it was.
+        let outcome = [Outcome::Complete, Outcome::Panicked][usize::from(closes)];
+        assert_eq!(report.outcome(), outcome);
+        assert_eq!(body.is_err(), closes);
+        let expected = vec![(Outcome::Panicked, false); if closes { 2 } else { 0 }];
+        assert_eq!(*log.lock().unwrap(), expected);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -111,6 +149,7 @@ async fn last_words_that_panic() {
     });
     let error = body.collect().await.unwrap_err();
     assert_eq!(error.cause().to_string(), "disk");
+    assert_eq!(error.causes().len(), 2);
 }
 
 /// Its reader lets go of it unread.

@@ -79,6 +79,7 @@ pub struct SyncBody {
     context: Option<Context>,
     session: Producing,
     begun: bool,
+    gap: Duration,
 }
 
 type Running = Pin<Box<dyn Future<Output = Result<Result<(), BoxError>, BridgeError>> + Send>>;
@@ -145,6 +146,15 @@ impl SyncBody {
         self
     }
 
+    /// Sets how long an error waits behind the last frame (default 10 ms).
+    ///
+    /// Under a layer its own [`error_gap`](crate::scope::ScopeLayer::error_gap), which says what it is for,
+    /// comes on top.
+    pub fn error_gap(mut self, gap: Duration) -> Self {
+        self.gap = gap;
+        self
+    }
+
     fn new<P>(bridge: &Bridge, produce: P) -> Self
     where
         P: FnOnce(&mut Out<'_>) -> Result<(), BoxError> + Send + 'static,
@@ -158,6 +168,7 @@ impl SyncBody {
             context: None,
             session: Producing::new(bridge.session()),
             begun: false,
+            gap: ERROR_GAP,
         }
     }
 
@@ -165,7 +176,7 @@ impl SyncBody {
     fn after(&self, result: Result<(), BodyError>) -> Stage {
         match result {
             Ok(()) => Stage::Done,
-            Err(error) => match Bound::new(ERROR_GAP) {
+            Err(error) => match Bound::new(self.gap) {
                 Some(gap) if self.begun => Stage::Gap(gap, error),
                 _ => Stage::Failed(error),
             },
@@ -217,11 +228,12 @@ impl Body for SyncBody {
                 }
                 Stage::Closing(close, result) => {
                     let report = ready!(Pin::new(close).poll(cx));
-                    let mut result = std::mem::replace(result, Ok(()));
-                    if let (Ok(()), Some(failure)) = (&result, report.failures().first()) {
-                        result = Err(BodyError::from(Arc::clone(failure)));
-                    }
-                    this.stage = this.after(result);
+                    let result = std::mem::replace(result, Ok(()));
+                    let failures = report.failures();
+                    let first = || failures.first().cloned().map(BodyError::from);
+                    let error = result.err().or_else(first);
+                    let error = error.map(|error| error.and(failures));
+                    this.stage = this.after(error.map_or(Ok(()), Err));
                 }
                 Stage::Gap(gap, error) => {
                     if gap.poll(cx).is_pending() && !gap.is_broken() {

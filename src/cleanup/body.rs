@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -88,6 +89,15 @@ where
     #[track_caller]
     pub fn defer_sync(self, closer: impl FnOnce(Ending) + Send + 'static) -> Self {
         self.cleanup.defer_sync(closer);
+        self
+    }
+
+    /// How long an error waits behind the last frame (10 ms).
+    ///
+    /// Under a layer its own [`error_gap`](crate::scope::ScopeLayer::error_gap), which says what it is for,
+    /// comes on top.
+    pub fn error_gap(self, gap: Duration) -> Self {
+        self.cleanup.scope().set_error_gap(gap);
         self
     }
 

@@ -125,6 +125,15 @@ impl<T> DisconnectBody<T> {
         self
     }
 
+    /// How long an error waits behind the last frame (10 ms).
+    ///
+    /// Under a layer its own [`error_gap`](crate::scope::ScopeLayer::error_gap), which says what it is for,
+    /// comes on top.
+    pub fn error_gap(self, gap: Duration) -> Self {
+        self.disconnect.scope.set_error_gap(gap);
+        self
+    }
+
     /// The body's view, to be cloned for whoever wants to know.
     pub fn disconnect(&self) -> &Disconnect {
         &self.disconnect

@@ -7,10 +7,10 @@ use tokio::runtime::Handle;
 
 use super::{
     connection::Connection,
-    detector::Detector,
-    failure::{Failure, FailureKind, contained},
+    failure::{Failure, contained},
     limit::Limit,
-    state::Verdict,
+    machine::Scope,
+    state::{LastWords, ShutBy, State, Verdict},
 };
 use crate::{error::BodyError, outcome::Outcome};
 
@@ -45,28 +45,72 @@ impl Failing {
 
 impl Verdict {
     /// The error the body ends with, unless the end is to look whole.
-    pub(super) fn failing(self, clean: bool, detector: &Detector) -> Option<Failing> {
+    pub(super) fn failing(self, clean: bool) -> Option<Failing> {
         let outcome = self.outcome;
         let fault = self
             .fault
             .filter(|_| !clean || outcome != Outcome::Shutdown)?;
-        let error = BodyError::from(
-            fault
-                .cause
-                .unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into()),
-        );
-        // Under a promised length a further frame would count as content.
-        let gone = matches!(outcome, Outcome::Disconnected | Outcome::Dropped);
-        let words = fault
-            .last_words
-            .filter(|_| !gone && detector.promised().is_none());
-        let last_frame = words.and_then(|words| contained(|| words(&error)).ok().flatten());
         Some(Failing {
-            last_frame: last_frame.filter(|frame| !frame.is_empty()),
+            last_frame: fault.last_frame,
             gap: Limit::new(fault.gap),
             runtime: fault.runtime,
             cut_off: fault.cut_off,
-            error,
+            error: fault.error,
         })
+    }
+}
+
+impl Scope {
+    /// What is shown of a body that is broken while holds keep the scope open.
+    pub(super) fn broken(&self, outcome: Outcome, error: Option<BodyError>) -> Option<Verdict> {
+        let due = {
+            let mut state = self.lock();
+            let verdict = state.broken_on(self, outcome, error.clone())?;
+            match state.take_last_words(&verdict) {
+                Some(due) => due,
+                None => return Some(verdict),
+            }
+        };
+        self.speak(due);
+        self.lock().broken_on(self, outcome, error)
+    }
+
+    /// Has the last words of a body that fails made. Their panic is a failure like any other.
+    pub(super) fn speak(&self, (words, error): (LastWords, BodyError)) {
+        let said = contained(|| words(&error));
+        let said = said.map_err(|payload| Failure::panicked("on_failure", &*payload));
+        // The application's: outside the lock.
+        let _ = contained(|| drop(words));
+        let mut state = self.lock();
+        match said {
+            Ok(frame) => state.work().said = frame.filter(|frame| !frame.is_empty()),
+            Err(panicked) => state.note_failure(Outcome::Panicked, panicked.into()),
+        }
+    }
+}
+
+impl State {
+    /// Whether a body with this outcome has yet to say its last words, to a client who reads them.
+    pub(super) fn has_last_words(&self, outcome: Outcome) -> bool {
+        let Some(work) = self.work.as_ref().filter(|work| work.last_words.is_some()) else {
+            return false;
+        };
+        // Ended with the frame of the shutdown.
+        let clean = matches!(work.shut_by, ShutBy::EndNow(Some(_)));
+        let shows = match outcome {
+            Outcome::Complete | Outcome::Disconnected | Outcome::Dropped => false,
+            Outcome::Shutdown => !clean,
+            _ => true,
+        };
+        // In an encoded body, they would be no part of it.
+        shows && self.speaks && !self.owner_gone && !self.client_gone && !self.encoded
+    }
+
+    /// Takes them, to be said of this error, outside the lock.
+    pub(super) fn take_last_words(&mut self, verdict: &Verdict) -> Option<(LastWords, BodyError)> {
+        let fault = verdict.fault.as_ref()?;
+        let due = self.has_last_words(verdict.outcome);
+        let words = self.work.as_mut().filter(|_| due)?.last_words.take()?;
+        Some((words, fault.error.clone()))
     }
 }

@@ -10,11 +10,12 @@ use std::{
     time::Duration,
 };
 
+use super::state::RULE;
 use crate::error::{BodyError, BoxError, Cause};
 
 /// A failure that is not an error of the application's: a panic, a limit, a broken promise.
 ///
-/// It is the cause behind a [`BodyError`](crate::BodyError) or in an
+/// It is a cause of a [`BodyError`](crate::BodyError) or in an
 /// [`EndReport`](crate::EndReport); errors that tasks and closers return stand there as themselves.
 #[derive(Debug)]
 pub struct Failure {
@@ -27,7 +28,8 @@ pub struct Failure {
 pub enum FailureKind {
     /// Code panicked: what it was, and the panic's message.
     Panicked {
-        /// A task, a closer, the body, the handler; with its place where there is one.
+        /// A task, a closer, the body, the handler, `on_failure`, `succeeded_when`; with its place where
+        /// there is one.
         what: String,
         /// The panic's message, if it was text.
         message: String,
@@ -84,11 +86,13 @@ impl Failure {
         })
     }
 
-    /// What each owner notes for itself of a handler or body that failed or panicked under several.
+    /// What each owner notes for itself of a handler, body or rule that failed or panicked under several.
     pub(super) fn of_owner(&self) -> Option<&FailureKind> {
         let passes = match &self.kind {
             FailureKind::Service => true,
-            FailureKind::Panicked { what, .. } => what == "handler" || what == "response body",
+            FailureKind::Panicked { what, .. } => {
+                ["handler", "response body", RULE].contains(&what.as_str())
+            }
             _ => false,
         };
         passes.then_some(&self.kind)
@@ -175,7 +179,7 @@ pub(crate) fn quietly(code: impl FnOnce()) {
 }
 
 /// How far down the sources of an error others are looked for.
-const MOST_SOURCES: usize = 16;
+pub(crate) const MOST_SOURCES: usize = 16;
 
 /// An error and its sources, the error that an `io::Error` wraps among them.
 ///
@@ -207,7 +211,7 @@ pub(super) fn panic_message(payload: &(dyn Any + Send)) -> String {
 }
 
 /// Whether two errors are one that passed several owners.
-pub(super) fn is_same(one: &Cause, other: &Cause) -> bool {
+pub(crate) fn is_same(one: &Cause, other: &Cause) -> bool {
     fn failure(cause: &Cause) -> Option<&FailureKind> {
         cause.downcast_ref::<Failure>()?.of_owner()
     }

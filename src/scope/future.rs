@@ -23,7 +23,7 @@ use super::{
     state::{Verdict, failure_status},
 };
 use crate::{
-    error::{BoxError, Cause},
+    error::{BodyError, BoxError, Cause},
     outcome::Outcome,
 };
 
@@ -95,9 +95,11 @@ where
                         Last::Interrupted
                     }
                     Some(Err(error)) => {
-                        let cause = Failure::new(FailureKind::Service).into();
+                        let cause = Cause::from(Failure::new(FailureKind::Service));
                         // What is answered to the error is not ours to say.
-                        if let Parting::Leave(_) = this.owner.end(Outcome::Failed, Some(cause)) {
+                        if let Parting::Leave(_) =
+                            this.owner.end(Outcome::Failed, Some(cause.into()))
+                        {
                             this.finisher.leave_to_holds();
                         }
                         Last::Error(error)
@@ -237,7 +239,7 @@ fn end_with<B>(
     owner: &mut Owner,
     finisher: &mut Finisher,
 ) -> Over {
-    let broken = end_before_head(owner, finisher, end.outcome, end.cause, body);
+    let broken = end_before_head(owner, finisher, end.outcome, end.error, body);
     Over {
         parts,
         held: end.held,
@@ -255,13 +257,13 @@ fn end_before_head<B>(
     owner: &mut Owner,
     finisher: &mut Finisher,
     outcome: Outcome,
-    cause: Option<Cause>,
+    error: Option<BodyError>,
     body: B,
 ) -> Option<Verdict> {
     let scope = owner.scope().cloned();
-    let parting = owner.end(outcome, cause);
+    let parting = owner.end(outcome, error);
     let panicked = contained(|| drop(body)).err();
-    let panicked = panicked.and_then(|payload| finisher.body_panicked(payload));
+    let panicked = panicked.map(|payload| finisher.body_panicked(payload));
     match parting {
         Parting::TearDown => {
             if let Some(scope) = scope {
@@ -270,7 +272,7 @@ fn end_before_head<B>(
             None
         }
         Parting::Leave(broken) => {
-            let broken = broken.or(panicked);
+            let broken = broken.or_else(|| finisher.broken_by(panicked?));
             if let (Some(scope), Some(verdict)) = (scope, &broken) {
                 scope.lock().status = Some(failure_status(verdict.outcome));
             }

@@ -46,7 +46,7 @@ pub(super) enum Judged {
 #[derive(Debug)]
 pub(super) struct End {
     pub(super) outcome: Outcome,
-    pub(super) cause: Option<Cause>,
+    pub(super) error: Option<BodyError>,
     pub(super) held: Held,
 }
 
@@ -57,13 +57,13 @@ impl End {
             produced: 0,
             promised,
         };
-        Self::failed(Outcome::Truncated, Failure::new(kind).into())
+        Self::failed(Outcome::Truncated, Cause::from(Failure::new(kind)))
     }
 
     pub(super) fn complete(data: Option<Bytes>, trailers: Option<Box<HeaderMap>>) -> Self {
         Self {
             outcome: Outcome::Complete,
-            cause: None,
+            error: None,
             held: Held {
                 data,
                 trailers,
@@ -72,10 +72,10 @@ impl End {
         }
     }
 
-    pub(super) fn failed(outcome: Outcome, cause: Cause) -> Self {
+    pub(super) fn failed(outcome: Outcome, error: impl Into<BodyError>) -> Self {
         Self {
             outcome,
-            cause: Some(cause),
+            error: Some(error.into()),
             held: Held::default(),
         }
     }
@@ -250,11 +250,11 @@ impl Owner {
             Outcome::Truncated => FailureKind::Truncated { produced, promised },
             _ => FailureKind::Overlong { produced, promised },
         };
-        End::failed(outcome, Failure::new(kind).into())
+        End::failed(outcome, Cause::from(Failure::new(kind)))
     }
 
     fn inner_error(error: BoxError) -> End {
-        End::failed(Outcome::Failed, BodyError::new(error).cause().clone())
+        End::failed(Outcome::Failed, BodyError::new(error))
     }
 
     fn panicked(&self) -> End {
@@ -268,7 +268,8 @@ impl Owner {
             true => Outcome::Disconnected,
             false => Outcome::Cancelled,
         };
-        End::failed(outcome, Failure::new(FailureKind::Ended { outcome }).into())
+        let ended = Failure::new(FailureKind::Ended { outcome });
+        End::failed(outcome, Cause::from(ended))
     }
 
     #[inline]

@@ -158,6 +158,10 @@ impl<V, M> ScopeLayer<V, M> {
     /// It decides in place of that: a `grpc-status`, which it is not shown, counts no more.
     /// A failed task or closer, or a lost handler, makes it false whatever the rule says. The rule
     /// is asked while the scope is locked: it must only look at its arguments.
+    ///
+    /// A panic of the rule is no success, and a failure in the report. A closer that is told so before
+    /// the client sees the end breaks the body, as one that fails: the outcome is then `Panicked`. With
+    /// no closer to tell, the outcome stays.
     pub fn succeeded_when(
         self,
         rule: impl Fn(Outcome, Option<StatusCode>) -> bool + Send + Sync + 'static,

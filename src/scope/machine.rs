@@ -33,7 +33,7 @@ use super::{
     teardown,
 };
 use crate::{
-    error::Cause,
+    error::{BodyError, Cause},
     outcome::{EndReport, Ending, Outcome},
     supervisor::{Member, Registration, Supervisor},
 };
@@ -190,8 +190,12 @@ impl Scope {
     }
 
     /// Starts the end, once: the first cause wins.
-    pub(super) fn start_end(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) -> Started {
-        self.start(self.lock(), outcome, cause, false)
+    pub(super) fn start_end(
+        self: &Arc<Self>,
+        outcome: Outcome,
+        error: Option<BodyError>,
+    ) -> Started {
+        self.start(self.lock(), outcome, error, false)
     }
 
     /// An end from outside is told to the owner, who may be polled by others at this moment, and to
@@ -200,13 +204,15 @@ impl Scope {
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
         outcome: Outcome,
-        cause: Option<Cause>,
+        error: Option<BodyError>,
         from_outside: bool,
     ) -> Started {
         if state.phase != Phase::Live {
+            // Before the error, which is the application's.
+            drop(state);
             return Started::Before;
         }
-        state.begin(outcome, cause, self.opened.get().is_some());
+        state.begin(outcome, error.as_ref(), self.opened.get().is_some());
         // As it is decided: a task may have failed under a body that ended by itself.
         let (outcome, cause) = (state.outcome, state.cause.clone());
         let clean = outcome.is_complete();
@@ -250,7 +256,7 @@ impl Scope {
     /// False if it had ended.
     pub(crate) fn interrupt(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) -> bool {
         let cause = cause.unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into());
-        match self.start(self.lock(), outcome, Some(cause), true) {
+        match self.start(self.lock(), outcome, Some(cause.into()), true) {
             Started::Before => return false,
             Started::WithoutOwner => teardown::detach(self.clone()),
             Started::UnderOwner => self.take_over(),
@@ -262,31 +268,35 @@ impl Scope {
     ///
     /// If the end has started, now or before, the owner has to tear down; if holds keep the scope
     /// open, it just leaves.
-    pub(super) fn owner_ended(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) -> Parting {
+    pub(super) fn owner_ended(
+        self: &Arc<Self>,
+        outcome: Outcome,
+        error: Option<BodyError>,
+        speaks: bool,
+    ) -> Parting {
         let mut state = self.lock();
         state.owner_ended = true;
+        state.speaks = speaks;
         let live = state.phase == Phase::Live;
         let Some(work) = state.work.as_mut().filter(|work| live && work.holds > 0) else {
             if !live {
-                state.failed_behind(outcome, cause.as_ref());
+                state.failed_behind(outcome, error.as_ref());
             }
-            self.start(state, outcome, cause, false);
+            self.start(state, outcome, error, false);
             return Parting::TearDown;
         };
         // No join waits for the tasks now: what has failed by now has broken the body. The first cause wins.
         let first = work.tasks.failure().cloned();
         let first = first.map(|(outcome, cause)| (outcome, Some(cause)));
-        let (outcome, first) = first.unwrap_or_else(|| (outcome, cause.clone()));
+        let cause = error.as_ref().map(BodyError::cause);
+        let (outcome, first) = first.unwrap_or_else(|| (outcome, cause.cloned()));
         work.body_end = Some((outcome, first.clone()));
         // Behind what it could hide.
-        if let Some(cause) = cause {
-            state.add_error(cause);
-        }
+        state.add_errors(error.as_ref());
         let signals = state.signals.body_ended(outcome.is_complete());
-        let broken = state.broken_on(self, outcome, first);
         drop(state);
         signals.fire();
-        Parting::Leave(broken)
+        Parting::Leave(self.broken(outcome, first.map(BodyError::from)))
     }
 
     /// The owner is about to go while holds are out. True if the end has started meanwhile.
@@ -312,6 +322,13 @@ impl Scope {
         if let Some(annex) = work.annex.begin_close() {
             return Step::Close(annex);
         }
+        if state.has_last_words(state.outcome) {
+            let verdict = state.verdict(self);
+            if let Some(due) = state.take_last_words(&verdict) {
+                return Step::Speak(due);
+            }
+        }
+        let work = state.work();
         let behind =
             !work.after_end.is_empty() || work.children.iter().any(|child| child.is_told());
         if behind && !settled {
@@ -329,6 +346,7 @@ impl Scope {
     pub(super) fn try_finish(&self) -> Option<Finished> {
         let mut state = self.lock();
         let idle = state.phase == Phase::Ending
+            && !state.has_last_words(state.outcome)
             && state.work.as_mut().is_none_or(|work| work.close_if_idle());
         idle.then(|| self.finish(&mut state))
     }
@@ -393,7 +411,7 @@ impl Scope {
     /// The report of a scope that is done: whoever has the response may close it, also after it has
     /// ended.
     pub(super) fn report(&self) -> Option<Arc<EndReport>> {
-        let state = self.lock();
+        let mut state = self.lock();
         (state.phase == Phase::Done).then(|| Arc::new(state.report(self)))
     }
 }
@@ -425,6 +443,8 @@ pub(super) enum Step {
     Run(Closer, Ending),
     /// Close this; closers may have been registered when it is done.
     Close(Arc<dyn Annex>),
+    /// Have the body's last words made: the report is to tell if that panics.
+    Speak((LastWords, BodyError)),
     /// The client may see the end now; what is left runs behind it.
     Settled(Verdict),
     /// Nothing is left.

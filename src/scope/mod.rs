@@ -103,7 +103,7 @@ pub(crate) use entry::sealed::Sealed;
 pub use entry::{MissingLayer, View};
 pub(crate) use failure::quietly;
 pub use failure::{Failure, FailureKind};
-pub(crate) use failure::{Payload, contained, sources};
+pub(crate) use failure::{MOST_SOURCES, Payload, contained, is_same, sources};
 pub use future::ScopeFuture;
 pub use hold::Hold;
 pub use layer::{Fixed, Mode, Movable, ScopeLayer};

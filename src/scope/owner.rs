@@ -18,7 +18,10 @@ use super::{
     state::Verdict,
     teardown::{self, Teardown},
 };
-use crate::{error::Cause, outcome::Outcome};
+use crate::{
+    error::{BodyError, Cause},
+    outcome::Outcome,
+};
 
 /// Starts the end of its scope when dropped before it was told how the end came.
 #[derive(Debug)]
@@ -128,16 +131,18 @@ impl Owner {
     }
 
     /// Tells how the end came.
-    pub(super) fn end(&mut self, outcome: Outcome, failure: Option<crate::Cause>) -> Parting {
+    pub(super) fn end(&mut self, outcome: Outcome, error: Option<BodyError>) -> Parting {
         match mem::replace(&mut self.role, Role::Free) {
             Role::Root(scope) => {
                 close_upload(&scope);
-                scope.owner_ended(outcome, failure)
+                // Under a promised length a further frame would count as content.
+                let speaks = self.body && self.detector.promised().is_none();
+                scope.owner_ended(outcome, error, speaks)
             }
             // There is no teardown to wait for.
             Role::Unreached(_) if outcome.is_complete() => Parting::Leave(None),
             Role::Unreached(scope) => {
-                Parting::Leave(scope.lock().broken_on(&scope, outcome, failure))
+                Parting::Leave(scope.lock().broken_on(&scope, outcome, error))
             }
             Role::Joined(_) | Role::Free => Parting::TearDown,
         }
@@ -183,7 +188,7 @@ impl Drop for Owner {
                     scope.lock().client_gone = true;
                 }
                 close_upload(&scope);
-                scope.owner_ended(outcome, cause);
+                scope.owner_ended(outcome, cause.map(BodyError::from), false);
             }
             Role::Joined(scope) => scope.lock().handler_lost = true,
             Role::Unreached(_) | Role::Free => {}
@@ -193,7 +198,7 @@ impl Drop for Owner {
 
 impl Owner {
     /// What a drop before the end means.
-    fn dropped(&self, scope: &Scope) -> (Outcome, Option<crate::Cause>) {
+    fn dropped(&self, scope: &Scope) -> (Outcome, Option<Cause>) {
         if self.mark {
             (Outcome::Panicked, Some(self.panic_cause()))
         } else if self.is_whole() {
@@ -210,7 +215,7 @@ impl Owner {
         self.mark
     }
 
-    pub(super) fn panic_cause(&self) -> crate::Cause {
+    pub(super) fn panic_cause(&self) -> Cause {
         let what = if self.body {
             "response body"
         } else {
@@ -286,24 +291,23 @@ impl Finisher {
         })
     }
 
-    /// The inner body panicked in its drop, when its end was told but nothing is torn down yet: what a
-    /// client is shown if holds keep the scope open.
-    pub(super) fn body_panicked(&self, payload: Payload) -> Option<Verdict> {
+    /// The inner body panicked in its drop, when its end was told but nothing is torn down yet.
+    pub(super) fn body_panicked(&self, payload: Payload) -> Cause {
         let Some(scope) = &self.scope else {
             // Nobody here accounts for it.
             payload.resume();
         };
         let cause = body_panic(&payload);
-        let (told, verdict) = {
-            let mut state = scope.lock();
-            let told = state.body_failed(Outcome::Panicked, cause.clone());
-            (
-                told,
-                state.verdict_on(scope, Outcome::Panicked, Some(cause)),
-            )
-        };
+        let told = scope.lock().body_failed(Outcome::Panicked, cause.clone());
         told.fire();
-        Some(verdict)
+        cause
+    }
+
+    /// What a client is shown of that if holds keep the scope open.
+    pub(super) fn broken_by(&self, panicked: Cause) -> Option<Verdict> {
+        self.scope
+            .as_ref()?
+            .broken(Outcome::Panicked, Some(panicked.into()))
     }
 
     /// There is nothing to tear down.

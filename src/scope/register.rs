@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     content_encoding,
-    error::Cause,
+    error::{BodyError, Cause},
     outcome::Outcome,
     supervisor::{Background, Member},
 };
@@ -269,7 +269,7 @@ impl Scope {
     }
 
     fn end_held(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) {
-        if self.start_end(outcome, cause) == Started::WithoutOwner {
+        if self.start_end(outcome, cause.map(BodyError::from)) == Started::WithoutOwner {
             super::teardown::detach(self.clone());
         }
     }

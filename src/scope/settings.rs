@@ -51,6 +51,11 @@ impl Scope {
         self.set(|options| options.cancel_grace = Choice::Response(grace));
     }
 
+    /// Sets how long an error waits behind the last frame.
+    pub(crate) fn set_error_gap(&self, gap: Duration) {
+        self.set(|options| options.error_gap = Some(gap));
+    }
+
     /// Adds a hook for the end report of a body without a layer.
     pub(crate) fn on_end(&self, hook: impl Fn(&EndReport) + Send + Sync + 'static) {
         self.set(|options| options.on_end.push(Arc::new(hook)));

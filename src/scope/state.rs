@@ -28,6 +28,9 @@ use crate::{
     supervisor::{Background, Released},
 };
 
+/// The rule for `Ending::succeeded`, as what panicked.
+pub(super) const RULE: &str = "succeeded_when";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Live,
@@ -62,6 +65,8 @@ pub(super) struct State {
     pub(super) before_head: bool,
     /// The inner future and body have come to their end, or are about to drop.
     pub(super) owner_ended: bool,
+    /// The owner's body has ended, and can still show a frame that nobody promised.
+    pub(super) speaks: bool,
     /// The owner has gone and left the scope to its holds.
     pub(super) owner_gone: bool,
     /// Where the body can be taken from its server, if it can.
@@ -104,6 +109,8 @@ pub(super) struct Work {
     pub(super) early_waiter: Option<Waker>,
     pub(super) tasks: Tasks,
     pub(super) last_words: Option<LastWords>,
+    /// What they were.
+    pub(super) said: Option<Bytes>,
     pub(super) annex: Slot,
     pub(super) children: Vec<Arc<Scope>>,
     /// The teardown, while it waits for one of them.
@@ -174,6 +181,7 @@ impl State {
             settled: false,
             before_head: false,
             owner_ended: false,
+            speaks: false,
             owner_gone: false,
             cell: Weak::new(),
             on_leave: OnLeave::default(),
@@ -216,6 +224,7 @@ impl State {
                 early_waiter: None,
                 tasks,
                 last_words: None,
+                said: None,
                 annex: match phase {
                     Phase::Done => Slot::Closed,
                     Phase::Live | Phase::Ending => Slot::Unused,
@@ -243,17 +252,16 @@ impl State {
         }
     }
 
-    pub(super) fn begin(&mut self, outcome: Outcome, cause: Option<Cause>, clock: bool) {
+    pub(super) fn begin(&mut self, outcome: Outcome, error: Option<&BodyError>, clock: bool) {
         self.phase = Phase::Ending;
         self.natural = outcome.is_complete();
         self.ended_at = clock.then(Instant::now);
         // The first cause wins, and has decided already.
         let first = self.work.as_mut().and_then(|work| work.first_failure());
-        (self.outcome, self.cause) = first.unwrap_or_else(|| (outcome, cause.clone()));
+        let cause = error.map(BodyError::cause);
+        (self.outcome, self.cause) = first.unwrap_or_else(|| (outcome, cause.cloned()));
         // Behind what it could hide.
-        if let Some(cause) = cause {
-            self.add_error(cause);
-        }
+        self.add_errors(error);
         if let Some(work) = self.work.as_mut().filter(|_| !self.natural) {
             work.tasks.refuse_new();
         }
@@ -272,12 +280,18 @@ impl State {
         }
     }
 
+    /// All that a body has failed with.
+    pub(super) fn add_errors(&mut self, error: Option<&BodyError>) {
+        let causes = error.map_or(&[][..], BodyError::causes);
+        causes
+            .iter()
+            .for_each(|cause| self.add_error(cause.clone()));
+    }
+
     /// The owner's end comes behind one from elsewhere, which has decided. A body cut short by that has
     /// not failed.
-    pub(super) fn failed_behind(&mut self, outcome: Outcome, cause: Option<&Cause>) {
-        if let Some(cause) = cause.filter(|_| outcome != Outcome::Truncated) {
-            self.add_error(cause.clone());
-        }
+    pub(super) fn failed_behind(&mut self, outcome: Outcome, error: Option<&BodyError>) {
+        self.add_errors(error.filter(|_| outcome != Outcome::Truncated));
     }
 
     pub(super) fn note_failure(&mut self, outcome: Outcome, cause: Cause) {
@@ -316,17 +330,34 @@ impl State {
         Some((self.outcome, self.cause.clone().filter(|_| failed)?))
     }
 
-    pub(super) fn ending(&self, scope: &Scope) -> Ending {
-        self.ending_as(scope, self.outcome)
+    pub(super) fn ending(&mut self, scope: &Scope) -> Ending {
+        let by_rule = self.by_rule(scope, self.outcome);
+        // Behind the rule, which may have panicked.
+        self.ending_by(scope, self.outcome, by_rule)
     }
 
-    pub(super) fn ending_as(&self, scope: &Scope, outcome: Outcome) -> Ending {
-        let failed = self.work.as_deref().is_some_and(Work::has_failed);
+    pub(super) fn ending_as(&mut self, scope: &Scope, outcome: Outcome) -> Ending {
+        let by_rule = self.by_rule(scope, outcome);
+        self.ending_by(scope, outcome, by_rule)
+    }
+
+    /// Whether that is a success, by the layer's rule or the default one. A panic is none, and a failure
+    /// like that of a closer, to whom it is told as one.
+    fn by_rule(&mut self, scope: &Scope, outcome: Outcome) -> bool {
+        let status = self.status;
         let by_rule = match &self.options(scope).succeeded_when {
-            // A panic of the rule is no success.
-            Some(rule) => contained(|| rule(outcome, self.status)).unwrap_or(false),
-            None => succeeded(outcome, self.status) && !self.rpc_failed,
+            Some(rule) => contained(|| rule(outcome, status))
+                .map_err(|payload| Failure::panicked(RULE, &*payload)),
+            None => Ok(succeeded(outcome, status) && !self.rpc_failed),
         };
+        by_rule.unwrap_or_else(|panicked| {
+            self.note_failure(Outcome::Panicked, panicked.into());
+            false
+        })
+    }
+
+    fn ending_by(&self, scope: &Scope, outcome: Outcome, by_rule: bool) -> Ending {
+        let failed = self.work.as_deref().is_some_and(Work::has_failed);
         Ending::new(EndingParts {
             outcome,
             method: scope.method.clone(),
@@ -338,7 +369,8 @@ impl State {
     }
 
     pub(super) fn verdict(&self, scope: &Scope) -> Verdict {
-        self.verdict_on(scope, self.outcome, self.cause.clone())
+        let error = self.cause.clone().map(BodyError::from);
+        self.verdict_on(scope, self.outcome, error)
     }
 
     /// What the owner shows for an outcome that is not the scope's own (yet).
@@ -346,17 +378,20 @@ impl State {
         &self,
         scope: &Scope,
         outcome: Outcome,
-        cause: Option<Cause>,
+        error: Option<BodyError>,
     ) -> Verdict {
         // A whole response waits for nothing, and has nothing to say.
-        let work = self.work.as_ref().filter(|_| !self.encoded);
         let fault = (!outcome.is_complete()).then(|| {
+            let ended = || Cause::from(Failure::new(FailureKind::Ended { outcome }));
+            let error = error.unwrap_or_else(|| ended().into());
+            let known = self.work.as_ref().map_or(&[][..], |work| &work.errors);
+            let work = self.work.as_ref();
             Box::new(Fault {
-                cause,
+                error: error.and(known),
                 gap: self.options(scope).error_gap(),
                 runtime: scope.runtime.clone(),
                 cut_off: scope.ends_with_its_connection().cloned(),
-                last_words: work.and_then(|work| work.last_words.clone()),
+                last_frame: work.and_then(|work| work.said.clone()),
             })
         });
         Verdict { outcome, fault }
@@ -367,9 +402,9 @@ impl State {
         &self,
         scope: &Scope,
         outcome: Outcome,
-        cause: Option<Cause>,
+        error: Option<BodyError>,
     ) -> Option<Verdict> {
-        (!outcome.is_complete()).then(|| self.verdict_on(scope, outcome, cause))
+        (!outcome.is_complete()).then(|| self.verdict_on(scope, outcome, error))
     }
 
     /// Whether its end is to come, and concerns nobody: nothing is registered, no token given out, no
@@ -383,16 +418,18 @@ impl State {
         !self.options(scope).on_end.is_empty() || super::observe::ON
     }
 
-    pub(super) fn report(&self, scope: &Scope) -> EndReport {
+    pub(super) fn report(&mut self, scope: &Scope) -> EndReport {
         let since = |start: Option<Instant>, end: Option<Instant>| {
             Some(end?.saturating_duration_since(start?))
         };
+        // First: its rule may panic.
+        let ending = self.ending(scope);
         let work = self.work.as_deref();
         EndReport {
             id: scope.id(),
             method: scope.method.clone(),
             uri: scope.uri.clone(),
-            ending: self.ending(scope),
+            ending,
             bytes: scope.bytes.load(Ordering::Relaxed),
             frames: scope.frames.load(Ordering::Relaxed),
             first_frame: self.first_frame,
@@ -439,15 +476,16 @@ pub(super) struct Verdict {
 }
 
 pub(super) struct Fault {
-    pub(super) cause: Option<Cause>,
+    /// All that is known by now, the first cause first.
+    pub(super) error: BodyError,
     /// How long an error waits behind the last frame.
     pub(super) gap: Duration,
     /// Where that wait finds its timer.
     pub(super) runtime: Option<Handle>,
     /// What has to be reset, where the end of the connection is that of the body.
     pub(super) cut_off: Option<Connection>,
-    /// What may say a last word before the error.
-    pub(super) last_words: Option<LastWords>,
+    /// What the application says to the client about it, if the format has a way.
+    pub(super) last_frame: Option<Bytes>,
 }
 
 /// Makes the last frame of a body that fails, from its error.

@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 
 use super::{
     closers::{Closer, CloserFailed},
+    failure::contained,
     limit::within,
     machine::{Scope, Step},
     state::{Phase, Verdict, Work},
@@ -52,6 +53,7 @@ pub(super) fn teardown(scope: Arc<Scope>) -> Teardown {
                     let closed = annex.clone().close(overran.is_some()).await;
                     guard.scope.annex_closed(&annex, closed, overran.take());
                 }
+                Step::Speak(words) => guard.scope.speak(words),
                 Step::Settled(verdict) => {
                     guard.armed = false;
                     guard.scope.tell_parent();
@@ -274,6 +276,8 @@ impl Scope {
                 Step::Wait(_) => drop(self.forget_early()),
                 Step::Run(closer, ending) => self.run_or_count(closer, ending),
                 Step::Close(annex) => self.abandon_annex(&annex),
+                // Nobody reads them.
+                Step::Speak(words) => drop(contained(|| drop(words))),
                 Step::Settled(_) => {}
                 Step::Done(finished) => {
                     if self.lock().work().counts.closers_unrun > 0 {
@@ -293,7 +297,7 @@ impl Scope {
         } else {
             self.closer_unrun();
             // The application's values in the closer drop here, outside the lock.
-            let _ = super::failure::contained(|| drop(closer));
+            let _ = contained(|| drop(closer));
         }
     }
 

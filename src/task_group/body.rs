@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -108,13 +109,12 @@ impl GroupBody {
 
     /// What a body that fails says to its client last: for event streams, an `error` event.
     ///
-    /// `words` sees the error, whatever the reason of the failure. Its frame follows all frames sent
-    /// before, and the error follows it after the layer's `error_gap`, so that the transfer is
-    /// still a broken one. Frames that may end in the middle of an event call for one that begins with
+    /// `words` sees the error, whatever the reason of the failure, once closers have run. Its frame follows
+    /// all frames sent before, and the error follows it after the layer's `error_gap`, so that the transfer
+    /// is still a broken one. Its panic is contained, and a further cause of the error. Frames that may end in the middle of an event call for one that begins with
     /// `\n\n`. Not called under a promised length, nor if the client has gone, nor for a body with a
     /// Content-Encoding at the head of its scope: plain text would be no part of it, so compression goes
-    /// outside of the scope's layers. The frame does not count among the report's bytes, which was
-    /// drawn up before.
+    /// outside of the scope's layers. The frame does not count among the report's bytes.
     pub fn on_failure<F>(mut self, words: F) -> Self
     where
         F: Fn(&BodyError) -> Option<Bytes> + Send + Sync + 'static,
@@ -250,6 +250,15 @@ impl TaskGroupBody {
         if let Some(body) = self.body.inner_mut() {
             body.receiver.set_bound(bytes);
         }
+        self
+    }
+
+    /// How long an error waits behind the last frame (10 ms).
+    ///
+    /// Under a layer its own [`error_gap`](crate::scope::ScopeLayer::error_gap), which says what it is for,
+    /// comes on top.
+    pub fn error_gap(self, gap: Duration) -> Self {
+        self.group.scope().set_error_gap(gap);
         self
     }
 

@@ -18,7 +18,8 @@
 //!
 //! The body ends cleanly only if the group's own future and every task returned `Ok` and all
 //! senders are gone. One failure or panic cancels the siblings, and the client sees a broken
-//! transfer; a disconnect cancels and joins them all.
+//! transfer; a disconnect cancels and joins them all. The body's error has the first failure and all
+//! that came of it: see [`BodyError::causes`](crate::BodyError::causes).
 //!
 //! | wanted | use |
 //! |---|---|

@@ -1,10 +1,14 @@
 //! `on_failure`: the last frame of a body that fails, then the error.
 
-use std::{future::pending, time::Duration};
+use std::{
+    future::pending,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use axum::{extract::Request, response::IntoResponse};
 use bodyguard::{
-    BodyError, Outcome, TaskGroup, TaskGroupBody, close, net,
+    BodyError, Cleanup, Outcome, TaskGroup, TaskGroupBody, close, net,
     scope::{Failure, FailureKind},
 };
 use bytes::Bytes;
@@ -16,7 +20,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::support::{App, boom, drain, within};
+use crate::support::{App, boom, drain, messages, within};
 
 fn event(error: &BodyError) -> Option<Bytes> {
     Some(format!("event: error\ndata: {}\n\n", error.cause()).into())
@@ -113,6 +117,54 @@ async fn silence_and_a_panic_in_it_leave_the_error_as_it_is() {
             ("1", "lost")
         );
     }
+}
+
+/// The application's own words fail: the report tells, and so does the error.
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_it_is_a_failure_of_the_report() {
+    for held in [false, true] {
+        let kept = Arc::new(Mutex::new(None));
+        let keep = kept.clone();
+        let app = App::new(move |group: TaskGroup| async move {
+            *keep.lock().unwrap() = held.then(|| group.hold());
+            let body = group.body(|tx| async move {
+                tx.send("1").await?;
+                Err(boom("lost"))
+            });
+            body.on_failure(|error| panic!("speechless: {}", error.causes().len()))
+        });
+        let (text, error) = within(drain(app.get().await.into_body())).await;
+        let error = error.expect("it looks whole");
+        assert_eq!(text, "1");
+        drop(kept.lock().unwrap().take());
+        let report = app.report().await;
+        assert_eq!(report.outcome(), Outcome::Failed);
+        assert_eq!(
+            messages(&report),
+            ["lost", "on_failure panicked: speechless: 1"]
+        );
+        assert!(Arc::ptr_eq(&error.causes()[1], &report.errors[1]));
+    }
+}
+
+/// It is asked once, of all that has failed, before the report is drawn up.
+#[tokio::test(start_paused = true)]
+async fn it_is_asked_once_and_behind_the_closers() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let asking = asked.clone();
+    let app = App::new(move |group: TaskGroup, cleanup: Cleanup| async move {
+        cleanup.defer_after_end(|_| async { Ok(()) });
+        cleanup.defer(|_| async { Err(boom("commit")) });
+        let body = group.body(|tx| async move { Ok(tx.send("1").await?) });
+        body.on_failure(move |error| {
+            asking.lock().unwrap().push(error.cause().to_string());
+            Some("|".into())
+        })
+    });
+    let (text, error) = within(drain(app.get().await.into_body())).await;
+    assert_eq!((text.as_str(), error.is_some()), ("1|", true));
+    app.report().await;
+    assert_eq!(*asked.lock().unwrap(), ["commit"]);
 }
 
 #[tokio::test(start_paused = true)]

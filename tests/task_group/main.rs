@@ -1,6 +1,7 @@
 //! Task groups: cancellation, backpressure, last words, merged streams, policies.
 
 mod cancellation;
+mod causes;
 mod encoded;
 mod failures;
 mod last_words;

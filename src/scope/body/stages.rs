@@ -100,8 +100,7 @@ where
                 Stage::Ending(held) => {
                     let verdict = ready!(self.finisher.poll(cx));
                     let clean = held.as_ref().is_some_and(|held| held.clean);
-                    let failing =
-                        verdict.and_then(|verdict| verdict.failing(clean, &self.owner.detector));
+                    let failing = verdict.and_then(|verdict| verdict.failing(clean));
                     if let Some(failing) = failing {
                         *self.stage = Stage::Failing(Box::new(failing));
                         continue;
@@ -173,18 +172,16 @@ pub(super) fn settle<B>(
             clean: true,
         };
     }
-    let parting = owner.end(end.outcome, end.cause);
+    let parting = owner.end(end.outcome, end.error);
     let panicked = contained(|| inner.set(None)).err();
-    let panicked = panicked.and_then(|payload| finisher.body_panicked(payload));
+    let panicked = panicked.map(|payload| finisher.body_panicked(payload));
     let Parting::Leave(broken) = parting else {
         return Stage::ending(held);
     };
     // With holds out there is no verdict to come: a broken body is shown as what it is now.
+    let broken = broken.or_else(|| finisher.broken_by(panicked?));
     finisher.leave_to_holds();
-    match broken
-        .or(panicked)
-        .and_then(|verdict| verdict.failing(held.clean, &owner.detector))
-    {
+    match broken.and_then(|verdict| verdict.failing(held.clean)) {
         Some(failing) => Stage::Failing(Box::new(failing)),
         None => Stage::ending(held),
     }
