@@ -134,6 +134,10 @@ impl Owner {
     pub(super) fn end(&mut self, outcome: Outcome, error: Option<BodyError>) -> Parting {
         match mem::replace(&mut self.role, Role::Free) {
             Role::Root(scope) => {
+                // Whoever read the upload has seen that before us, and reacted.
+                if !self.mark && scope.connection.has_aborted() {
+                    scope.client_left();
+                }
                 close_upload(&scope);
                 // Under a promised length a further frame would count as content.
                 let speaks = self.body && self.detector.promised().is_none();
@@ -203,7 +207,7 @@ impl Owner {
             (Outcome::Panicked, Some(self.panic_cause()))
         } else if self.is_whole() {
             (Outcome::Complete, None)
-        } else if scope.connection.is_gone() {
+        } else if scope.connection.is_gone() || scope.connection.has_aborted() {
             (Outcome::Disconnected, None)
         } else {
             (Outcome::Dropped, None)
