@@ -111,6 +111,16 @@ impl Ending {
     }
 
     /// Whether the client had gone when the end started or while the end was held back.
+    ///
+    /// What is known of it: on a [watched connection](crate::disconnect#what-detection-depends-on) and under
+    /// [`drain_request`](crate::scope::ScopeLayer::drain_request). Always so if the outcome is
+    /// [`Disconnected`](Outcome::Disconnected), and for work that went on
+    /// [detached](crate::disconnect::OnLeave).
+    ///
+    /// A leave may pass unseen without a watched connection, on HTTP/2, whose connections stay, and with
+    /// [`half_close`](crate::net::Peer::half_close). There, a body dropped before its end, other than by a
+    /// drain, was left by its client; or an outer layer gave it up. A handler dropped before it answered
+    /// says nothing.
     pub fn client_gone(&self) -> bool {
         self.inner.client_gone
     }

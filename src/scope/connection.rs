@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, task::Context};
 
-use http::Extensions;
+use http::{Extensions, Version};
 
 #[cfg(feature = "net")]
 use std::future::Future;
@@ -61,6 +61,11 @@ impl Connection {
     pub(super) fn has_aborted(&self) -> bool {
         self.upload().is_some_and(Upload::is_aborted)
     }
+
+    /// The client is known to have gone.
+    pub(super) fn has_left(&self) -> bool {
+        self.is_gone() || self.has_aborted()
+    }
 }
 
 /// The wait for a connection's end, armed at the first poll.
@@ -79,6 +84,13 @@ impl Connection {
     pub(super) fn is_gone(&self) -> bool {
         let end = self.peer.as_ref().and_then(Peer::end);
         matches!(end, Some(PeerEnd::Fin | PeerEnd::Rst))
+    }
+
+    /// Whether no client leaves without that being known: on HTTP/2 its connection stays, and a FIN may be
+    /// its right.
+    pub(super) fn tells_leaves(&self, version: Version) -> bool {
+        let watched = self.peer.as_ref().is_some_and(|peer| !peer.half_close());
+        watched && version < Version::HTTP_2
     }
 
     /// Has the end of the connection be a reset.
@@ -120,6 +132,10 @@ impl Watch {
 #[cfg(not(feature = "net"))]
 impl Connection {
     pub(super) fn is_gone(&self) -> bool {
+        false
+    }
+
+    pub(super) fn tells_leaves(&self, _: Version) -> bool {
         false
     }
 

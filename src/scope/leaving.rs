@@ -7,7 +7,11 @@ use std::{
 
 use http::Version;
 
-use super::{machine::Scope, options::OnLeave, state::Phase};
+use super::{
+    machine::Scope,
+    options::OnLeave,
+    state::{Phase, State},
+};
 use crate::outcome::Outcome;
 
 impl Scope {
@@ -40,6 +44,15 @@ impl Scope {
         }
         let outcome = Outcome::Disconnected;
         !self.goes_on(outcome) && self.interrupt(outcome, None)
+    }
+
+    /// The server has dropped a body whose end it has not seen: its client has left, unless that would be
+    /// known.
+    pub(super) fn let_go(&self) {
+        let mut state = self.lock();
+        // A drain drops what it has aborted.
+        let aborted = state.outcome == Outcome::Shutdown;
+        state.client_gone |= !aborted && !self.connection.tells_leaves(self.version);
     }
 
     /// What is to happen when the client leaves. False if the layer is not armed for it.
@@ -91,5 +104,21 @@ impl Scope {
 
     pub(super) fn has_left(&self) -> bool {
         self.left.load(Ordering::Acquire)
+    }
+}
+
+impl State {
+    /// Looks whether the client has gone, until it is shown the end: what it does behind that is its own
+    /// affair.
+    pub(super) fn look_for_client(&mut self, scope: &Scope) {
+        let work = self.work.as_deref();
+        let shown = self.settled || work.is_some_and(|work| work.body_end.is_some());
+        self.client_gone |= !shown && scope.connection.has_left();
+    }
+
+    /// The client is shown the outcome now.
+    pub(super) fn settle(&mut self, scope: &Scope) {
+        self.look_for_client(scope);
+        self.settled = true;
     }
 }

@@ -275,6 +275,8 @@ impl Scope {
         speaks: bool,
     ) -> Parting {
         let mut state = self.lock();
+        // For the last time if there are holds: the client is shown this end now.
+        state.look_for_client(self);
         state.owner_ended = true;
         state.speaks = speaks;
         let live = state.phase == Phase::Live;
@@ -332,7 +334,7 @@ impl Scope {
         let behind =
             !work.after_end.is_empty() || work.children.iter().any(|child| child.is_told());
         if behind && !settled {
-            state.settled = true;
+            state.settle(self);
             return Step::Settled(state.verdict(self));
         }
         if let Some(closer) = work.after_end.pop() {
@@ -354,7 +356,7 @@ impl Scope {
     /// Moves to `Done` and draws up the account; the caller announces it outside the lock.
     fn finish(&self, state: &mut State) -> Finished {
         state.phase = Phase::Done;
-        state.settled = true;
+        state.settle(self);
         if state.before_head && !state.outcome.is_complete() {
             state.status = Some(failure_status(state.outcome));
         }

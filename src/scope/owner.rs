@@ -187,9 +187,8 @@ impl Drop for Owner {
         match mem::replace(&mut self.role, Role::Free) {
             Role::Root(scope) => {
                 let (outcome, cause) = self.dropped(&scope);
-                let left = self.body && !self.mark && !outcome.is_complete();
-                if left || outcome == Outcome::Disconnected {
-                    scope.lock().client_gone = true;
+                if self.body && !self.mark && !outcome.is_complete() {
+                    scope.let_go();
                 }
                 close_upload(&scope);
                 scope.owner_ended(outcome, cause.map(BodyError::from), false);
@@ -207,7 +206,7 @@ impl Owner {
             (Outcome::Panicked, Some(self.panic_cause()))
         } else if self.is_whole() {
             (Outcome::Complete, None)
-        } else if scope.connection.is_gone() || scope.connection.has_aborted() {
+        } else if scope.connection.has_left() {
             (Outcome::Disconnected, None)
         } else {
             (Outcome::Dropped, None)
@@ -342,7 +341,7 @@ impl Drop for Finisher {
         };
         match self.running.take() {
             Some(teardown) => {
-                scope.lock().client_gone = true;
+                scope.let_go();
                 teardown::spawn(scope.runtime.clone(), teardown);
             }
             None => {

@@ -356,13 +356,14 @@ impl State {
         })
     }
 
-    fn ending_by(&self, scope: &Scope, outcome: Outcome, by_rule: bool) -> Ending {
+    fn ending_by(&mut self, scope: &Scope, outcome: Outcome, by_rule: bool) -> Ending {
+        self.look_for_client(scope);
         let failed = self.work.as_deref().is_some_and(Work::has_failed);
         Ending::new(EndingParts {
             outcome,
             method: scope.method.clone(),
             status: self.status,
-            client_gone: self.client_gone || scope.connection.has_aborted(),
+            client_gone: self.client_gone || outcome == Outcome::Disconnected,
             cause: self.cause.clone(),
             succeeded: by_rule && !failed && !self.handler_lost,
         })
