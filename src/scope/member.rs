@@ -88,11 +88,7 @@ impl Member for Scope {
 impl Scope {
     fn shut(self: &Arc<Self>, by: ShutBy) {
         let aborts = by == ShutBy::Abort;
-        let cuts = self.note_shutdown(by) && aborts;
-        // The server may close the connection without asking the body again.
-        if let Some(connection) = self.ends_with_its_connection().filter(|_| cuts) {
-            connection.end_in_reset();
-        }
+        self.note_shutdown(by);
         if !self.interrupt(Outcome::Shutdown, None) && aborts {
             self.cut_short();
         }
@@ -130,13 +126,10 @@ impl Scope {
         }
     }
 
-    /// True if a body is under way.
-    fn note_shutdown(&self, by: ShutBy) -> bool {
+    fn note_shutdown(&self, by: ShutBy) {
         let mut state = self.lock();
-        let live = state.phase == Phase::Live;
-        if live && by != ShutBy::Nobody {
+        if state.phase == Phase::Live && by != ShutBy::Nobody {
             state.work().shut_by = by;
         }
-        live && state.status.is_some() && !state.owner_ended
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    connection::Watch,
+    connection::{Connection, Watch},
     detector::Detector,
     failure::{Failure, FailureKind, Payload},
     machine::{Parting, Scope},
@@ -117,9 +117,7 @@ impl Owner {
     /// Runs inner code under the mark.
     pub(super) fn marked<T>(&mut self, inner: impl FnOnce() -> T) -> T {
         self.mark = true;
-        let unwinding = CutOff(self);
         let result = inner();
-        mem::forget(unwinding);
         self.mark = false;
         result
     }
@@ -128,6 +126,14 @@ impl Owner {
     pub(super) fn streams(&mut self, detector: Detector) {
         self.detector = detector;
         self.body = true;
+        // Now, since most of what breaks a body takes its connection first. A server that has sent all of
+        // it shuts the connection down, which is no reset.
+        if self.detector.promised().is_none() {
+            let connection = self
+                .known()
+                .and_then(|scope| scope.ends_with_its_connection());
+            connection.into_iter().for_each(Connection::end_in_reset);
+        }
     }
 
     /// Tells how the end came.
@@ -236,19 +242,6 @@ impl Owner {
 fn close_upload(scope: &Scope) {
     if scope.parent.get().is_none() {
         scope.connection.close_upload();
-    }
-}
-
-/// Dropped by a panic of inner code, while the connection is still there: servers drop it before the body.
-struct CutOff<'a>(&'a Owner);
-
-impl Drop for CutOff<'_> {
-    fn drop(&mut self) {
-        if let Some(scope) = self.0.known().filter(|_| self.0.body) {
-            if let Some(connection) = scope.ends_with_its_connection() {
-                connection.end_in_reset();
-            }
-        }
     }
 }
 

@@ -33,6 +33,9 @@ use super::support::within;
 
 type Item = io::Result<Bytes>;
 
+/// More than both sockets hold.
+const LARGE: usize = 16 << 20;
+
 fn ready(text: &'static str) -> Item {
     Ok(Bytes::from_static(text.as_bytes()))
 }
@@ -54,8 +57,13 @@ fn app() -> Router {
     };
     let endless =
         || async { Body::from_stream(stream::iter([ready("half")]).chain(stream::pending())) };
+    let large = || async {
+        let chunk = Bytes::from(vec![b'x'; LARGE / 64]);
+        Body::from_stream(stream::iter(vec![chunk; 64]).map(Item::Ok))
+    };
     Router::new()
         .route("/whole", get(whole))
+        .route("/large", get(large))
         .route("/fails", get(fails))
         .route("/panics", get(panics))
         .route("/task", get(task))
@@ -130,6 +138,26 @@ async fn a_broken_body_ends_in_a_reset_and_a_whole_one_does_not() {
                 end.unwrap_or_else(|error| panic!("{path}: {error}"));
             }
         }
+    }
+}
+
+/// What the kernel still has to send is not discarded.
+#[tokio::test]
+async fn a_whole_body_arrives_at_a_slow_reader() {
+    for addr in [served_by_axum().await, served_by_us().await] {
+        let mut client = ask(addr, "/large", false).await;
+        client.readable().await.unwrap();
+        let mut text = Vec::new();
+        let mut piece = vec![0; 256 << 10];
+        loop {
+            let read = within(client.read(&mut piece)).await.unwrap();
+            if read == 0 {
+                break;
+            }
+            text.extend_from_slice(&piece[..read]);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(text.len() > LARGE, "{}", text.len());
     }
 }
 
@@ -233,4 +261,55 @@ async fn the_answer_for_an_aborted_handler_is_whole() {
     let text = String::from_utf8(text).unwrap();
     assert!(text.starts_with("HTTP/1.0 503"), "{text}");
     within(serving).await.unwrap().unwrap();
+}
+
+/// A client that has read what there is of `/endless`.
+async fn half(addr: SocketAddr) -> TcpStream {
+    let mut client = ask(addr, "/endless", false).await;
+    let mut text = Vec::new();
+    while !text.ends_with(b"half") {
+        within(client.read_buf(&mut text)).await.unwrap();
+    }
+    client
+}
+
+async fn assert_reset(mut client: TcpStream, what: &str) {
+    let end = within(client.read_to_end(&mut Vec::new())).await;
+    let kind = end.expect_err(what).kind();
+    assert_eq!(kind, io::ErrorKind::ConnectionReset, "{what}");
+}
+
+/// The server lets go of the connection first, and of the body after it.
+#[tokio::test]
+async fn a_body_whose_server_is_dropped_ends_in_a_reset() {
+    for by_axum in [false, true] {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let addr = match by_axum {
+            true => runtime.spawn(served_by_axum()).await.unwrap(),
+            false => runtime.spawn(served_by_us()).await.unwrap(),
+        };
+        let client = half(addr).await;
+        runtime.shutdown_background();
+        assert_reset(client, "a runtime that is shut down").await;
+    }
+    let listener = WatchedListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let serving = tokio::spawn(net::serve(listener, app()).into_future());
+    let client = half(addr).await;
+    serving.abort();
+    assert_reset(client, "a server that is dropped").await;
+}
+
+/// It breaks outside of what we see of it.
+#[tokio::test]
+async fn a_body_that_a_layer_further_out_breaks_ends_in_a_reset() {
+    let soon = Duration::from_millis(50);
+    let app = app().layer(tower_http::timeout::ResponseBodyTimeoutLayer::new(soon));
+    let listener = WatchedListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(net::serve(listener, app).into_future());
+    assert_reset(half(addr).await, "a time-out").await;
+    let (text, end) = read(addr, "/whole", false).await;
+    assert!(text.ends_with(b"whole"));
+    end.unwrap();
 }
