@@ -105,7 +105,10 @@ impl Ending {
         &self.inner.method
     }
 
-    /// The response's status; `None` if the handler never gave a response.
+    /// The response's status: the handler's, or that of the answer in its place (500, or 503 at a shutdown).
+    ///
+    /// `None` if the handler gave no response and nobody is answered: the client has gone, or the server has
+    /// dropped the request.
     pub fn status(&self) -> Option<StatusCode> {
         self.inner.status
     }
@@ -203,7 +206,7 @@ impl EndReport {
         self.ending.outcome()
     }
 
-    /// The status sent, if a response was.
+    /// The response's status, if there was one; see [`Ending::status`].
     pub fn status(&self) -> Option<StatusCode> {
         self.ending.status()
     }

@@ -221,6 +221,8 @@ where
     let mut told = false;
     loop {
         tokio::select! {
+            // In this order: what the scopes answer as they are aborted is sent.
+            biased;
             // Its error is the client's going or misbehaving: the scopes have their own account.
             _ = served.as_mut() => return,
             () = shutdown.cancelled(), if !told => {

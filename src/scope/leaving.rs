@@ -10,7 +10,7 @@ use http::Version;
 use super::{
     machine::Scope,
     options::OnLeave,
-    state::{Phase, State},
+    state::{Phase, State, failure_status},
 };
 use crate::outcome::Outcome;
 
@@ -46,10 +46,11 @@ impl Scope {
         !self.goes_on(outcome) && self.interrupt(outcome, None)
     }
 
-    /// The server has dropped a body whose end it has not seen: its client has left, unless that would be
-    /// known.
+    /// The server has dropped a response whose end it has not seen: its client has left, unless that would
+    /// be known, and is sent nothing in its place.
     pub(super) fn let_go(&self) {
         let mut state = self.lock();
+        state.before_head = false;
         // A drain drops what it has aborted.
         let aborted = state.outcome == Outcome::Shutdown;
         state.client_gone |= !aborted && !self.connection.tells_leaves(self.version);
@@ -114,6 +115,14 @@ impl State {
         let work = self.work.as_deref();
         let shown = self.settled || work.is_some_and(|work| work.body_end.is_some());
         self.client_gone |= !shown && scope.connection.has_left();
+    }
+
+    /// The status of what the owner answers in place of a response. One who has gone is not answered.
+    pub(super) fn note_answer(&mut self) {
+        let answered = !matches!(self.outcome, Outcome::Complete | Outcome::Disconnected);
+        if self.before_head && answered {
+            self.status = Some(failure_status(self.outcome));
+        }
     }
 
     /// The client is shown the outcome now.

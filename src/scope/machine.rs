@@ -29,7 +29,7 @@ use super::{
     connection::Connection,
     failure::{Failure, FailureKind, contained, panic_message, quietly},
     options::Options,
-    state::{LastWords, Phase, Release, ShutBy, State, Verdict, failure_status},
+    state::{LastWords, Phase, Release, ShutBy, State, Verdict},
     teardown,
 };
 use crate::{
@@ -357,9 +357,7 @@ impl Scope {
     fn finish(&self, state: &mut State) -> Finished {
         state.phase = Phase::Done;
         state.settle(self);
-        if state.before_head && !state.outcome.is_complete() {
-            state.status = Some(failure_status(state.outcome));
-        }
+        state.note_answer();
         if let Some(work) = &mut state.work {
             state.lingering = !work.tasks.close();
         }
