@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use super::{
     connection::Connection,
     failure::{Failure, contained},
-    limit::Limit,
+    limit::{Limit, enter},
     machine::Scope,
     state::{LastWords, ShutBy, State, Verdict},
 };
@@ -27,7 +27,7 @@ pub(super) struct Failing {
 impl Failing {
     /// The wait is over, or cannot be had: no runtime, or one without timers.
     pub(super) fn poll_gap(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let _context = self.runtime.as_ref().map(Handle::enter);
+        let _context = enter(self.runtime.as_ref());
         match self.gap.poll(cx) {
             Poll::Pending if !self.gap.is_broken() => Poll::Pending,
             Poll::Pending | Poll::Ready(()) => Poll::Ready(()),

@@ -12,7 +12,7 @@ use std::{
 };
 
 use tokio::{
-    runtime::{Handle, Id},
+    runtime::{EnterGuard, Handle, Id},
     time::Sleep,
 };
 
@@ -31,7 +31,8 @@ pub(crate) struct Limit {
 #[derive(Debug)]
 enum Timer {
     Unset,
-    Running(Pin<Box<Sleep>>),
+    /// On this runtime.
+    Running(Pin<Box<Sleep>>, Id),
     Broken,
 }
 
@@ -49,11 +50,13 @@ impl Limit {
 
     /// Ready once the time is over; starts counting at the first call.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Timer::Unset = self.state {
-            let sleep = timer(self.duration);
-            self.state = sleep.map_or(Timer::Broken, |sleep| Timer::Running(Box::pin(sleep)));
+        if let Some(left) = self.to_be_set() {
+            self.state = match (here(), timer(left)) {
+                (Some(here), Some(sleep)) => Timer::Running(Box::pin(sleep), here),
+                _ => Timer::Broken,
+            };
         }
-        let Timer::Running(sleep) = &mut self.state else {
+        let Timer::Running(sleep, _) = &mut self.state else {
             return Poll::Pending;
         };
         let sleep = tokio::task::unconstrained(sleep.as_mut());
@@ -63,10 +66,42 @@ impl Limit {
         })
     }
 
+    /// How long a timer has to be set for, if one has: none is, or it is that of a runtime we have left,
+    /// which may have gone.
+    fn to_be_set(&self) -> Option<Duration> {
+        match &self.state {
+            Timer::Unset => Some(self.duration),
+            Timer::Running(sleep, on) if here() != Some(*on) => {
+                let now = tokio::time::Instant::now();
+                Some(sleep.deadline().saturating_duration_since(now))
+            }
+            Timer::Running(..) | Timer::Broken => None,
+        }
+    }
+
     /// Whether no timer could be had, so that waiting for it would be waiting for ever.
     pub(crate) fn is_broken(&self) -> bool {
         matches!(self.state, Timer::Broken)
     }
+}
+
+/// The runtime that we are in.
+fn here() -> Option<Id> {
+    Handle::try_current().ok().map(|handle| handle.id())
+}
+
+/// Goes into the runtime of a call, for its timers, and what the application does there.
+///
+/// None is entered if we are there already, which is nearly always so; or if it has been shut down, when
+/// its timers panic: then all is done where we are.
+pub(super) fn enter(runtime: Option<&Handle>) -> Option<EnterGuard<'_>> {
+    let runtime = runtime.filter(|runtime| here() != Some(runtime.id()))?;
+    // tokio can only be asked by trying. What is alive does not finish this; what goes at this very
+    // moment makes the timer panic, which is contained.
+    let probe = runtime.spawn(std::future::pending::<()>());
+    let alive = !probe.is_finished();
+    probe.abort();
+    alive.then(|| runtime.enter())
 }
 
 /// Waits for a future up to a limit; `None` if the limit came first.
@@ -84,7 +119,7 @@ pub(super) async fn within<F: Future>(limit: Duration, future: F) -> Option<F::O
 /// tokio can only be asked by trying, and where there are no timers that is a panic, which the
 /// process's hook prints. A runtime found without them is therefore left in peace for a while.
 pub(crate) fn timer(duration: Duration) -> Option<Sleep> {
-    let here = Handle::try_current().ok()?.id();
+    let here = here()?;
     if TIMERLESS.has(here) {
         return None;
     }

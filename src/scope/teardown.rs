@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use super::{
     closers::{Closer, CloserFailed},
     failure::contained,
-    limit::within,
+    limit::{enter, within},
     machine::{Scope, Step},
     state::{Phase, Verdict, Work},
 };
@@ -95,7 +95,7 @@ pub(super) fn poll(
     teardown: &mut Teardown,
     cx: &mut Context<'_>,
 ) -> Poll<Verdict> {
-    let _context = runtime.map(Handle::enter);
+    let _context = enter(runtime);
     teardown.as_mut().poll(cx)
 }
 

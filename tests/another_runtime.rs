@@ -1,0 +1,169 @@
+//! Responses that are read where they were not made: on another runtime, or on none, when that of their call
+//! has gone. No timer of ours panics there, as the process's panic hook would hear.
+
+use std::{
+    cell::Cell,
+    convert::Infallible,
+    future::Future,
+    panic,
+    pin::{Pin, pin},
+    sync::Once,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use bodyguard::{Cleanup, CleanupLayer, EndReport, Outcome, close, testing::Script};
+use http::{Request, Response};
+use http_body::Body;
+use tokio::runtime::{Builder, Runtime};
+use tower::{Layer, ServiceExt, service_fn};
+
+/// Longer than anything here takes.
+const LIMIT: Duration = Duration::from_secs(20);
+
+thread_local! {
+    static PANICS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How many panics the hook has heard of on this thread.
+fn panics() -> usize {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            PANICS.set(PANICS.get() + 1);
+            before(info);
+        }));
+    });
+    PANICS.get()
+}
+
+fn runtime() -> Runtime {
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(1).enable_all().build().unwrap()
+}
+
+/// Where the response is read.
+#[derive(Clone, Copy, Debug)]
+enum Reader {
+    OtherRuntime,
+    NoRuntime,
+}
+
+impl Reader {
+    const ALL: [Self; 2] = [Self::OtherRuntime, Self::NoRuntime];
+
+    fn run<T>(self, what: impl Future<Output = T>) -> T {
+        match self {
+            Self::OtherRuntime => {
+                let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+                let limited = async { tokio::time::timeout(LIMIT, what).await };
+                runtime.block_on(limited).expect("it hangs")
+            }
+            Self::NoRuntime => {
+                let mut what = pin!(what);
+                let start = Instant::now();
+                loop {
+                    let polled = what.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                    if let Poll::Ready(done) = polled {
+                        return done;
+                    }
+                    assert!(start.elapsed() < LIMIT, "it hangs");
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+}
+
+type Answer = Response<bodyguard::scope::ScopeBody<Script>>;
+
+/// With a closer that is pending once, so that its limit is asked for.
+fn answered(on: &Runtime, fails: bool) -> Answer {
+    let service = CleanupLayer::new().layer(service_fn(move |request: Request<()>| {
+        let cleanup = Cleanup::of(&request).unwrap();
+        cleanup.defer(|_| async {
+            yields().await;
+            Ok(())
+        });
+        let script = Script::new().data("a").pending().data("b");
+        let script = if fails { script.error("disk") } else { script };
+        std::future::ready(Ok::<_, Infallible>(Response::new(script)))
+    }));
+    on.block_on(service.oneshot(Request::new(()))).unwrap()
+}
+
+/// Pending for some polls: no runtime is needed to wake it.
+fn yields() -> impl Future<Output = ()> {
+    let mut polls = 0;
+    std::future::poll_fn(move |cx| {
+        polls += 1;
+        cx.waker().wake_by_ref();
+        match polls {
+            0..10 => Poll::Pending,
+            _ => Poll::Ready(()),
+        }
+    })
+}
+
+async fn read_on(answer: &mut Answer) -> bool {
+    let mut whole = true;
+    let mut body = Pin::new(answer.body_mut());
+    while let Some(frame) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+        whole &= frame.is_ok();
+    }
+    whole
+}
+
+async fn end_of(answer: Answer) -> EndReport {
+    match close(answer).await {
+        Ok(report) => (*report.expect("a scope")).clone(),
+        Err(error) => error.report().clone(),
+    }
+}
+
+#[test]
+fn a_body_that_ends_behind_its_runtime() {
+    for reader in Reader::ALL {
+        for (fails, due) in [(false, Outcome::Complete), (true, Outcome::Failed)] {
+            let (before, home) = (panics(), runtime());
+            let mut answer = answered(&home, fails);
+            home.shutdown_timeout(LIMIT);
+            let (whole, report) = reader.run(async move {
+                let whole = read_on(&mut answer).await;
+                (whole, end_of(answer).await)
+            });
+            let what = format!("{reader:?}: {report:?}");
+            assert_eq!(whole, due.is_complete(), "{what}");
+            assert_eq!(report.outcome(), due, "{what}");
+            assert_eq!(report.counts.closers_run, 1, "{what}");
+            assert_eq!(panics() - before, 0, "{what}");
+        }
+    }
+}
+
+/// A timer is running there by then: that of the gap, or that of a closer.
+#[test]
+fn a_runtime_that_goes_while_the_end_is_under_way() {
+    for reader in Reader::ALL {
+        for polls in 1..30 {
+            let (before, home) = (panics(), runtime());
+            let mut answer = answered(&home, true);
+            for _ in 0..polls {
+                let mut body = Pin::new(answer.body_mut());
+                let _ = body
+                    .as_mut()
+                    .poll_frame(&mut Context::from_waker(Waker::noop()));
+            }
+            home.shutdown_timeout(LIMIT);
+            let report = reader.run(async move {
+                read_on(&mut answer).await;
+                end_of(answer).await
+            });
+            let what = format!("{reader:?} {polls}: {report:?}");
+            assert_eq!(report.outcome(), Outcome::Failed, "{what}");
+            assert_eq!(report.counts.closers_run, 1, "{what}");
+            assert_eq!(panics() - before, 0, "{what}");
+        }
+    }
+}
