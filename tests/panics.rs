@@ -237,6 +237,92 @@ async fn handlers_that_panic_in_their_drop() {
     assert_eq!(*endings.lock().unwrap(), [Outcome::Panicked]);
 }
 
+/// Never ready, as a handler or a body, and its drop panics.
+struct Pending {
+    panics: bool,
+}
+
+impl Future for Pending {
+    type Output = Result<Response<Script>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Pending
+    }
+}
+
+impl Body for Pending {
+    type Data = bytes::Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, Infallible>>> {
+        Poll::Pending
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        assert!(!self.panics, "in the drop of what was dropped early");
+    }
+}
+
+/// Dropped by their server, with nobody else to tell of it.
+#[tokio::test(start_paused = true)]
+async fn handlers_and_bodies_that_panic_as_their_server_drops_them() {
+    // With the second, the panic is that of a bystander, who drops them.
+    for (panics, bystander) in [(true, false), (false, true)] {
+        for (armed, answers) in [(false, false), (false, true), (true, false), (true, true)] {
+            let reports = Arc::new(Mutex::new(Vec::new()));
+            let log = reports.clone();
+            let stack = Stack::new().on_end(move |end| log.lock().unwrap().push(end.clone()));
+            let handler = move |_: Request<()>| async move {
+                if answers {
+                    return Ok::<_, Infallible>(Response::new(Pending { panics }));
+                }
+                drop(Pending { panics }.await);
+                unreachable!();
+            };
+            let mut dropping = JoinSet::new();
+            if armed {
+                let service = stack.detachable(Duration::from_secs(9));
+                let service = service.layer(service_fn(handler));
+                dropping.spawn(drop_early(service, bystander));
+            } else {
+                dropping.spawn(drop_early(stack.layer(service_fn(handler)), bystander));
+            }
+            assert!(dropping.join_next().await.unwrap().unwrap_err().is_panic());
+            in_turns(|| !reports.lock().unwrap().is_empty()).await;
+            let report = &reports.lock().unwrap()[0];
+            let what = format!("armed: {armed}, answers: {answers}: {report:?}");
+            assert_eq!(report.outcome(), Outcome::Dropped, "{what}");
+            let errors: Vec<_> = report.errors.iter().map(ToString::to_string).collect();
+            let who = if answers { "response body" } else { "handler" };
+            let due = format!("{who} panicked: see the panic's own report");
+            assert_eq!(errors, panics.then_some(due).as_slice(), "{what}");
+        }
+    }
+}
+
+/// Calls, and drops what it has when that is pending; by a panic of its own if it is a bystander.
+async fn drop_early<S, B>(service: S, bystander: bool)
+where
+    S: tower::Service<Request<()>, Response = Response<B>, Error = Infallible>,
+    B: Body,
+{
+    let polled = async {
+        let response = service.oneshot(Request::new(())).await.unwrap();
+        let mut body = std::pin::pin!(response.into_body());
+        std::future::poll_fn(|cx| body.as_mut().poll_frame(cx).map(drop)).await;
+    };
+    let mut polled = Box::pin(polled);
+    assert!(futures_util::poll!(polled.as_mut()).is_pending());
+    let held = polled;
+    assert!(!bystander, "a panic of its own");
+    drop(held);
+}
+
 /// Wakes nobody, and panics.
 struct PanickingWaker;
 

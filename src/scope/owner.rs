@@ -8,6 +8,7 @@ use std::{
     mem,
     sync::Arc,
     task::{Context, Poll},
+    thread,
 };
 
 use super::{
@@ -192,6 +193,7 @@ impl Drop for Owner {
     fn drop(&mut self) {
         match mem::replace(&mut self.role, Role::Free) {
             Role::Root(scope) => {
+                scope.lock().dropping = (!thread::panicking()).then(|| self.inner_name());
                 let (outcome, cause) = self.dropped(&scope);
                 if self.body && !self.mark && !outcome.is_complete() {
                     scope.let_go();
@@ -225,16 +227,36 @@ impl Owner {
     }
 
     pub(super) fn panic_cause(&self) -> Cause {
-        let what = if self.body {
-            "response body"
-        } else {
-            "handler"
-        };
-        let failure = Failure::new(FailureKind::Panicked {
-            what: what.to_owned(),
-            message: "see the panic's own report".to_owned(),
-        });
-        failure.into()
+        unseen_panic(self.inner_name())
+    }
+
+    /// What it owns, as a failure names it.
+    fn inner_name(&self) -> &'static str {
+        match self.body {
+            true => "response body",
+            false => "handler",
+        }
+    }
+}
+
+/// A panic that passed by.
+fn unseen_panic(what: &str) -> Cause {
+    let failure = Failure::new(FailureKind::Panicked {
+        what: what.to_owned(),
+        message: "see the panic's own report".to_owned(),
+    });
+    failure.into()
+}
+
+impl Scope {
+    /// Between the drops of its owner and of its finisher, a panic that has begun is that of the inner drop.
+    fn note_panic_in_drop(&self) {
+        let mut state = self.lock();
+        let dropped = state.dropping.take().filter(|_| thread::panicking());
+        let cause = dropped.map(unseen_panic);
+        let told = cause.map(|cause| state.body_failed(Outcome::Panicked, cause));
+        drop(state);
+        told.unwrap_or_default().fire();
     }
 }
 
@@ -332,6 +354,7 @@ impl Drop for Finisher {
         let Some(scope) = self.scope.take() else {
             return;
         };
+        scope.note_panic_in_drop();
         match self.running.take() {
             Some(teardown) => {
                 scope.let_go();

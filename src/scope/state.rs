@@ -67,6 +67,8 @@ pub(super) struct State {
     pub(super) owner_ended: bool,
     /// The owner's body has ended, and can still show a frame that nobody promised.
     pub(super) speaks: bool,
+    /// What the owner is dropping, before its end; not if a panic drops it.
+    pub(super) dropping: Option<&'static str>,
     /// The owner has gone and left the scope to its holds.
     pub(super) owner_gone: bool,
     /// Where the body can be taken from its server, if it can.
@@ -182,6 +184,7 @@ impl State {
             before_head: false,
             owner_ended: false,
             speaks: false,
+            dropping: None,
             owner_gone: false,
             cell: Weak::new(),
             on_leave: OnLeave::default(),
