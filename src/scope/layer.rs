@@ -192,6 +192,9 @@ impl<V, M> ScopeLayer<V, M> {
     /// A slow reader is left alone as long as the server's buffers empty within the time-out: socket
     /// buffers empty in large steps, so do not set it in seconds for readers of a few KB a second.
     ///
+    /// It works under an encoder, too, that has asked for more than its server takes. A stream that is idle is
+    /// asked for a frame once in half a time-out, to see whether its server is there.
+    ///
     /// Armed inside a layer that is not, it ends the response of both. A body that was never asked for a
     /// frame is not watched. One task per layer looks after all of
     /// them, while there are any: a stall is noticed up to a quarter of the time-out late, and never

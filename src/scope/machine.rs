@@ -396,6 +396,12 @@ impl Scope {
         drop(old);
     }
 
+    /// Has the server look whether it wants a frame.
+    pub(super) fn wake_poller(&self) {
+        let waker = self.lock().waker.clone();
+        waker.into_iter().for_each(|waker| quietly(|| waker.wake()));
+    }
+
     #[inline]
     pub(super) fn is_interrupted(&self) -> bool {
         self.interrupted.load(Ordering::Acquire)
