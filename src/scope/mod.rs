@@ -61,6 +61,7 @@ mod close;
 mod closers;
 mod connection;
 mod detector;
+mod driving;
 mod entry;
 mod failing;
 mod failure;
