@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::StatusCode;
 
-use super::{annex::Settings, stall::Watchdog};
+use super::{annex::Settings, limit::ERROR_GAP, stall::Watchdog};
 use crate::{
     outcome::{EndReport, Outcome},
     supervisor::Supervisor,
@@ -180,7 +180,6 @@ impl Options {
     pub(super) const CLOSER_LIMIT: Duration = Duration::from_secs(30);
     pub(super) const JOIN_LIMIT: Duration = Duration::from_secs(30);
     pub(super) const CANCEL_GRACE: Duration = Duration::from_secs(1);
-    pub(super) const ERROR_GAP: Duration = Duration::from_millis(10);
 
     pub(super) fn closer_limit(&self) -> Duration {
         self.closer_limit.unwrap_or(Self::CLOSER_LIMIT)
@@ -195,7 +194,7 @@ impl Options {
     }
 
     pub(super) fn error_gap(&self) -> Duration {
-        self.error_gap.unwrap_or(Self::ERROR_GAP)
+        self.error_gap.unwrap_or(ERROR_GAP)
     }
 
     /// Whether nothing is set, so that a joining layer has nothing to merge.
