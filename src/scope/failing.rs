@@ -28,13 +28,11 @@ impl Failing {
     /// The wait is over, or cannot be had: no runtime, or one without timers.
     pub(super) fn poll_gap(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let _context = self.runtime.as_ref().map(Handle::enter);
-        match self.gap.poll(cx) {
-            Poll::Pending if !self.gap.is_broken() => Poll::Pending,
-            Poll::Pending | Poll::Ready(()) => Poll::Ready(()),
-        }
+        self.gap.poll_if_kept(cx)
     }
 
-    /// What the body ends with, at its end.
+    /// What the body ends with, at its end. Only the close is made a reset: what an encoder further out
+    /// has to send yet goes first.
     pub(super) fn error(&self) -> BodyError {
         if let Some(connection) = &self.cut_off {
             connection.end_in_reset();

@@ -128,7 +128,8 @@ impl<V, M> ScopeLayer<V, M> {
     /// How long an error waits behind the last frame (10 ms).
     ///
     /// hyper throws away what it has buffered when a body fails at once: without the gap the frames
-    /// sent just before a failure are lost.
+    /// sent just before a failure are lost. Compression outside of the layer waits 10 ms of its own behind
+    /// what it had yet to send.
     pub fn error_gap(self, gap: Duration) -> Self {
         self.with(|options| options.error_gap = Some(gap))
     }
