@@ -362,7 +362,10 @@ impl Scope {
             state.lingering = !work.tasks.close();
         }
         state.teardown = state.ended_at.map(|start| start.elapsed());
-        let report = state.is_report_wanted(self).then(|| state.report(self));
+        let report = state.is_report_wanted(self).then(|| {
+            let report = state.report(self);
+            Box::new((report, state.options(self).clone()))
+        });
         let verdict = state.verdict(self);
         let release = (!state.lingering).then(|| state.release());
         let work = state.work.as_mut();
@@ -371,7 +374,7 @@ impl Scope {
             .unwrap_or_default();
         Finished {
             verdict,
-            report: report.map(|report| (report, state.options(self).clone())),
+            report,
             release,
             _last_words: last_words,
             waker: state.waker.take(),
@@ -463,7 +466,7 @@ pub(super) enum Step {
 pub(super) struct Finished {
     verdict: Verdict,
     /// The report, if anybody wants it, and whose hooks do.
-    report: Option<(EndReport, Arc<Options>)>,
+    report: Option<Box<(EndReport, Arc<Options>)>>,
     release: Option<Release>,
     // Not needed any more, and dropped outside the lock, since they are the application's.
     _last_words: Option<LastWords>,
@@ -475,7 +478,7 @@ impl Finished {
     /// Steps 5 and 6 of the teardown: the report to the hooks, then the release.
     pub(super) fn announce(self, scope: &Scope) -> Verdict {
         drop(self.annex);
-        if let Some((mut report, options)) = self.report {
+        if let Some((mut report, options)) = self.report.map(|told| *told) {
             report.errors = distinct(report.errors);
             for hook in &options.on_end {
                 // A hook's panic is its own: the others still get the report.
