@@ -161,6 +161,12 @@ impl std::error::Error for Looks {
 /// Errors are the application's code: they are asked nothing under a lock.
 #[test]
 fn errors_that_look_at_their_response() {
+    look(true);
+    look(false);
+}
+
+/// Failures that end the body, or that wait for its end.
+fn look(ends: bool) {
     let (done, ended) = std::sync::mpsc::channel();
     // A thread that would stay behind, if it waited for itself.
     let run = std::thread::spawn(move || {
@@ -168,7 +174,11 @@ fn errors_that_look_at_their_response() {
             .enable_all()
             .build();
         let report = runtime.unwrap().block_on(async {
-            let stack = Stack::new().failure_policy(FailurePolicy::KeepOthers);
+            let policy = match ends {
+                true => FailurePolicy::CancelSiblings,
+                false => FailurePolicy::KeepOthers,
+            };
+            let stack = Stack::new().failure_policy(policy);
             let service = stack.layer(service_fn(|request: Request<()>| {
                 let group = TaskGroup::of(&request).unwrap();
                 let disconnect = Disconnect::of(&request).unwrap();
@@ -180,16 +190,20 @@ fn errors_that_look_at_their_response() {
                 Cleanup::of(&request)
                     .unwrap()
                     .defer(|_| async { Err(error.into()) });
-                let body = Script::new().data("a").pending();
+                let body = match ends {
+                    true => Script::new().data("a").hang(),
+                    false => Script::new().data("a").pending(),
+                };
                 std::future::ready(Ok::<_, Infallible>(Response::new(body)))
             }));
             let mut response = service.oneshot(Request::new(())).await.unwrap();
             let error = response.body_mut().collect().await.unwrap_err();
-            assert_eq!(error.causes().len(), 4);
+            assert_eq!(error.causes().len(), if ends { 2 } else { 4 });
             close(response).await.unwrap_err().into_report()
         });
         done.send(report.errors.len()).unwrap();
     });
-    assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(4));
+    let failures = if ends { 2 } else { 4 };
+    assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(failures));
     run.join().unwrap();
 }

@@ -189,6 +189,93 @@ fn a_runtime_that_dies_in_the_middle() {
     assert_eq!((reports.len(), reports[0].counts.closers_unrun), (1, 1));
 }
 
+/// What the closer waits for is its own, and keeps the waker it was polled with: nobody else does.
+#[test]
+fn a_runtime_that_dies_under_a_closer_that_waits_for_itself() {
+    for by_its_task in [false, true] {
+        let reports = Reports::default();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (waits, waiting) = std::sync::mpsc::channel();
+        let body = runtime.block_on(respond(&reports, move || async move {
+            let never = tokio::sync::Notify::new();
+            let mut never = std::pin::pin!(never.notified());
+            let mut polls = 0;
+            poll_fn(|cx| {
+                let polled = never.as_mut().poll(cx);
+                polls += 1;
+                // Polled by the owner, and then once more with the waker of the drivers.
+                if polls == 2 {
+                    waits.send(()).unwrap();
+                }
+                polled
+            })
+            .await;
+            Ok(())
+        }));
+        let reading = async move {
+            let mut body = body;
+            to_the_end(&mut body).await;
+            match by_its_task {
+                true => drop(body.frame().await),
+                false => return Some(body),
+            }
+            None
+        };
+        let reading = {
+            let _context = runtime.enter();
+            let mut tasks = JoinSet::new();
+            tasks.spawn(reading);
+            tasks
+        };
+        waiting.recv_timeout(Duration::from_secs(20)).unwrap();
+        drop(runtime);
+        drop(reading);
+        let reports = reports.lock().unwrap();
+        assert_eq!(reports.len(), 1, "by its task: {by_its_task}");
+        assert_eq!(reports[0].counts.closers_unrun, 1);
+    }
+}
+
+tokio::task_local! {
+    static REQUEST_ID: u32;
+}
+
+/// Before the head there is a future that is polled: closers run in it, with what is set around it.
+#[tokio::test]
+async fn closers_before_the_head_keep_the_context_of_the_handler() {
+    let stack = Stack::new();
+    let service = stack.layer(service_fn(|request: Request<()>| {
+        Cleanup::of(&request).unwrap().defer(|_| async {
+            for _ in 0..5 {
+                turns(1).await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                assert_eq!(REQUEST_ID.get(), 7);
+            }
+            Ok(())
+        });
+        let whole = http_body_util::Full::new(Bytes::from("whole"));
+        std::future::ready(Ok::<_, Infallible>(Response::new(whole)))
+    }));
+    let answered = REQUEST_ID.scope(7, service.oneshot(Request::new(())));
+    assert_eq!(answered.await.unwrap().status(), 200);
+}
+
+/// Behind it, a server that comes when it is woken polls them in its own.
+#[tokio::test]
+async fn closers_behind_a_body_are_their_servers_as_long_as_it_comes() {
+    let reports = Reports::default();
+    let body = respond(&reports, || async {
+        for _ in 0..5 {
+            turns(1).await;
+            assert_eq!(REQUEST_ID.get(), 8);
+        }
+        Ok(())
+    });
+    let body = body.await;
+    let read = REQUEST_ID.scope(8, body.collect()).await;
+    assert_eq!(read.unwrap().to_bytes(), "a");
+}
+
 /// Owner and task meet in every order: nothing is lost, nothing runs twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn owner_and_task_meet() {

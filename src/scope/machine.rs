@@ -29,7 +29,7 @@ use super::{
     connection::Connection,
     failure::{Failure, FailureKind, contained, distinct, panic_message, quietly},
     options::Options,
-    state::{Causes, LastWords, Phase, Release, ShutBy, State, Verdict, failure_status},
+    state::{Causes, Early, LastWords, Phase, Release, ShutBy, State, Verdict, failure_status},
     teardown,
 };
 use crate::{
@@ -256,7 +256,9 @@ impl Scope {
     /// False if it had ended.
     pub(crate) fn interrupt(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) -> bool {
         let cause = cause.unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into());
-        match self.start(self.lock(), outcome, Some(cause.into()), true) {
+        // Before the lock: it asks the application's error for its sources.
+        let error = BodyError::from(cause);
+        match self.start(self.lock(), outcome, Some(error), true) {
             Started::Before => return false,
             Started::WithoutOwner => teardown::detach(self.clone()),
             Started::UnderOwner => self.take_over(),
@@ -312,8 +314,8 @@ impl Scope {
         let settled = state.settled;
         let work = state.work();
         work.closing = None;
-        if let Some(limit) = work.early.iter().map(|early| early.limit).max() {
-            return Step::Wait(limit);
+        if let Some(left) = work.early.iter().map(Early::left).min() {
+            return Step::Wait(left);
         }
         if let Some(closer) = work.closers.pop() {
             work.closing = Some(closer.at);
@@ -399,8 +401,17 @@ impl Scope {
 
     /// Has the server look whether it wants a frame.
     pub(super) fn wake_poller(&self) {
-        let waker = self.lock().waker.clone();
-        waker.into_iter().for_each(|waker| quietly(|| waker.wake()));
+        let Some(waker) = self.lock().waker.take() else {
+            return;
+        };
+        quietly(|| waker.wake_by_ref());
+        let mut waker = Some(waker);
+        let mut state = self.lock();
+        // Unless it has come meanwhile, with another.
+        if state.waker.is_none() {
+            state.waker = waker.take();
+        }
+        drop(state);
     }
 
     #[inline]

@@ -13,11 +13,11 @@ use std::{
 use super::{
     connection::Watch,
     detector::Detector,
-    driving::Running,
+    driving::Driven,
     failure::{Failure, FailureKind, Payload},
     machine::{Parting, Scope},
     state::Verdict,
-    teardown,
+    teardown::{self, Teardown},
 };
 use crate::{
     error::{BodyError, Cause},
@@ -261,6 +261,14 @@ pub(super) struct Finisher {
     running: Option<Running>,
 }
 
+/// A teardown under way.
+enum Running {
+    /// Its owner polls it, or drops it.
+    Here(Teardown),
+    /// It goes on if the owner is not polled.
+    Driven(Driven),
+}
+
 impl Finisher {
     pub(super) fn new(scope: Option<Arc<Scope>>) -> Self {
         Self {
@@ -275,23 +283,46 @@ impl Finisher {
             return Poll::Ready(None);
         };
         let verdict = match &mut self.running {
-            Some(running) => ready!(running.poll(cx)),
+            Some(Running::Here(teardown)) => {
+                ready!(teardown::poll(scope.runtime.as_ref(), teardown, cx))
+            }
+            Some(Running::Driven(driven)) => ready!(driven.poll(cx)),
             None => match scope.try_finish() {
                 Some(finished) => finished.announce(scope),
                 None => {
                     let mut teardown = teardown::teardown(scope.clone());
-                    let runtime = scope.runtime.as_ref();
-                    let Poll::Ready(verdict) = teardown::poll(runtime, &mut teardown, cx) else {
-                        self.running = Some(Running::new(teardown, runtime.cloned(), cx));
-                        return Poll::Pending;
-                    };
-                    verdict
+                    match teardown::poll(scope.runtime.as_ref(), &mut teardown, cx) {
+                        Poll::Ready(verdict) => verdict,
+                        Poll::Pending => {
+                            self.running = Some(Running::Here(teardown));
+                            return Poll::Pending;
+                        }
+                    }
                 }
             },
         };
         self.running = None;
         self.scope = None;
         Poll::Ready(Some(verdict))
+    }
+
+    /// The same behind a body, which its server may not ask for long: the teardown does not wait for that.
+    pub(super) fn poll_driven(&mut self, cx: &mut Context<'_>) -> Poll<Option<Verdict>> {
+        if let Poll::Ready(verdict) = self.poll(cx) {
+            return Poll::Ready(verdict);
+        }
+        match self.running.take() {
+            Some(Running::Here(teardown)) => {
+                let runtime = self.scope.as_ref().and_then(|scope| scope.runtime.clone());
+                self.running = Some(Running::Driven(Driven::new(teardown, runtime)));
+                // With the waker of both.
+                self.poll(cx)
+            }
+            running => {
+                self.running = running;
+                Poll::Pending
+            }
+        }
     }
 
     /// The inner body panicked in its drop, when its end was told but nothing is torn down yet.
@@ -342,7 +373,10 @@ impl Drop for Finisher {
         match self.running.take() {
             Some(running) => {
                 scope.lock().client_gone = true;
-                running.leave();
+                match running {
+                    Running::Here(teardown) => teardown::spawn(scope.runtime.clone(), teardown),
+                    Running::Driven(driven) => driven.leave(),
+                }
             }
             None => {
                 if scope.leave_to_holds() {

@@ -292,6 +292,8 @@ impl Scope {
             let idle = tasks.is_idle();
             let keeper = tasks.keeper.take_if(|_| idle);
             let released = lingering && idle;
+            // What fails from here on is not in it.
+            state.lingering &= !released;
             let release = released.then(|| state.release());
             (waker, keeper, release)
         };

@@ -135,6 +135,14 @@ pub(super) struct Early {
     pub(super) key: u64,
     pub(super) at: &'static Location<'static>,
     pub(super) limit: Duration,
+    pub(super) since: tokio::time::Instant,
+}
+
+impl Early {
+    /// How long it may still take.
+    pub(super) fn left(&self) -> Duration {
+        self.limit.saturating_sub(self.since.elapsed())
+    }
 }
 
 impl Work {
