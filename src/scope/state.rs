@@ -387,7 +387,7 @@ impl State {
             let known = self.work.as_ref().map_or(&[][..], |work| &work.errors);
             let work = self.work.as_ref();
             Box::new(Fault {
-                error: error.and(known),
+                error: error.and(known).of(outcome),
                 gap: self.options(scope).error_gap(),
                 runtime: scope.runtime.clone(),
                 cut_off: scope.ends_with_its_connection().cloned(),
