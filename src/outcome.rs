@@ -219,7 +219,7 @@ pub struct Counts {
     pub tasks_failed: u64,
     /// Tasks that were cancelled by their scope.
     pub tasks_cancelled: u64,
-    /// Tasks that panicked.
+    /// Tasks that panicked; of the bridge's local ones those that nobody awaited.
     pub tasks_panicked: u64,
 }
 

@@ -202,6 +202,7 @@ impl Local {
             ..CloseReport::default()
         };
         self.session.tasks_ended(report.tasks_cancelled);
+        report.failures = self.session.take_panics();
         self.run_closers(cx, &mut report);
         report
     }
