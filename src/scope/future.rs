@@ -8,13 +8,13 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Method, Response, response::Parts};
+use http::{Response, response::Parts};
 use http_body::{Body, SizeHint};
 use pin_project::pin_project;
 
 use super::{
     body::ScopeBody,
-    detector::{Detector, Head},
+    detector::{Detector, Head, hint_without_body},
     failure::{Failure, FailureKind, contained},
     judge::{End, Held, Judged, Next},
     machine::Parting,
@@ -173,8 +173,10 @@ where
         &hint,
         end_hint,
     );
-    // What GET would have sent.
-    let kept = (scope.method == Method::HEAD).then_some(hint);
+    let kept = match seen {
+        Head::Ended(_) => hint_without_body(&scope.method, response.status(), hint),
+        Head::Streams(_) => None,
+    };
     if head == AtHead::Unreached && !matches!(seen, Head::Ended(Outcome::Truncated)) {
         owner.leave_unreached();
         finisher.give_up();
