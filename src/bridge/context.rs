@@ -54,7 +54,7 @@ impl Context {
         // the two sees the other.
         fence(Ordering::SeqCst);
         if self.closed.load(Ordering::Relaxed) {
-            session.request_close();
+            session.close_unheard();
         }
         Bridge::new(Arc::clone(session))
     }
@@ -108,7 +108,7 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         if let Some(session) = self.session.get() {
-            session.request_close();
+            session.close_unheard();
         }
     }
 }

@@ -128,6 +128,8 @@ impl Drop for Finished {
             // It wakes whoever waits, by whatever waker that has.
             quietly(|| drop(close.send(self.report.clone())));
         }
+        // Singly: a second panic within one drop aborts.
+        (self.report.failures.drain(..)).for_each(|failure| quietly(|| drop(failure)));
     }
 }
 

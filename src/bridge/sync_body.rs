@@ -27,13 +27,10 @@ use super::{
     pool::Pool,
     session::Producing,
 };
-use crate::{BodyError, BoxError, Cause, Outcome};
+use crate::{BodyError, BoxError, Cause, Outcome, scope::ERROR_GAP};
 
 /// How many bytes may wait for the client.
 const BUFFER: usize = 64 * 1024;
-
-/// What hyper needs to hand over the last frame before an error.
-const ERROR_GAP: Duration = Duration::from_millis(10);
 
 /// A response body that blocking code writes.
 ///

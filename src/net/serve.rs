@@ -70,6 +70,9 @@ type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// disconnect (axum handlers extract it as it is), and with the feature `axum` a
 /// `ConnectInfo<SocketAddr>`; there is no `ConnectInfo<Peer>`. `TCP_NODELAY` is set.
 ///
+/// A client that shuts down its write side counts as gone, although it may still read, unless the listener
+/// was made with [`half_close`](WatchedListener::half_close).
+///
 /// It serves plain TCP with hyper's defaults: no TLS, no Unix sockets, none of hyper's options. With an
 /// accept loop of your own the pattern is `examples/hyper_plain.rs`, which shuts down as this does.
 ///

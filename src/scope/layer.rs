@@ -128,7 +128,8 @@ impl<V, M> ScopeLayer<V, M> {
     /// How long an error waits behind the last frame (10 ms).
     ///
     /// hyper throws away what it has buffered when a body fails at once: without the gap the frames
-    /// sent just before a failure are lost.
+    /// sent just before a failure are lost. Compression outside of the layer waits 10 ms of its own behind
+    /// what it had yet to send.
     pub fn error_gap(self, gap: Duration) -> Self {
         self.with(|options| options.error_gap = Some(gap))
     }
@@ -191,6 +192,9 @@ impl<V, M> ScopeLayer<V, M> {
     ///
     /// A slow reader is left alone as long as the server's buffers empty within the time-out: socket
     /// buffers empty in large steps, so do not set it in seconds for readers of a few KB a second.
+    ///
+    /// It works under an encoder, too, that has asked for more than its server takes. A stream that is idle is
+    /// asked for a frame once in half a time-out, to see whether its server is there.
     ///
     /// Armed inside a layer that is not, it ends the response of both. A body that was never asked for a
     /// frame is not watched. One task per layer looks after all of

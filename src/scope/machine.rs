@@ -27,9 +27,9 @@ use super::{
     annex::Annex,
     closers::Closer,
     connection::Connection,
-    failure::{Failure, FailureKind, contained, panic_message, quietly},
+    failure::{Failure, FailureKind, contained, distinct, panic_message, quietly},
     options::Options,
-    state::{LastWords, Phase, Release, ShutBy, State, Verdict, failure_status},
+    state::{Causes, LastWords, Phase, Release, ShutBy, State, Verdict, failure_status},
     teardown,
 };
 use crate::{
@@ -362,9 +362,7 @@ impl Scope {
             state.lingering = !work.tasks.close();
         }
         state.teardown = state.ended_at.map(|start| start.elapsed());
-        let report = state
-            .is_report_wanted(self)
-            .then(|| Arc::new(state.report(self)));
+        let report = state.is_report_wanted(self).then(|| state.report(self));
         let verdict = state.verdict(self);
         let release = (!state.lingering).then(|| state.release());
         let work = state.work.as_mut();
@@ -396,6 +394,12 @@ impl Scope {
         drop(old);
     }
 
+    /// Has the server look whether it wants a frame.
+    pub(super) fn wake_poller(&self) {
+        let waker = self.lock().waker.clone();
+        waker.into_iter().for_each(|waker| quietly(|| waker.wake()));
+    }
+
     #[inline]
     pub(super) fn is_interrupted(&self) -> bool {
         self.interrupted.load(Ordering::Acquire)
@@ -411,8 +415,12 @@ impl Scope {
     /// The report of a scope that is done: whoever has the response may close it, also after it has
     /// ended.
     pub(super) fn report(&self) -> Option<Arc<EndReport>> {
-        let mut state = self.lock();
-        (state.phase == Phase::Done).then(|| Arc::new(state.report(self)))
+        let mut report = {
+            let mut state = self.lock();
+            (state.phase == Phase::Done).then(|| state.report(self))?
+        };
+        report.errors = distinct(report.errors);
+        Some(Arc::new(report))
     }
 }
 
@@ -444,7 +452,7 @@ pub(super) enum Step {
     /// Close this; closers may have been registered when it is done.
     Close(Arc<dyn Annex>),
     /// Have the body's last words made: the report is to tell if that panics.
-    Speak((LastWords, BodyError)),
+    Speak((LastWords, Causes)),
     /// The client may see the end now; what is left runs behind it.
     Settled(Verdict),
     /// Nothing is left.
@@ -455,7 +463,7 @@ pub(super) enum Step {
 pub(super) struct Finished {
     verdict: Verdict,
     /// The report, if anybody wants it, and whose hooks do.
-    report: Option<(Arc<EndReport>, Arc<Options>)>,
+    report: Option<(EndReport, Arc<Options>)>,
     release: Option<Release>,
     // Not needed any more, and dropped outside the lock, since they are the application's.
     _last_words: Option<LastWords>,
@@ -467,7 +475,8 @@ impl Finished {
     /// Steps 5 and 6 of the teardown: the report to the hooks, then the release.
     pub(super) fn announce(self, scope: &Scope) -> Verdict {
         drop(self.annex);
-        if let Some((report, options)) = self.report {
+        if let Some((mut report, options)) = self.report {
+            report.errors = distinct(report.errors);
             for hook in &options.on_end {
                 // A hook's panic is its own: the others still get the report.
                 if let Err(payload) = contained(|| hook(&report)) {

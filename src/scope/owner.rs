@@ -7,16 +7,17 @@
 use std::{
     mem,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use super::{
     connection::Watch,
     detector::Detector,
+    driving::Running,
     failure::{Failure, FailureKind, Payload},
     machine::{Parting, Scope},
     state::Verdict,
-    teardown::{self, Teardown},
+    teardown,
 };
 use crate::{
     error::{BodyError, Cause},
@@ -257,7 +258,7 @@ fn body_panic(payload: &Payload) -> Cause {
 /// Tears a scope down: polled by the owner, or moved to a task when the owner is dropped.
 pub(super) struct Finisher {
     scope: Option<Arc<Scope>>,
-    running: Option<Teardown>,
+    running: Option<Running>,
 }
 
 impl Finisher {
@@ -273,22 +274,24 @@ impl Finisher {
         let Some(scope) = &self.scope else {
             return Poll::Ready(None);
         };
-        if self.running.is_none() {
-            if let Some(finished) = scope.try_finish() {
-                let verdict = finished.announce(scope);
-                self.scope = None;
-                return Poll::Ready(Some(verdict));
-            }
-        }
-        let running = self
-            .running
-            .get_or_insert_with(|| teardown::teardown(scope.clone()));
-        let polled = teardown::poll(scope.runtime.as_ref(), running, cx);
-        polled.map(|verdict| {
-            self.running = None;
-            self.scope = None;
-            Some(verdict)
-        })
+        let verdict = match &mut self.running {
+            Some(running) => ready!(running.poll(cx)),
+            None => match scope.try_finish() {
+                Some(finished) => finished.announce(scope),
+                None => {
+                    let mut teardown = teardown::teardown(scope.clone());
+                    let runtime = scope.runtime.as_ref();
+                    let Poll::Ready(verdict) = teardown::poll(runtime, &mut teardown, cx) else {
+                        self.running = Some(Running::new(teardown, runtime.cloned(), cx));
+                        return Poll::Pending;
+                    };
+                    verdict
+                }
+            },
+        };
+        self.running = None;
+        self.scope = None;
+        Poll::Ready(Some(verdict))
     }
 
     /// The inner body panicked in its drop, when its end was told but nothing is torn down yet.
@@ -337,9 +340,9 @@ impl Drop for Finisher {
             return;
         };
         match self.running.take() {
-            Some(teardown) => {
+            Some(running) => {
                 scope.lock().client_gone = true;
-                teardown::spawn(scope.runtime.clone(), teardown);
+                running.leave();
             }
             None => {
                 if scope.leave_to_holds() {

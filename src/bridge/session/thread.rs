@@ -138,7 +138,9 @@ impl Session {
         inner.done = true;
         let kept = std::mem::take(&mut inner.kept);
         drop(inner);
-        drop(kept);
+        for value in kept {
+            quietly(|| drop(value));
+        }
     }
 }
 
