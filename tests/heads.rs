@@ -97,3 +97,19 @@ async fn the_length_of_the_plain_form_is_not_that_of_the_encoded_one() {
         assert!(!response.headers().contains_key(CONTENT_LENGTH), "{method}");
     }
 }
+
+/// What comes in the place of a response that failed is the same to GET and HEAD.
+#[tokio::test]
+async fn a_failure_before_the_head_has_no_coding() {
+    for method in [Method::GET, Method::HEAD] {
+        let answer = |cleanup: Cleanup| {
+            cleanup.defer(|_| async { Err("commit failed".into()) });
+            Given::Bytes(9_000).body().into_response()
+        };
+        let response = head(&method, "gzip", answer).await;
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = response.headers();
+        assert_eq!(headers[CONTENT_LENGTH], "0", "{method}");
+        assert_eq!(headers.len(), 1, "{method}: {headers:?}");
+    }
+}

@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Response, response::Parts};
+use http::{HeaderValue, Response, header::CONTENT_LENGTH, response::Parts};
 use http_body::{Body, SizeHint};
 use pin_project::pin_project;
 
@@ -306,6 +306,9 @@ fn conclude<B, E>(last: Last<E>, verdict: Option<Verdict>) -> Result<Response<Sc
 fn failed_response<B>(outcome: Outcome, extensions: http::Extensions) -> Response<ScopeBody<B>> {
     let mut response = Response::new(ScopeBody::over(Held::default(), None));
     *response.status_mut() = failure_status(outcome);
+    // To HEAD, too, that is all there is: without it, a layer further out would not know.
+    let nothing = HeaderValue::from_static("0");
+    response.headers_mut().insert(CONTENT_LENGTH, nothing);
     *response.extensions_mut() = extensions;
     response
 }
