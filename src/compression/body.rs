@@ -49,7 +49,7 @@ enum Mode {
         // Boxed: rare, and the body is moved before it is polled.
         trailers: Option<Box<HeaderMap>>,
     },
-    /// No content, and no word on its length: an answer to HEAD.
+    /// No content, and no word on its length: an answer to HEAD, or a 304.
     Head,
     Stream(Box<Stream>),
 }
@@ -155,7 +155,7 @@ where
                 .map_or_else(|| SizeHint::with_exact(0), Body::size_hint),
             Mode::Whole { data, .. } => SizeHint::with_exact(data.len() as u64),
             Mode::Stream(stream) if stream.is_done() => SizeHint::with_exact(0),
-            // A size of the encoded form is not known, and an answer to HEAD must not claim zero.
+            // A size of the encoded form is not known, and an answer without content must not claim zero.
             Mode::Head | Mode::Stream(_) => SizeHint::default(),
         }
     }

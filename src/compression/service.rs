@@ -173,6 +173,9 @@ impl Call {
             (verdict, coding) => {
                 if verdict == Verdict::HeadersOnly && coding.is_some() {
                     headers::forget_plain(&mut parts.headers);
+                    if body.is_end_stream() {
+                        return Ok(Response::from_parts(parts, CompressionBody::head()));
+                    }
                 }
                 Ok(Response::from_parts(parts, CompressionBody::plain(body)))
             }

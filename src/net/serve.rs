@@ -47,6 +47,9 @@ type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// [`DrainReport`] once every response has ended and every connection is closed, or the deadline is
 /// over. Without a signal it serves for ever.
 ///
+/// A connection that was upgraded (a WebSocket) is the application's. It is waited for as long as a
+/// [`Hold`](crate::scope::Hold) keeps its response open; without one it outlives the drain.
+///
 /// ```no_run
 /// use axum::{Router, routing::get};
 /// use bodyguard::{Stack, Supervisor, net};

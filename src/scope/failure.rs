@@ -56,6 +56,9 @@ pub enum FailureKind {
         promised: u64,
     },
     /// The service returned an error instead of a response.
+    ///
+    /// The error itself goes on to whoever called the service, who alone may take it: of its type nothing is
+    /// asked, not even a text. Where that is wanted, a `map_err` inside the layer sees it.
     Service,
     /// A task was stopped by something other than its scope before it finished.
     TaskLost {

@@ -256,6 +256,28 @@ impl<V, M> ScopeLayer<V, M> {
     ///     .route("/generate", post(|| async { "does not look at what was sent" }))
     ///     .layer(DisconnectLayer::new().drain_request(1 << 20));
     /// ```
+    ///
+    /// A handler that is no extractor's names it, a [`RequestBody`](super::RequestBody):
+    ///
+    /// ```
+    /// # use std::convert::Infallible;
+    /// # use http::{Request, Response};
+    /// # use http_body_util::Empty;
+    /// # use hyper::body::{Bytes, Incoming};
+    /// use bodyguard::{Disconnect, DisconnectLayer, scope::RequestBody};
+    /// use tower::{Layer, service_fn};
+    ///
+    /// # type Body = Empty<Bytes>;
+    /// async fn generate(request: Request<RequestBody<Incoming>>) -> Result<Response<Body>, Infallible> {
+    ///     let disconnect = Disconnect::of(&request).expect("the layer is there");
+    ///     # drop(disconnect);
+    ///     Ok(Response::new(Body::default()))
+    /// }
+    ///
+    /// let service = DisconnectLayer::new().drain_request(1 << 20).layer(service_fn(generate));
+    /// # fn is_service<S: tower::Service<Request<Incoming>>>(_: S) {}
+    /// # is_service(service);
+    /// ```
     pub fn drain_request(self, bytes: u64) -> DrainRequest<Self> {
         DrainRequest::new(self, bytes)
     }

@@ -393,6 +393,7 @@ impl State {
             let work = self.work.as_ref();
             Box::new(Fault {
                 causes: Causes {
+                    outcome,
                     first: first.unwrap_or_else(ended),
                     known: work.map(|work| work.errors.clone()).unwrap_or_default(),
                 },
@@ -488,6 +489,7 @@ pub(super) struct Verdict {
 /// then.
 #[derive(Clone)]
 pub(super) struct Causes {
+    outcome: Outcome,
     first: First,
     known: Vec<Cause>,
 }
@@ -505,7 +507,7 @@ impl Causes {
             First::Cause(cause) => cause.into(),
             First::Error(error) => error,
         };
-        first.and(&distinct(self.known))
+        first.and(&distinct(self.known)).of(self.outcome)
     }
 }
 

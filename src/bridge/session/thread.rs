@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::{Session, State};
 use crate::{
+    Cause,
     bridge::{
         closer::Closer,
         context::CloseReport,
@@ -107,6 +108,10 @@ impl Session {
                 let _ = done.send(cancelled);
             });
         }
+    }
+
+    pub(in crate::bridge) fn take_panics(&self) -> Vec<Cause> {
+        std::mem::take(&mut self.lock().panics)
     }
 
     pub(in crate::bridge) fn pop_closer(&self) -> Option<Closer> {

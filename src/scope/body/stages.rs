@@ -37,7 +37,7 @@ pub(super) enum Stage {
     Ending(Option<Box<Held>>),
     /// The error waits a little, so that the frames before it are delivered.
     Failing(Box<Failing>),
-    /// Nothing follows. HEAD keeps the size hint of what GET would have sent.
+    /// Nothing follows. HEAD and 304 keep the size hint of what GET would have sent.
     Done { hint: Option<Box<SizeHint>> },
 }
 
