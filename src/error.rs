@@ -2,7 +2,10 @@
 
 use std::{error::Error as StdError, fmt, iter, sync::Arc};
 
-use crate::scope::{MOST_SOURCES, is_same, sources};
+use crate::{
+    outcome::Outcome,
+    scope::{MOST_SOURCES, is_same, sources},
+};
 
 /// Any error, owned: what fallible closures and inner bodies hand us.
 pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
@@ -46,8 +49,16 @@ pub type Cause = Arc<dyn StdError + Send + Sync + 'static>;
 /// ```
 #[derive(Clone)]
 pub struct BodyError {
-    /// Never empty. One pointer, since it stands in what each poll of a body returns.
-    causes: Arc<[Cause]>,
+    /// One pointer, since it stands in what each poll of a body returns.
+    parts: Arc<Parts>,
+}
+
+#[derive(Clone)]
+struct Parts {
+    /// How the body ended: whoever passes the error on ends so, too.
+    outcome: Outcome,
+    /// Never empty.
+    causes: Vec<Cause>,
 }
 
 /// How many causes are written out behind the first.
@@ -56,10 +67,11 @@ const MOST_NAMED: usize = 4;
 impl BodyError {
     /// Wraps an error, once: a `BodyError` comes back as it was.
     ///
-    /// An error of another type with a `BodyError` among its sources (axum's of a boxed body) is the
-    /// first cause, in the place of the one it carries; the further causes stay further ones.
+    /// The box that axum puts around the errors of a body says nothing, and is taken off. An error of
+    /// another type with a `BodyError` among its sources is the first cause, in the place of the one it
+    /// carries; the further causes stay further ones.
     pub fn new(error: impl Into<BoxError>) -> Self {
-        match error.into().downcast::<BodyError>() {
+        match unboxed(error.into()).downcast::<BodyError>() {
             Ok(body_error) => *body_error,
             Err(error) => Self::from(Cause::from(error)),
         }
@@ -67,12 +79,12 @@ impl BodyError {
 
     /// The first cause of this concrete type.
     pub fn downcast_ref<E: StdError + 'static>(&self) -> Option<&E> {
-        self.causes.iter().find_map(|cause| cause.downcast_ref())
+        self.causes().iter().find_map(|cause| cause.downcast_ref())
     }
 
     /// The first cause, to be kept or shared.
     pub fn cause(&self) -> &Cause {
-        &self.causes[0]
+        &self.parts.causes[0]
     }
 
     /// All causes: the first, which decided, then the others in the order they were seen.
@@ -81,18 +93,46 @@ impl BodyError {
     /// outside (shutdown, cancellation, a stall) fails with that as its first cause, which is no error of
     /// the report's.
     pub fn causes(&self) -> &[Cause] {
-        &self.causes
+        &self.parts.causes
+    }
+
+    /// How the body ended that failed with it: `Failed` where nobody said otherwise.
+    pub(crate) fn outcome(&self) -> Outcome {
+        self.parts.outcome
+    }
+
+    /// The error of a body that ended so.
+    pub(crate) fn of(mut self, outcome: Outcome) -> Self {
+        if self.parts.outcome != outcome {
+            Arc::make_mut(&mut self.parts).outcome = outcome;
+        }
+        self
     }
 
     /// With these, known to differ from each other, behind its own causes.
     pub(crate) fn and(mut self, others: &[Cause]) -> Self {
-        let known = |other: &&Cause| !self.causes.iter().any(|cause| is_same(cause, other));
+        let known = |other: &&Cause| !self.causes().iter().any(|cause| is_same(cause, other));
         let new: Vec<_> = others.iter().filter(known).cloned().collect();
         if !new.is_empty() {
-            self.causes = self.causes.iter().cloned().chain(new).collect();
+            Arc::make_mut(&mut self.parts).causes.extend(new);
         }
         self
     }
+}
+
+#[cfg(feature = "axum")]
+fn unboxed(mut error: BoxError) -> BoxError {
+    loop {
+        error = match error.downcast::<axum::Error>() {
+            Ok(boxed) => boxed.into_inner(),
+            Err(other) => return other,
+        };
+    }
+}
+
+#[cfg(not(feature = "axum"))]
+fn unboxed(error: BoxError) -> BoxError {
+    error
 }
 
 impl From<Cause> for BodyError {
@@ -100,11 +140,13 @@ impl From<Cause> for BodyError {
         let carried =
             |error: &(dyn StdError + 'static)| Some(error.downcast_ref::<Self>()?.clone());
         let carried = sources(&*cause).find_map(carried);
+        let outcome = carried.as_ref().map_or(Outcome::Failed, Self::outcome);
+        let causes = vec![cause];
         let error = Self {
-            causes: Arc::new([cause]),
+            parts: Arc::new(Parts { outcome, causes }),
         };
         match carried {
-            Some(inner) => error.and(&inner.causes[1..]),
+            Some(inner) => error.and(&inner.causes()[1..]),
             None => error,
         }
     }
@@ -113,7 +155,7 @@ impl From<Cause> for BodyError {
 impl fmt::Debug for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut tuple = f.debug_tuple("BodyError");
-        self.causes.iter().for_each(|cause| {
+        self.causes().iter().for_each(|cause| {
             tuple.field(cause);
         });
         tuple.finish()
@@ -123,7 +165,7 @@ impl fmt::Debug for BodyError {
 impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("response body failed")?;
-        let further = &self.causes[1..];
+        let further = &self.causes()[1..];
         for (at, cause) in further.iter().take(MOST_NAMED).enumerate() {
             let before = if at == 0 { " (also: " } else { "; " };
             write!(f, "{before}{cause}")?;
@@ -208,6 +250,6 @@ mod tests {
 
     #[test]
     fn is_no_larger_than_one_cause() {
-        assert_eq!(size_of::<BodyError>(), size_of::<Cause>());
+        assert!(size_of::<BodyError>() <= size_of::<Cause>());
     }
 }

@@ -7,6 +7,9 @@ use http::{Method, StatusCode, Uri};
 use crate::error::Cause;
 
 /// How a response ended: the first cause wins.
+///
+/// A body with a scope of its own ([`TaskGroupBody`](crate::TaskGroupBody) and others) that fails decides for
+/// the response it is the body of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Outcome {
@@ -229,7 +232,7 @@ pub struct Counts {
     pub tasks_failed: u64,
     /// Tasks that were cancelled by their scope.
     pub tasks_cancelled: u64,
-    /// Tasks that panicked.
+    /// Tasks that panicked; of the bridge's local ones those that nobody awaited.
     pub tasks_panicked: u64,
 }
 

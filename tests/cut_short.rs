@@ -1,4 +1,4 @@
-//! Ends that had come by themselves, and what cuts them short: the drain's deadline, a failed task.
+//! Ends that had come by themselves, and what cuts them short: the drain, a failed task, odd errors.
 
 use std::{
     convert::Infallible,
@@ -139,4 +139,71 @@ async fn a_failed_task_is_no_natural_end() {
             }
         }
     }
+}
+
+/// An error that looks at its response when it is asked for its source.
+#[derive(Debug)]
+struct Looks(Disconnect);
+
+impl std::fmt::Display for Looks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "looked: {}", self.0.is_gone())
+    }
+}
+
+impl std::error::Error for Looks {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        let _ = self.0.is_gone();
+        None
+    }
+}
+
+/// Errors are the application's code: they are asked nothing under a lock.
+#[test]
+fn errors_that_look_at_their_response() {
+    look(true);
+    look(false);
+}
+
+/// Failures that end the body, or that wait for its end.
+fn look(ends: bool) {
+    let (done, ended) = std::sync::mpsc::channel();
+    // A thread that would stay behind, if it waited for itself.
+    let run = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let report = runtime.unwrap().block_on(async {
+            let policy = match ends {
+                true => FailurePolicy::CancelSiblings,
+                false => FailurePolicy::KeepOthers,
+            };
+            let stack = Stack::new().failure_policy(policy);
+            let service = stack.layer(service_fn(|request: Request<()>| {
+                let group = TaskGroup::of(&request).unwrap();
+                let disconnect = Disconnect::of(&request).unwrap();
+                for _ in 0..3 {
+                    let error = Looks(disconnect.clone());
+                    drop(group.spawn(async { Err(error.into()) }));
+                }
+                let error = Looks(disconnect);
+                Cleanup::of(&request)
+                    .unwrap()
+                    .defer(|_| async { Err(error.into()) });
+                let body = match ends {
+                    true => Script::new().data("a").hang(),
+                    false => Script::new().data("a").pending(),
+                };
+                std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+            }));
+            let mut response = service.oneshot(Request::new(())).await.unwrap();
+            let error = response.body_mut().collect().await.unwrap_err();
+            assert_eq!(error.causes().len(), if ends { 2 } else { 4 });
+            close(response).await.unwrap_err().into_report()
+        });
+        done.send(report.errors.len()).unwrap();
+    });
+    let failures = if ends { 2 } else { 4 };
+    assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(failures));
+    run.join().unwrap();
 }

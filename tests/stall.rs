@@ -168,6 +168,48 @@ async fn a_body_with_nothing_to_say_is_idle_and_not_stalled() {
     assert!(ledger.closers().is_empty());
 }
 
+/// What an encoder outside does when its server takes nothing more: it has polled, and asks no more although
+/// there is something again.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_was_pending_and_is_not_asked_again() {
+    for ready_again in [true, false] {
+        let ledger = Ledger::default();
+        let script = match ready_again {
+            true => Script::new().data("a").pending().data("b").hang(),
+            false => Script::new().data("a").hang(),
+        };
+        let probe = script.probe();
+        let service = armed(&ledger).layer(answering(&ledger, script));
+        let mut body = service.oneshot(Request::new(())).await.unwrap().into_body();
+        next(&mut body).await.unwrap().unwrap();
+        assert!(futures_util::poll!(pin!(next(&mut body))).is_pending());
+        tokio::time::sleep(TIMEOUT - Duration::from_secs(1)).await;
+        assert!(!probe.is_dropped() && ledger.closers().is_empty());
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(probe.is_dropped(), "inner body");
+        assert_eq!(ledger.closers(), [Outcome::Stalled]);
+        assert_eq!(ledger.reports(), [Outcome::Stalled]);
+        assert!(next(&mut body).await.unwrap().is_err());
+    }
+}
+
+/// Whose server is there is woken rarely, and not ended.
+#[tokio::test(start_paused = true)]
+async fn an_idle_body_is_looked_after_twice_a_time_out() {
+    let ledger = Ledger::default();
+    let script = Script::new().data("a").hang();
+    let probe = script.probe();
+    let service = armed(&ledger).layer(answering(&ledger, script));
+    let mut body = service.oneshot(Request::new(())).await.unwrap().into_body();
+    next(&mut body).await.unwrap().unwrap();
+    let before = probe.polls();
+    let idle = tokio::time::timeout(TIMEOUT * 100, next(&mut body));
+    assert!(idle.await.is_err());
+    let asked = probe.polls() - before;
+    assert!((100..=203).contains(&asked), "{asked} polls");
+    assert!(ledger.closers().is_empty());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_body_never_asked_is_not_watched() {
     let ledger = Ledger::default();

@@ -146,11 +146,15 @@ impl Server {
     }
 
     async fn get(&self) -> TcpStream {
+        self.get_coded("identity").await
+    }
+
+    async fn get_coded(&self, coding: &str) -> TcpStream {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(64 << 10).unwrap();
         let mut client = within(socket.connect(self.addr)).await.unwrap();
-        let request = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
-        client.write_all(request).await.unwrap();
+        let request = format!("GET / HTTP/1.1\r\nhost: x\r\naccept-encoding: {coding}\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
         client
     }
 
@@ -191,6 +195,29 @@ async fn a_client_that_reads_nothing_over_http1_loses_its_socket() {
     let end = within(client.read_to_end(&mut all)).await;
     assert!(end.is_err(), "reset, not closed: {} bytes", all.len());
     server.stop().await;
+}
+
+/// An encoder polls its source until that is pending, and then may have more than its server takes.
+#[tokio::test]
+async fn a_client_that_reads_nothing_of_a_compressed_stream() {
+    // Producers that fill the buffer, and such as are slower than the encoder.
+    for pause in [Duration::ZERO, Duration::from_millis(1)] {
+        let mut server = Server::start(pause).await;
+        let client = server.get_coded("gzip").await;
+        let asked = Instant::now();
+        server.stalled(asked).await;
+        drop(client);
+        let mut builder = h2::client::Builder::new();
+        builder.initial_window_size(10_000);
+        let mut client = Http2::connect_with(server.addr, &mut builder).await;
+        let (response, _stream) = client.request_coded("GET", "gzip");
+        let response = within(response).await.unwrap();
+        assert_eq!(response.headers()["content-encoding"], "gzip");
+        let asked = Instant::now();
+        server.stalled(asked).await;
+        drop((response, client));
+        server.stop().await;
+    }
 }
 
 #[tokio::test]

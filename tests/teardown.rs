@@ -429,6 +429,33 @@ async fn the_end_waits_for_a_closer_with_a_long_limit_that_its_key_runs_early() 
     assert_eq!(report.counts.closers_run, 1);
 }
 
+/// Each has its own time, from when it was begun.
+#[tokio::test(start_paused = true)]
+async fn closers_run_early_are_waited_for_one_by_one() {
+    let stack = Stack::new().closer_limit(Duration::from_secs(30));
+    let (response, keys) = respond(&stack, stream(), |request| {
+        let hangs = cleanup(request).defer(|_| std::future::pending());
+        let slow = cleanup(request).defer(|_| async {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            Ok(())
+        });
+        (hangs, slow)
+    })
+    .await;
+    let (hangs, slow) = keys;
+    let mut hanging = Box::pin(hangs.close_now());
+    assert!(futures_util::poll!(&mut hanging).is_pending());
+    let slow = async {
+        tokio::time::sleep(Duration::from_secs(25)).await;
+        slow.close_now().await
+    };
+    let ((body, report), slow) = tokio::join!(read(response), slow);
+    assert!(slow.unwrap());
+    body.unwrap_err();
+    assert_eq!(report.counts.closers_run, 1);
+    assert_eq!((report.stuck.len(), report.errors.len()), (1, 1));
+}
+
 /// A drain that has begun counts what is lost behind the end of its scope, too.
 #[test]
 fn closers_lost_behind_the_end_are_counted_by_the_drain() {

@@ -167,6 +167,15 @@ impl<T> Reply<T> {
         Self { result, bound }
     }
 
+    /// Nobody asks for it any more.
+    pub(super) fn leave(mut self, session: &Session) {
+        self.result.close();
+        // What comes from now on its sender has back.
+        if let Ok(Err(error)) = self.result.try_recv() {
+            session.panicked_unheard(error);
+        }
+    }
+
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,

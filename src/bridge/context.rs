@@ -54,7 +54,7 @@ impl Context {
         // the two sees the other.
         fence(Ordering::SeqCst);
         if self.closed.load(Ordering::Relaxed) {
-            session.request_close();
+            session.close_unheard();
         }
         Bridge::new(Arc::clone(session))
     }
@@ -108,7 +108,7 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         if let Some(session) = self.session.get() {
-            session.request_close();
+            session.close_unheard();
         }
     }
 }
@@ -270,7 +270,8 @@ impl CloseReport {
         self.closers_run
     }
 
-    /// What closers failed with, in the order they ran; a panic is a [`BridgeError`].
+    /// The panics of local tasks that nobody awaited, then what closers failed with, in the order they ran;
+    /// a panic is a [`BridgeError`].
     ///
     /// Never empty unless all of it is done: with code that did not come back there is a
     /// [`Failure`] that names it, without a thread a [`BridgeError`], `Exhausted` or `Start`.

@@ -75,12 +75,13 @@ impl Cx {
     ///
     /// # On drop
     /// A dropped [`Task`] lets the future run on, until the request ends.
+    #[track_caller]
     pub fn spawn_local<F>(&self, future: F) -> Task<F::Output>
     where
         F: Future + 'static,
         F::Output: 'static,
     {
-        task::spawn_here(self, future)
+        task::spawn_here(self, Location::caller(), future)
     }
 
     /// Keeps a value for the request on its thread, one of each type.

@@ -128,6 +128,8 @@ impl Drop for Finished {
             // It wakes whoever waits, by whatever waker that has.
             quietly(|| drop(close.send(self.report.clone())));
         }
+        // Singly: a second panic within one drop aborts.
+        (self.report.failures.drain(..)).for_each(|failure| quietly(|| drop(failure)));
     }
 }
 
@@ -188,10 +190,7 @@ impl Local {
         loop {
             match self.drive(cx, |_| Poll::<()>::Pending) {
                 Driven::Step(Step::Sync(job)) => self.run_sync(cx, job),
-                Driven::Step(Step::EndTasks) => {
-                    let cancelled = self.end_tasks();
-                    self.session.tasks_ended(cancelled);
-                }
+                Driven::Step(Step::EndTasks) => self.session.tasks_ended(self.end_tasks()),
                 Driven::Step(Step::Close) => break,
                 // Local jobs are started by `drive`, and nothing is waiting at this level.
                 Driven::Step(Step::Local(_) | Step::Interrupted) | Driven::Done(()) => {}
@@ -202,6 +201,7 @@ impl Local {
             ..CloseReport::default()
         };
         self.session.tasks_ended(report.tasks_cancelled);
+        report.failures = self.session.take_panics();
         self.run_closers(cx, &mut report);
         report
     }

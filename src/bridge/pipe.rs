@@ -116,7 +116,9 @@ impl Pipe {
         if state.closed || state.is_worth_waking_for(len) {
             return Poll::Ready(());
         }
-        state.writer = Some((cx.waker().clone(), len));
+        let old = state.writer.replace((cx.waker().clone(), len));
+        drop(state);
+        drop(old);
         Poll::Pending
     }
 
@@ -129,7 +131,9 @@ impl Pipe {
     pub(super) fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Bytes> {
         let mut state = self.lock();
         let Some(frame) = state.take() else {
-            state.reader = Some(cx.waker().clone());
+            let old = state.reader.replace(cx.waker().clone());
+            drop(state);
+            drop(old);
             return Poll::Pending;
         };
         let writer = state.writer_to_wake();
@@ -223,6 +227,13 @@ fn wake(waker: Option<Waker>) {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::{Arc, mpsc},
+        task::Wake,
+        thread,
+        time::Duration,
+    };
+
     use super::*;
 
     fn cx() -> Context<'static> {
@@ -301,5 +312,43 @@ mod tests {
         assert_eq!(pipe.push(&Bytes::from_static(b"e")), Err(Refused::Closed));
         assert!(pipe.poll_room(&mut cx(), 1).is_ready());
         assert_eq!(pipe.read_now(), None);
+    }
+
+    /// It looks at the pipe when it is dropped, as a waker of foreign make may.
+    struct Looks(Arc<Pipe>);
+
+    impl Wake for Looks {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    impl Drop for Looks {
+        fn drop(&mut self) {
+            self.0.is_closed();
+        }
+    }
+
+    #[test]
+    fn a_waker_that_another_replaces_is_not_dropped_under_the_lock() {
+        let (done, finished) = mpsc::channel();
+        thread::spawn(move || {
+            let pipe = Arc::new(Pipe::new(4));
+            pipe.write(b"abcd").unwrap();
+            for reads in [false, true] {
+                for last in [false, true] {
+                    let looks = Waker::from(Arc::new(Looks(Arc::clone(&pipe))));
+                    let waker = if last { Waker::noop() } else { &looks };
+                    let mut cx = Context::from_waker(waker);
+                    let pending = match reads {
+                        true => pipe.poll_read(&mut cx).is_pending(),
+                        false => pipe.poll_room(&mut cx, 1).is_pending(),
+                    };
+                    assert!(pending);
+                }
+                pipe.read_now();
+            }
+            done.send(()).unwrap();
+        });
+        let limit = Duration::from_secs(20);
+        finished.recv_timeout(limit).expect("panicked, or hangs");
     }
 }

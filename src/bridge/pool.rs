@@ -237,14 +237,20 @@ pub(super) struct State {
 
 impl State {
     /// Gives the session to an idle thread, or back.
-    fn wake_idle(&mut self, session: Arc<Session>) -> Result<(), Arc<Session>> {
-        let Some(idle) = self.idle.pop() else {
-            return Err(session);
-        };
-        self.serving.insert(idle.id, Arc::downgrade(&session));
-        // The receiver only goes away once its entry is off the list, which it was not.
-        let _ = idle.wake.send(Wake::Serve(session));
-        Ok(())
+    fn wake_idle(&mut self, mut session: Arc<Session>) -> Result<(), Arc<Session>> {
+        while let Some(idle) = self.idle.pop() {
+            let served = Arc::downgrade(&session);
+            match idle.wake.send(Wake::Serve(session)) {
+                Ok(()) => {
+                    self.serving.insert(idle.id, served);
+                    return Ok(());
+                }
+                // A thread on its way out, that could not leave the list yet.
+                Err(mpsc::SendError(Wake::Serve(back))) => session = back,
+                Err(mpsc::SendError(Wake::Exit)) => unreachable!("a session was sent"),
+            }
+        }
+        Err(session)
     }
 }
 

@@ -29,11 +29,15 @@ use tokio::sync::oneshot;
 use super::{
     closer::Closer,
     context::CloseReport,
+    error::{BridgeError, BridgeErrorKind},
     job::{Interrupt, Job, SyncJob},
     pool::Pool,
     stuck::Stuck,
 };
-use crate::scope::{Scope, quietly};
+use crate::{
+    Cause,
+    scope::{Scope, quietly},
+};
 
 pub(super) struct Session {
     pub(super) pool: Pool,
@@ -68,6 +72,8 @@ struct Inner {
     thread: Option<(ThreadId, String)>,
     /// Nothing of it runs, or ever will.
     done: bool,
+    /// Of local tasks that nobody awaits, for the close to tell.
+    panics: Vec<Cause>,
     /// Dropped when nothing of it runs any more.
     kept: Vec<Box<dyn Any + Send>>,
 }
@@ -105,6 +111,7 @@ impl Session {
                 running: Vec::new(),
                 thread: None,
                 done: false,
+                panics: Vec::new(),
                 kept: Vec::new(),
             }),
             bodies: AtomicUsize::new(0),
@@ -209,6 +216,22 @@ impl Session {
         }
         drop(inner);
         drop(value);
+    }
+
+    /// A local task has panicked that nobody awaits. Any other error stands for a task that did not run
+    /// to its end, as it may.
+    pub(super) fn panicked_unheard(&self, error: BridgeError) {
+        if error.kind() != BridgeErrorKind::Panicked {
+            return;
+        }
+        let cause: Cause = Arc::new(error);
+        match &self.scope {
+            Some(scope) => scope
+                .upgrade()
+                .into_iter()
+                .for_each(|scope| scope.annex_task_panicked(cause.clone())),
+            None => self.lock().panics.push(cause),
+        }
     }
 
     /// What the thread does now, by name.

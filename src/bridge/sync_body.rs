@@ -6,6 +6,7 @@ use std::{
     fmt,
     future::Future,
     io,
+    panic::Location,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context as TaskContext, Poll, ready},
@@ -15,24 +16,21 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use self::produce::Out;
+use self::produce::{Out, whole};
 use super::{
     bound::Bound,
     context::{Close, Context},
-    error::BridgeError,
+    error::{BridgeError, BridgeErrorKind},
     handle::Bridge,
     local::is_blocking_directly,
     pipe::Pipe,
     pool::Pool,
     session::Producing,
 };
-use crate::{BodyError, BoxError};
+use crate::{BodyError, BoxError, Cause, Outcome, scope::ERROR_GAP};
 
 /// How many bytes may wait for the client.
 const BUFFER: usize = 64 * 1024;
-
-/// What hyper needs to hand over the last frame before an error.
-const ERROR_GAP: Duration = Duration::from_millis(10);
 
 /// A response body that blocking code writes.
 ///
@@ -100,30 +98,40 @@ impl SyncBody {
         clippy::should_implement_trait,
         reason = "FromIterator must consume its iterator at once and cannot ask for Send"
     )]
+    #[track_caller]
     pub fn from_iter<I>(iter: I) -> Self
     where
         I: IntoIterator + Send + 'static,
         I::Item: Into<Bytes>,
     {
-        Self::in_pool(Pool::global(), |bridge| bridge.body_from_iter(iter))
+        let at = Location::caller();
+        Self::in_pool(Pool::global(), |bridge| {
+            Self::of_chunks(bridge, at, |_| whole(iter))
+        })
     }
 
     /// The chunks of a fallible iterator, on a thread of the [global pool](Pool::global).
+    #[track_caller]
     pub fn try_from_iter<I, D, E>(iter: I) -> Self
     where
         I: IntoIterator<Item = Result<D, E>> + Send + 'static,
         D: Into<Bytes>,
         E: Into<BoxError>,
     {
-        Self::in_pool(Pool::global(), |bridge| bridge.body_try_from_iter(iter))
+        let at = Location::caller();
+        Self::in_pool(Pool::global(), |bridge| {
+            Self::of_chunks(bridge, at, |_| iter)
+        })
     }
 
     /// What a closure writes, on a thread of the [global pool](Pool::global).
+    #[track_caller]
     pub fn writer<F>(write: F) -> Self
     where
         F: FnOnce(&mut dyn io::Write) -> io::Result<()> + Send + 'static,
     {
-        Self::in_pool(Pool::global(), |bridge| bridge.body_writer(write))
+        let at = Location::caller();
+        Self::in_pool(Pool::global(), |bridge| Self::of_writes(bridge, at, write))
     }
 
     /// A body with a context of its own, on a thread of `pool`.
@@ -155,13 +163,13 @@ impl SyncBody {
         self
     }
 
-    fn new<P>(bridge: &Bridge, produce: P) -> Self
+    fn new<P>(bridge: &Bridge, at: &'static Location<'static>, produce: P) -> Self
     where
         P: FnOnce(&mut Out<'_>) -> Result<(), BoxError> + Send + 'static,
     {
         let pipe = Arc::new(Pipe::new(BUFFER));
         let writer = Arc::clone(&pipe);
-        let call = bridge.call(move |cx| produce(&mut Out { pipe: &writer, cx }));
+        let call = bridge.call_from(at, move |cx| produce(&mut Out { pipe: &writer, cx }));
         Self {
             reader: Reader(pipe),
             stage: Stage::Producing(Mutex::new(Box::pin(call))),
@@ -199,8 +207,11 @@ impl Body for SyncBody {
                     let call = call.get_mut().unwrap_or_else(PoisonError::into_inner);
                     if let Poll::Ready(result) = call.as_mut().poll(cx) {
                         this.stage = Stage::Draining(match result {
-                            Ok(result) => result.map_err(BodyError::new),
-                            Err(error) => Err(BodyError::new(error)),
+                            // Its own failure, whatever that of a body was which it has read.
+                            Ok(result) => {
+                                result.map_err(|error| BodyError::new(error).of(Outcome::Failed))
+                            }
+                            Err(error) => Err(broken_by(Arc::new(error))),
                         });
                         continue;
                     }
@@ -230,7 +241,7 @@ impl Body for SyncBody {
                     let report = ready!(Pin::new(close).poll(cx));
                     let result = std::mem::replace(result, Ok(()));
                     let failures = report.failures();
-                    let first = || failures.first().cloned().map(BodyError::from);
+                    let first = || failures.first().cloned().map(broken_by);
                     let error = result.err().or_else(first);
                     let error = error.map(|error| error.and(failures));
                     this.stage = this.after(error.map_or(Ok(()), Err));
@@ -267,6 +278,16 @@ impl fmt::Debug for SyncBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SyncBody").finish_non_exhaustive()
     }
+}
+
+/// The error of a body whose own code, or closer, came to this.
+fn broken_by(cause: Cause) -> BodyError {
+    let error: Option<&BridgeError> = cause.downcast_ref();
+    let outcome = match error.map(BridgeError::kind) {
+        Some(BridgeErrorKind::Panicked) => Outcome::Panicked,
+        _ => Outcome::Failed,
+    };
+    BodyError::from(cause).of(outcome)
 }
 
 /// The reader's end; the writer's knows when it has gone.

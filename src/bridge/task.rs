@@ -88,7 +88,7 @@ impl<F, T> Drop for Run<F, T> {
     fn drop(&mut self) {
         if let Some(reply) = self.started.take() {
             // A running task sees its answer's receiver go; one in the mail box is taken out.
-            drop(reply);
+            reply.leave(&self.session);
             self.session.abandon();
         }
     }
@@ -101,6 +101,9 @@ impl<F, T> fmt::Debug for Run<F, T> {
 }
 
 /// A local task of the request, to be awaited or aborted.
+///
+/// Who awaits it is told of its panic. One that nobody awaits is a failure of the response, like that of
+/// any task of its group; without a layer it is one of [`CloseReport::failures`](super::CloseReport::failures).
 ///
 /// # On drop
 /// The task runs on, until the request ends.
@@ -116,7 +119,8 @@ impl<T> Task<T> {
     ///
     /// Awaiting it then fails with `Cancelled`.
     pub fn abort(&mut self) {
-        if self.reply.take().is_some() {
+        if let Some(reply) = self.reply.take() {
+            reply.leave(&self.session);
             self.session.abandon();
         }
     }
@@ -146,8 +150,9 @@ impl<T> Future for Task<T> {
 impl<T> Drop for Task<T> {
     fn drop(&mut self) {
         // Before the receiver goes, which the task would take for an abort; one that has gone was.
-        if self.reply.is_some() {
+        if let Some(reply) = self.reply.take() {
             self.detached.store(true, Ordering::Release);
+            reply.leave(&self.session);
         }
     }
 }
@@ -188,14 +193,19 @@ where
 }
 
 /// Starts a task from sync code on the thread itself.
-pub(super) fn spawn_here<Fut>(cx: &Cx, future: Fut) -> Task<Fut::Output>
+pub(super) fn spawn_here<Fut>(
+    cx: &Cx,
+    called_at: &'static Location<'static>,
+    future: Fut,
+) -> Task<Fut::Output>
 where
     Fut: Future + 'static,
     Fut::Output: 'static,
 {
     let (answer, result) = oneshot::channel();
     let detached = Arc::new(AtomicBool::new(false));
-    start(cx, future, answer, Some(Arc::clone(&detached)));
+    let told = Some(Arc::clone(&detached));
+    start(cx, called_at, future, answer, told);
     let session = &cx.local.session;
     Task {
         session: Arc::clone(session),
@@ -206,6 +216,7 @@ where
 
 fn start<Fut>(
     cx: &Cx,
+    called_at: &'static Location<'static>,
     future: Fut,
     answer: oneshot::Sender<Result<Fut::Output, BridgeError>>,
     detached: Option<Arc<AtomicBool>>,
@@ -217,6 +228,8 @@ fn start<Fut>(
         future: Box::pin(future),
         answer: Some(answer),
         detached,
+        called_at,
+        session: Arc::clone(&cx.local.session),
         _alive: Alive::new(cx.alive()),
     };
     // Its result goes through `answer`; the set owns it.
@@ -243,16 +256,31 @@ where
     fn run(self: Box<Self>, cx: &Cx) {
         let this = *self;
         match catch_unwind(AssertUnwindSafe(this.start)) {
-            Ok(future) => start(cx, future, this.answer, this.detached),
+            Ok(future) => start(cx, this.called_at, future, this.answer, this.detached),
             Err(panic) => {
                 let error = BridgeError::panicked(panic, Some(this.called_at));
-                let _ = this.answer.send(Err(error));
+                answer(&cx.local.session, Some(this.answer), Err(error));
             }
         }
     }
 
     fn reject(self: Box<Self>, error: BridgeError) {
         let _ = self.answer.send(Err(error));
+    }
+}
+
+/// Tells who awaits it how a task came out; of a panic somebody has to hear.
+fn answer<T>(
+    session: &Session,
+    to: Option<oneshot::Sender<Result<T, BridgeError>>>,
+    result: Result<T, BridgeError>,
+) {
+    let unheard = match to {
+        Some(to) => to.send(result).err(),
+        None => Some(result),
+    };
+    if let Some(Err(error)) = unheard {
+        session.panicked_unheard(error);
     }
 }
 
@@ -266,6 +294,8 @@ struct LocalTask<Fut: Future> {
     future: Pin<Box<Fut>>,
     answer: Option<oneshot::Sender<Result<Fut::Output, BridgeError>>>,
     detached: Option<Arc<AtomicBool>>,
+    called_at: &'static Location<'static>,
+    session: Arc<Session>,
     _alive: Alive,
 }
 
@@ -286,11 +316,9 @@ impl<Fut: Future> Future for LocalTask<Fut> {
         let result = match polled {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(output)) => Ok(output),
-            Err(panic) => Err(BridgeError::panicked(panic, None)),
+            Err(panic) => Err(BridgeError::panicked(panic, Some(this.called_at))),
         };
-        if let Some(answer) = this.answer.take() {
-            let _ = answer.send(result);
-        }
+        answer(&this.session, this.answer.take(), result);
         Poll::Ready(())
     }
 }

@@ -17,6 +17,7 @@ use super::{
     pool::{Idle, Shared},
     session::Session,
 };
+use crate::scope::quietly;
 
 /// What an idle thread is woken for.
 pub(super) enum Wake {
@@ -67,12 +68,12 @@ impl Worker {
                 }
             };
             let Ok(coming) = self.check_in(&wake) else {
-                drop(finished);
+                quietly(|| drop(finished));
                 return;
             };
             next = coming;
             // Whoever waited for the close finds the thread free, or already at work again.
-            drop(finished);
+            quietly(|| drop(finished));
             if next.is_none() && runtime.is_none() {
                 runtime = new_loop().ok();
             }
@@ -80,7 +81,7 @@ impl Worker {
     }
 
     /// The next in line, or a place among the idle; `Err` when the pool is gone.
-    fn check_in(&self, wake: &mpsc::Sender<Wake>) -> Result<Option<Arc<Session>>, ()> {
+    pub(super) fn check_in(&self, wake: &mpsc::Sender<Wake>) -> Result<Option<Arc<Session>>, ()> {
         let mut state = self.shared.lock();
         state.serving.remove(&self.id);
         if let Some(session) = state.queue.pop_front() {
@@ -125,6 +126,7 @@ impl Drop for Worker {
             let mut state = self.shared.lock();
             state.threads -= 1;
             state.serving.remove(&self.id);
+            state.idle.retain(|idle| idle.id != self.id);
             // Nothing of a request's should come this far; if it does, the line is not to wait for ever.
             if self.running && thread::panicking() {
                 if let Some(session) = state.queue.pop_front() {

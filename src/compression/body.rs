@@ -24,8 +24,9 @@ use crate::{
 /// # Errors
 ///
 /// The inner body's error, once; or [`LengthMismatch`](super::LengthMismatch) if it gave another
-/// number of bytes than its head had promised. After an error the encoded form has no end, so no
-/// client can take it for whole.
+/// number of bytes than its head had promised. It comes 10 ms behind the last frame (at once on a runtime
+/// without timers), or hyper would throw that frame away. After an error the encoded form has no end, so
+/// no client can take it for whole.
 ///
 /// # On drop
 ///
@@ -48,7 +49,7 @@ enum Mode {
         // Boxed: rare, and the body is moved before it is polled.
         trailers: Option<Box<HeaderMap>>,
     },
-    /// No content, and no word on its length: an answer to HEAD.
+    /// No content, and no word on its length: an answer to HEAD, or a 304.
     Head,
     Stream(Box<Stream>),
 }
@@ -154,7 +155,7 @@ where
                 .map_or_else(|| SizeHint::with_exact(0), Body::size_hint),
             Mode::Whole { data, .. } => SizeHint::with_exact(data.len() as u64),
             Mode::Stream(stream) if stream.is_done() => SizeHint::with_exact(0),
-            // A size of the encoded form is not known, and an answer to HEAD must not claim zero.
+            // A size of the encoded form is not known, and an answer without content must not claim zero.
             Mode::Head | Mode::Stream(_) => SizeHint::default(),
         }
     }

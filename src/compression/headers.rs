@@ -39,15 +39,18 @@ pub(super) enum Verdict {
 
 /// Whether content is known to be too short to be worth the headers.
 ///
-/// Not said of a 304, whose head speaks of another response's content.
+/// Not said of a 304, whose head speaks of another response's content. `only_encoded`: a client that
+/// refuses the plain form.
 pub(super) fn is_too_small(
     status: StatusCode,
     size: Option<u64>,
     wish: Option<Compress>,
+    only_encoded: bool,
     options: &Options,
 ) -> bool {
     let least = match wish {
         Some(Compress::Always) => 1,
+        _ if only_encoded => 1,
         _ => options.min_size.max(1),
     };
     status != StatusCode::NOT_MODIFIED && size.is_some_and(|size| size < least)

@@ -135,7 +135,8 @@ impl CompressionLayer {
 
     /// Bodies known to be smaller than this many bytes are left alone. Default: 200.
     ///
-    /// 0 counts as 1: an empty body is never compressed. Streams of unknown length are not asked.
+    /// 0 counts as 1: an empty body is never compressed. Streams of unknown length are not asked, nor is
+    /// any body for a client that refuses the plain form (`identity;q=0`).
     pub fn min_size(self, bytes: u64) -> Self {
         self.with(|options| options.min_size = bytes)
     }
@@ -184,10 +185,11 @@ impl CompressionLayer {
 
     /// Compresses only responses for which `allows` is true, on top of the default rules.
     ///
-    /// A second call replaces the first: join conditions by `&&`. The default rules leave alone:
+    /// A second call replaces the first: join conditions by `&&`. The default rules encode no content of:
     ///
     /// - statuses 1xx, 204, 205, 206 and 304, answers to CONNECT, and whatever has a `Content-Range`, a
-    ///   `Content-Encoding` other than `identity`, or `Cache-Control: no-transform`;
+    ///   `Content-Encoding` other than `identity`, or `Cache-Control: no-transform` (a 304 still gets the
+    ///   head of the response it stands for: `Vary`, a weak ETag, no length and no digests);
     /// - bodies known to be smaller than [`min_size`](Self::min_size);
     /// - by `Content-Type`: images but SVG and BMP, audio, video, WOFF and WOFF2 fonts, archives
     ///   (zip, gzip, xz, 7z, zstd and the like), gRPC but gRPC-Web. All else, and no type, is compressed.

@@ -81,10 +81,15 @@ impl Accepted {
             Some((coding, weight)) if weight >= self.identity.unwrap_or(0) => {
                 Choice::Encode(coding)
             }
-            _ if self.identity.or(self.any).unwrap_or(1) > 0 => Choice::Identity,
+            _ if !self.refuses_identity() => Choice::Identity,
             // Unreachable with a candidate: its weight is not below an identity of zero.
             _ => Choice::Nothing,
         }
+    }
+
+    /// Whether the client refuses the plain form: `identity;q=0`, or `*;q=0` without a word on it.
+    pub(super) fn refuses_identity(&self) -> bool {
+        self.identity.or(self.any) == Some(0)
     }
 
     fn slot(&mut self, name: &[u8]) -> Option<&mut Weight> {

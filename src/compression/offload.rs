@@ -19,7 +19,7 @@ use super::{
     options::Core,
     workers::{Job, Patience, Workers},
 };
-use crate::BoxError;
+use crate::{BoxError, scope::quietly};
 
 /// Bytes that may wait on either side of the encoder.
 const BOUND: usize = 256 << 10;
@@ -207,9 +207,10 @@ impl Drop for Offload {
         state.abandoned = true;
         let encoder = state.encoder.take();
         let waiting = std::mem::take(&mut state.input);
+        let output = std::mem::take(&mut state.output);
         let waker = state.waker.take();
         drop(state);
-        drop((encoder, waiting, waker));
+        drop((encoder, waiting, output, waker));
     }
 }
 
@@ -296,6 +297,8 @@ impl Job for Station {
             taken += piece.data.len();
             drop(state);
             let done = encode(&mut encoder, &piece);
+            // The application's own memory, maybe: not under the lock.
+            quietly(|| drop(piece));
             state = self.state();
             if state.abandoned {
                 drop(state);
@@ -308,7 +311,10 @@ impl Job for Station {
                     state.ready += output.len();
                     state.output.push_back(output);
                 }
-                Err(error) => state.error = Some(error),
+                Err(error) => {
+                    state.error = Some(error);
+                    break;
+                }
             }
         }
         let more = !state.input.is_empty() && state.ready < BOUND && state.error.is_none();

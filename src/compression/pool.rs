@@ -58,7 +58,9 @@ impl Pool {
     }
 
     fn take(&self) -> Compressor {
-        if let Some(mut compressor) = self.free().pop() {
+        // Not in the `if`, which would hold the lock until its end.
+        let free = self.free().pop();
+        if let Some(mut compressor) = free {
             compressor.deflate.reset();
             return compressor;
         }

@@ -63,6 +63,7 @@ where
             method: request.method().clone(),
             version: request.version(),
             coding,
+            only_encoded: accepted.refuses_identity(),
             core: Arc::clone(&self.core),
         };
         CompressionFuture {
@@ -104,6 +105,8 @@ struct Call {
     version: Version,
     /// The coding the client would like best, if it accepts any.
     coding: Option<Coding>,
+    /// It refuses the plain form.
+    only_encoded: bool,
     core: Arc<Core>,
 }
 
@@ -154,7 +157,10 @@ impl Call {
         let wish = response.extensions_mut().remove::<Compress>();
         let size = self.size(&response);
         let nothing_on_offer = options.codings.is_empty();
-        if nothing_on_offer || headers::is_too_small(response.status(), size, wish, options) {
+        let only_encoded = self.only_encoded && self.coding.is_some();
+        if nothing_on_offer
+            || headers::is_too_small(response.status(), size, wish, only_encoded, options)
+        {
             return Ok(response.map(CompressionBody::plain));
         }
         let (mut parts, body) = response.into_parts();
@@ -167,6 +173,9 @@ impl Call {
             (verdict, coding) => {
                 if verdict == Verdict::HeadersOnly && coding.is_some() {
                     headers::forget_plain(&mut parts.headers);
+                    if body.is_end_stream() {
+                        return Ok(Response::from_parts(parts, CompressionBody::head()));
+                    }
                 }
                 Ok(Response::from_parts(parts, CompressionBody::plain(body)))
             }
@@ -201,7 +210,8 @@ impl Call {
         }
         match whole::collect(body, source, cx) {
             Collected::Whole { data, trailers } => {
-                match Whole::start(&self.core, coding, parts, data, trailers) {
+                let larger = self.only_encoded;
+                match Whole::start(&self.core, coding, parts, data, trailers, larger) {
                     Ok(away) => Err(away),
                     Err(whole) => Ok(whole.compress_here()),
                 }

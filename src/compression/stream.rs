@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -21,7 +21,10 @@ use super::{
     source::{Event, Inner, Source},
     stats::Open,
 };
-use crate::{BodyError, BoxError};
+use crate::{
+    BodyError, BoxError,
+    scope::{ERROR_GAP, Limit},
+};
 
 /// What each idle moment restores of the burst: a stream with less than this between two idle
 /// moments, as events have, always stays inline.
@@ -40,6 +43,7 @@ pub(super) struct Stream {
     burst: usize,
     /// Set before each poll and cleared after it: still set means that the poll panicked.
     polling: bool,
+    /// Plain bytes counted with the frames handed on; above zero once there was one.
     counted: u64,
     core: Arc<Core>,
     _open: Open,
@@ -60,7 +64,12 @@ enum Phase {
     /// The inner body has ended like this; what it gave is still being encoded.
     Ended(Ending),
     Trailers(HeaderMap),
-    Failed(BodyError),
+    /// The error comes a gap behind the last frame. The gap of a scope further in may have passed while
+    /// its frames were here.
+    Failed {
+        error: BodyError,
+        gap: Limit,
+    },
     Done,
 }
 
@@ -68,6 +77,15 @@ enum Phase {
 enum Ending {
     Well(Option<HeaderMap>),
     Failed(BodyError),
+}
+
+impl Phase {
+    fn failed(error: BodyError) -> Self {
+        Self::Failed {
+            error,
+            gap: Limit::new(ERROR_GAP),
+        }
+    }
 }
 
 /// What a step came to.
@@ -128,7 +146,7 @@ impl Stream {
                     Engine::Away(_) => self.end_away(cx),
                     _ => self.end(),
                 },
-                _ => break Poll::Ready(self.last()),
+                _ => break self.last(cx),
             };
             match step {
                 Ok(Step::Next) => {}
@@ -311,25 +329,30 @@ impl Stream {
             }
             Phase::Ended(Ending::Failed(error)) => {
                 encoder.flush()?;
-                self.phase = Phase::Failed(error);
+                self.phase = Phase::failed(error);
             }
             phase => self.phase = phase,
         }
         Ok(Step::Emit)
     }
 
-    fn last(&mut self) -> Option<Result<Frame<Bytes>, BodyError>> {
-        match std::mem::replace(&mut self.phase, Phase::Done) {
-            Phase::Trailers(trailers) => Some(Ok(Frame::trailers(trailers))),
-            Phase::Failed(error) => Some(Err(error)),
-            _ => None,
+    fn last(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Phase::Failed { gap, .. } = &mut self.phase {
+            if self.counted > 0 {
+                ready!(gap.poll_if_kept(cx));
+            }
         }
+        Poll::Ready(match std::mem::replace(&mut self.phase, Phase::Done) {
+            Phase::Trailers(trailers) => Some(Ok(Frame::trailers(trailers))),
+            Phase::Failed { error, .. } => Some(Err(error)),
+            _ => None,
+        })
     }
 
     fn fail<B: Body>(&mut self, mut inner: Pin<&mut Inner<B>>, error: BoxError) {
         inner.set(Inner::Gone);
         self.engine = Engine::Gone;
-        self.phase = Phase::Failed(BodyError::new(error));
+        self.phase = Phase::failed(BodyError::new(error));
     }
 
     /// The output so far. With it gone, an idle stream may park and an ended one is done with its

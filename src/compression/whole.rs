@@ -99,6 +99,8 @@ pub(super) struct Plain {
     parts: Parts,
     data: Bytes,
     trailers: Option<HeaderMap>,
+    /// The compressed form goes out although it is larger: the client refuses the plain one.
+    larger: bool,
 }
 
 impl Whole {
@@ -109,6 +111,7 @@ impl Whole {
         parts: Parts,
         data: Bytes,
         trailers: Option<HeaderMap>,
+        larger: bool,
     ) -> Result<Self, Box<Plain>> {
         let plain = Box::new(Plain {
             core: Arc::clone(core),
@@ -116,6 +119,7 @@ impl Whole {
             parts,
             data,
             trailers,
+            larger,
         });
         if plain.data.len() <= core.options.burst(coding) {
             return Err(plain);
@@ -156,11 +160,11 @@ impl Plain {
         self.answer(compressed)
     }
 
-    /// The compressed form if it is smaller, else the body and the head as they came.
+    /// The compressed form if it is smaller, or the only one that is wanted; else the body and the head as they came.
     fn answer<B>(self, compressed: Option<Bytes>) -> Response<CompressionBody<B>> {
         let (mut parts, mut trailers) = (self.parts, self.trailers);
         let data = match compressed {
-            Some(compressed) if compressed.len() < self.data.len() => {
+            Some(compressed) if self.larger || compressed.len() < self.data.len() => {
                 let length = compressed.len() as u64;
                 self.core.stats.count(self.data.len() as u64, length);
                 headers::encode_head(&mut parts.headers, self.coding, Some(length));

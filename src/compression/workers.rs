@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Waker},
     thread::available_parallelism,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::runtime::Handle;
@@ -21,9 +21,10 @@ use tokio::runtime::Handle;
 use super::options::Core;
 use crate::scope::{Limit, contained, quietly};
 
-/// A worker hands over to a fresh one after this many blocks, so that it cannot keep a runtime
-/// that is shutting down waiting for the work of another.
-pub(super) const TURNS: usize = 256;
+/// A worker hands over to a fresh one after this long, so that it cannot keep a runtime that is
+/// shutting down waiting for the work of another. Not counted in blocks: of gzip one takes a
+/// millisecond, of the slowest levels a tenth of a second.
+pub(super) const STINT: Duration = Duration::from_millis(100);
 
 /// How long a body waits for the blocking pool to have a thread for anybody.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -157,7 +158,8 @@ impl Worker {
             state.stints += 1;
             self.began = true;
         }
-        for _ in 0..TURNS {
+        let began = Instant::now();
+        while began.elapsed() < STINT {
             let next = workers.state().queue.pop_front();
             let Some((job, handle)) = next else {
                 return;

@@ -66,6 +66,9 @@
 //!   `.into_make_service_with_connect_info::<Peer>()`. Without one nothing is watched: what hyper notices
 //!   is a drop ([`Outcome::Dropped`]), and what it does not notice goes on
 //!   ([a table](crate::net)).
+//! - **The client's write side**: one that shuts it down and goes on reading counts as gone, as TCP does
+//!   not tell that from a close. Where such clients are served, allow it with
+//!   [`half_close`](crate::net::WatchedListener::half_close).
 //! - **Time**: a request is watched once it has been pending for 20 ms, so a leave is seen that much late
 //!   at most.
 //! - **The request body**: behind an upload larger than the socket buffers that nobody reads, a client's

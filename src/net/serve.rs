@@ -47,6 +47,9 @@ type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// [`DrainReport`] once every response has ended and every connection is closed, or the deadline is
 /// over. Without a signal it serves for ever.
 ///
+/// A connection that was upgraded (a WebSocket) is the application's. It is waited for as long as a
+/// [`Hold`](crate::scope::Hold) keeps its response open; without one it outlives the drain.
+///
 /// ```no_run
 /// use axum::{Router, routing::get};
 /// use bodyguard::{Stack, Supervisor, net};
@@ -69,6 +72,9 @@ type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Every request carries in its extensions its connection's [`Peer`], so that the layers can confirm a
 /// disconnect (axum handlers extract it as it is), and with the feature `axum` a
 /// `ConnectInfo<SocketAddr>`; there is no `ConnectInfo<Peer>`. `TCP_NODELAY` is set.
+///
+/// A client that shuts down its write side counts as gone, although it may still read, unless the listener
+/// was made with [`half_close`](WatchedListener::half_close).
 ///
 /// It serves plain TCP with hyper's defaults: no TLS, no Unix sockets, none of hyper's options. With an
 /// accept loop of your own the pattern is `examples/hyper_plain.rs`, which shuts down as this does.

@@ -156,6 +156,18 @@ impl Scope {
         matches!(self.lock().work().annex, Slot::Closing(_) | Slot::Closed)
     }
 
+    /// A task of the annex has panicked, and nobody else hears of it: a failure like that of any task.
+    pub(crate) fn annex_task_panicked(self: &Arc<Self>, cause: Cause) {
+        let cancelled = {
+            let mut state = self.lock();
+            state.work().counts.tasks_panicked += 1;
+            self.task_failed(&mut state, Outcome::Panicked, cause)
+        };
+        if let Some(cancelled) = cancelled {
+            self.cancel_siblings(cancelled);
+        }
+    }
+
     /// Registers a closer that uses the annex; given back once that is closed.
     ///
     /// In one critical section with the teardown's word that no closer is left.

@@ -134,6 +134,7 @@ impl Closer {
             key: self.key,
             at: self.at,
             limit: self.limit.unwrap_or(limit),
+            since: tokio::time::Instant::now(),
         }
     }
 

@@ -132,6 +132,25 @@ fn body_is_due(method: &Method, status: StatusCode) -> bool {
         || (method == Method::CONNECT && status.is_success()))
 }
 
+/// What a response says of its length that carries no content; `None` if it may.
+///
+/// HEAD and 304 speak of what GET would have given (RFC 9110, 8.6), of which an empty 304 knows nothing.
+pub(super) fn hint_without_body(
+    method: &Method,
+    status: StatusCode,
+    hint: SizeHint,
+) -> Option<SizeHint> {
+    if body_is_due(method, status) {
+        return None;
+    }
+    let speaks = match status {
+        StatusCode::NOT_MODIFIED => hint.exact() != Some(0),
+        StatusCode::NO_CONTENT => false,
+        status => method == Method::HEAD && !status.is_informational(),
+    };
+    Some(if speaks { hint } else { SizeHint::default() })
+}
+
 #[cfg(test)]
 mod tests {
     use http::header::CONTENT_LENGTH;

@@ -10,7 +10,7 @@ use super::{
     failure::{Failure, contained},
     limit::{Limit, enter},
     machine::Scope,
-    state::{LastWords, ShutBy, State, Verdict},
+    state::{Causes, LastWords, ShutBy, State, Verdict},
 };
 use crate::{error::BodyError, outcome::Outcome};
 
@@ -28,13 +28,11 @@ impl Failing {
     /// The wait is over, or cannot be had: no runtime, or one without timers.
     pub(super) fn poll_gap(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let _context = enter(self.runtime.as_ref());
-        match self.gap.poll(cx) {
-            Poll::Pending if !self.gap.is_broken() => Poll::Pending,
-            Poll::Pending | Poll::Ready(()) => Poll::Ready(()),
-        }
+        self.gap.poll_if_kept(cx)
     }
 
-    /// What the body ends with, at its end.
+    /// What the body ends with, at its end. Only the close is made a reset: what an encoder further out
+    /// has to send yet goes first.
     pub(super) fn error(&self) -> BodyError {
         if let Some(connection) = &self.cut_off {
             connection.end_in_reset();
@@ -55,7 +53,7 @@ impl Verdict {
             gap: Limit::new(fault.gap),
             runtime: fault.runtime,
             cut_off: fault.cut_off,
-            error: fault.error,
+            error: fault.causes.error(),
         })
     }
 }
@@ -76,7 +74,8 @@ impl Scope {
     }
 
     /// Has the last words of a body that fails made. Their panic is a failure like any other.
-    pub(super) fn speak(&self, (words, error): (LastWords, BodyError)) {
+    pub(super) fn speak(&self, (words, causes): (LastWords, Causes)) {
+        let error = causes.error();
         let said = contained(|| words(&error));
         let said = said.map_err(|payload| Failure::panicked("on_failure", &*payload));
         // The application's: outside the lock.
@@ -107,10 +106,10 @@ impl State {
     }
 
     /// Takes them, to be said of this error, outside the lock.
-    pub(super) fn take_last_words(&mut self, verdict: &Verdict) -> Option<(LastWords, BodyError)> {
+    pub(super) fn take_last_words(&mut self, verdict: &Verdict) -> Option<(LastWords, Causes)> {
         let fault = verdict.fault.as_ref()?;
         let due = self.has_last_words(verdict.outcome);
         let words = self.work.as_mut().filter(|_| due)?.last_words.take()?;
-        Some((words, fault.error.clone()))
+        Some((words, fault.causes.clone()))
     }
 }

@@ -56,6 +56,9 @@ pub enum FailureKind {
         promised: u64,
     },
     /// The service returned an error instead of a response.
+    ///
+    /// The error itself goes on to whoever called the service, who alone may take it: of its type nothing is
+    /// asked, not even a text. Where that is wanted, a `map_err` inside the layer sees it.
     Service,
     /// A task was stopped by something other than its scope before it finished.
     TaskLost {
@@ -212,17 +215,47 @@ pub(super) fn panic_message(payload: &(dyn Any + Send)) -> String {
 
 /// Whether two errors are one that passed several owners.
 pub(crate) fn is_same(one: &Cause, other: &Cause) -> bool {
+    is_itself(one, other) || carries(one, other) || carries(other, one)
+}
+
+/// The same, as far as it is known without asking them for their sources: that is the application's code,
+/// and not for under a lock.
+pub(super) fn is_itself(one: &Cause, other: &Cause) -> bool {
     fn failure(cause: &Cause) -> Option<&FailureKind> {
         cause.downcast_ref::<Failure>()?.of_owner()
     }
-    Arc::ptr_eq(one, other)
-        || carries(one, other)
-        || carries(other, one)
-        || failure(one).is_some_and(|kind| failure(other) == Some(kind))
+    Arc::ptr_eq(one, other) || failure(one).is_some_and(|kind| failure(other) == Some(kind))
+}
+
+/// Each error once, in the order in which they were seen, of such as are not the same themselves.
+pub(super) fn distinct(errors: Vec<Cause>) -> Vec<Cause> {
+    if errors.len() < 2 {
+        return errors;
+    }
+    let carried: Vec<_> = errors.iter().map(|error| carried_by(error)).collect();
+    let mut kept: Vec<(usize, Cause)> = Vec::with_capacity(errors.len());
+    for (at, error) in errors.into_iter().enumerate() {
+        let known = kept.iter().any(|(earlier, other)| {
+            is_among(&carried[*earlier], &error) || is_among(&carried[at], other)
+        });
+        if !known {
+            kept.push((at, error));
+        }
+    }
+    kept.into_iter().map(|(_, error)| error).collect()
 }
 
 /// Whether this is that error of a body of ours, as a body around it passed it on.
 fn carries(outer: &Cause, inner: &Cause) -> bool {
-    let mut bodies = sources(&**outer).filter_map(|error| error.downcast_ref::<BodyError>());
-    bodies.any(|error| Arc::ptr_eq(error.cause(), inner))
+    is_among(&carried_by(outer), inner)
+}
+
+/// The first causes of our bodies' errors among the sources of an error.
+fn carried_by(outer: &Cause) -> Vec<Cause> {
+    let bodies = sources(&**outer).filter_map(|error| error.downcast_ref::<BodyError>());
+    bodies.map(|error| error.cause().clone()).collect()
+}
+
+fn is_among(carried: &[Cause], error: &Cause) -> bool {
+    carried.iter().any(|inner| Arc::ptr_eq(inner, error))
 }

@@ -8,13 +8,13 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Method, Response, response::Parts};
+use http::{HeaderValue, Response, header::CONTENT_LENGTH, response::Parts};
 use http_body::{Body, SizeHint};
 use pin_project::pin_project;
 
 use super::{
     body::ScopeBody,
-    detector::{Detector, Head},
+    detector::{Detector, Head, hint_without_body},
     failure::{Failure, FailureKind, contained},
     judge::{End, Held, Judged, Next},
     machine::Parting,
@@ -173,8 +173,10 @@ where
         &hint,
         end_hint,
     );
-    // What GET would have sent.
-    let kept = (scope.method == Method::HEAD).then_some(hint);
+    let kept = match seen {
+        Head::Ended(_) => hint_without_body(&scope.method, response.status(), hint),
+        Head::Streams(_) => None,
+    };
     if head == AtHead::Unreached && !matches!(seen, Head::Ended(Outcome::Truncated)) {
         owner.leave_unreached();
         finisher.give_up();
@@ -304,6 +306,9 @@ fn conclude<B, E>(last: Last<E>, verdict: Option<Verdict>) -> Result<Response<Sc
 fn failed_response<B>(outcome: Outcome, extensions: http::Extensions) -> Response<ScopeBody<B>> {
     let mut response = Response::new(ScopeBody::over(Held::default(), None));
     *response.status_mut() = failure_status(outcome);
+    // To HEAD, too, that is all there is: without it, a layer further out would not know.
+    let nothing = HeaderValue::from_static("0");
+    response.headers_mut().insert(CONTENT_LENGTH, nothing);
     *response.extensions_mut() = extensions;
     response
 }

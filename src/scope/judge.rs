@@ -254,7 +254,8 @@ impl Owner {
     }
 
     fn inner_error(error: BoxError) -> End {
-        End::failed(Outcome::Failed, BodyError::new(error))
+        let error = BodyError::new(error);
+        End::failed(error.outcome(), error)
     }
 
     fn panicked(&self) -> End {

@@ -128,7 +128,8 @@ impl<V, M> ScopeLayer<V, M> {
     /// How long an error waits behind the last frame (10 ms).
     ///
     /// hyper throws away what it has buffered when a body fails at once: without the gap the frames
-    /// sent just before a failure are lost.
+    /// sent just before a failure are lost. Compression outside of the layer waits 10 ms of its own behind
+    /// what it had yet to send.
     pub fn error_gap(self, gap: Duration) -> Self {
         self.with(|options| options.error_gap = Some(gap))
     }
@@ -192,6 +193,9 @@ impl<V, M> ScopeLayer<V, M> {
     /// A slow reader is left alone as long as the server's buffers empty within the time-out: socket
     /// buffers empty in large steps, so do not set it in seconds for readers of a few KB a second.
     ///
+    /// It works under an encoder, too, that has asked for more than its server takes. A stream that is idle is
+    /// asked for a frame once in half a time-out, to see whether its server is there.
+    ///
     /// Armed inside a layer that is not, it ends the response of both. A body that was never asked for a
     /// frame is not watched. One task per layer looks after all of
     /// them, while there are any: a stall is noticed up to a quarter of the time-out late, and never
@@ -252,6 +256,28 @@ impl<V, M> ScopeLayer<V, M> {
     /// let app: Router = Router::new()
     ///     .route("/generate", post(|| async { "does not look at what was sent" }))
     ///     .layer(DisconnectLayer::new().drain_request(1 << 20));
+    /// ```
+    ///
+    /// A handler that is no extractor's names it, a [`RequestBody`](super::RequestBody):
+    ///
+    /// ```
+    /// # use std::convert::Infallible;
+    /// # use http::{Request, Response};
+    /// # use http_body_util::Empty;
+    /// # use hyper::body::{Bytes, Incoming};
+    /// use bodyguard::{Disconnect, DisconnectLayer, scope::RequestBody};
+    /// use tower::{Layer, service_fn};
+    ///
+    /// # type Body = Empty<Bytes>;
+    /// async fn generate(request: Request<RequestBody<Incoming>>) -> Result<Response<Body>, Infallible> {
+    ///     let disconnect = Disconnect::of(&request).expect("the layer is there");
+    ///     # drop(disconnect);
+    ///     Ok(Response::new(Body::default()))
+    /// }
+    ///
+    /// let service = DisconnectLayer::new().drain_request(1 << 20).layer(service_fn(generate));
+    /// # fn is_service<S: tower::Service<Request<Incoming>>>(_: S) {}
+    /// # is_service(service);
     /// ```
     pub fn drain_request(self, bytes: u64) -> DrainRequest<Self> {
         DrainRequest::new(self, bytes)

@@ -18,6 +18,10 @@ use tokio::{
 
 use super::failure::contained;
 
+/// What hyper needs to hand over the last frame before an error: it throws away what it has buffered
+/// when a body fails at once.
+pub(crate) const ERROR_GAP: Duration = Duration::from_millis(10);
+
 /// A time limit that costs nothing until it is first waited for.
 ///
 /// tokio's timers panic where the runtime has no time driver or is shutting down; a limit that
@@ -64,6 +68,14 @@ impl Limit {
             self.state = Timer::Broken;
             Poll::Pending
         })
+    }
+
+    /// The same, and at once where no timer can be had.
+    pub(crate) fn poll_if_kept(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.poll(cx) {
+            Poll::Pending if !self.is_broken() => Poll::Pending,
+            Poll::Pending | Poll::Ready(()) => Poll::Ready(()),
+        }
     }
 
     /// How long a timer has to be set for, if one has: none is, or it is that of a runtime we have left,

@@ -27,9 +27,9 @@ use super::{
     annex::Annex,
     closers::Closer,
     connection::Connection,
-    failure::{Failure, FailureKind, contained, panic_message, quietly},
+    failure::{Failure, FailureKind, contained, distinct, panic_message, quietly},
     options::Options,
-    state::{LastWords, Phase, Release, ShutBy, State, Verdict},
+    state::{Causes, Early, LastWords, Phase, Release, ShutBy, State, Verdict},
     teardown,
 };
 use crate::{
@@ -256,7 +256,9 @@ impl Scope {
     /// False if it had ended.
     pub(crate) fn interrupt(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) -> bool {
         let cause = cause.unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into());
-        match self.start(self.lock(), outcome, Some(cause.into()), true) {
+        // Before the lock: it asks the application's error for its sources.
+        let error = BodyError::from(cause);
+        match self.start(self.lock(), outcome, Some(error), true) {
             Started::Before => return false,
             Started::WithoutOwner => teardown::detach(self.clone()),
             Started::UnderOwner => self.take_over(),
@@ -314,8 +316,8 @@ impl Scope {
         let settled = state.settled;
         let work = state.work();
         work.closing = None;
-        if let Some(limit) = work.early.iter().map(|early| early.limit).max() {
-            return Step::Wait(limit);
+        if let Some(left) = work.early.iter().map(Early::left).min() {
+            return Step::Wait(left);
         }
         if let Some(closer) = work.closers.pop() {
             work.closing = Some(closer.at);
@@ -362,9 +364,10 @@ impl Scope {
             state.lingering = !work.tasks.close();
         }
         state.teardown = state.ended_at.map(|start| start.elapsed());
-        let report = state
-            .is_report_wanted(self)
-            .then(|| Arc::new(state.report(self)));
+        let report = state.is_report_wanted(self).then(|| {
+            let report = state.report(self);
+            Box::new((report, state.options(self).clone()))
+        });
         let verdict = state.verdict(self);
         let release = (!state.lingering).then(|| state.release());
         let work = state.work.as_mut();
@@ -373,7 +376,7 @@ impl Scope {
             .unwrap_or_default();
         Finished {
             verdict,
-            report: report.map(|report| (report, state.options(self).clone())),
+            report,
             release,
             _last_words: last_words,
             waker: state.waker.take(),
@@ -396,6 +399,21 @@ impl Scope {
         drop(old);
     }
 
+    /// Has the server look whether it wants a frame.
+    pub(super) fn wake_poller(&self) {
+        let Some(waker) = self.lock().waker.take() else {
+            return;
+        };
+        quietly(|| waker.wake_by_ref());
+        let mut waker = Some(waker);
+        let mut state = self.lock();
+        // Unless it has come meanwhile, with another.
+        if state.waker.is_none() {
+            state.waker = waker.take();
+        }
+        drop(state);
+    }
+
     #[inline]
     pub(super) fn is_interrupted(&self) -> bool {
         self.interrupted.load(Ordering::Acquire)
@@ -411,8 +429,12 @@ impl Scope {
     /// The report of a scope that is done: whoever has the response may close it, also after it has
     /// ended.
     pub(super) fn report(&self) -> Option<Arc<EndReport>> {
-        let mut state = self.lock();
-        (state.phase == Phase::Done).then(|| Arc::new(state.report(self)))
+        let mut report = {
+            let mut state = self.lock();
+            (state.phase == Phase::Done).then(|| state.report(self))?
+        };
+        report.errors = distinct(report.errors);
+        Some(Arc::new(report))
     }
 }
 
@@ -444,7 +466,7 @@ pub(super) enum Step {
     /// Close this; closers may have been registered when it is done.
     Close(Arc<dyn Annex>),
     /// Have the body's last words made: the report is to tell if that panics.
-    Speak((LastWords, BodyError)),
+    Speak((LastWords, Causes)),
     /// The client may see the end now; what is left runs behind it.
     Settled(Verdict),
     /// Nothing is left.
@@ -455,7 +477,7 @@ pub(super) enum Step {
 pub(super) struct Finished {
     verdict: Verdict,
     /// The report, if anybody wants it, and whose hooks do.
-    report: Option<(Arc<EndReport>, Arc<Options>)>,
+    report: Option<Box<(EndReport, Arc<Options>)>>,
     release: Option<Release>,
     // Not needed any more, and dropped outside the lock, since they are the application's.
     _last_words: Option<LastWords>,
@@ -467,7 +489,8 @@ impl Finished {
     /// Steps 5 and 6 of the teardown: the report to the hooks, then the release.
     pub(super) fn announce(self, scope: &Scope) -> Verdict {
         drop(self.annex);
-        if let Some((report, options)) = self.report {
+        if let Some((mut report, options)) = self.report.map(|told| *told) {
+            report.errors = distinct(report.errors);
             for hook in &options.on_end {
                 // A hook's panic is its own: the others still get the report.
                 if let Err(payload) = contained(|| hook(&report)) {

@@ -2,12 +2,11 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    task::Waker,
     time::{Duration, Instant},
 };
 
 use super::{
-    failure::{Failure, FailureKind, named},
+    failure::{Failure, FailureKind, named, quietly},
     machine::Scope,
     options::ShutdownKind,
     state::{Phase, ShutBy},
@@ -110,7 +109,9 @@ impl Scope {
             told
         };
         self.cancel_unpolled(cancellation);
-        joiner.into_iter().for_each(Waker::wake);
+        joiner
+            .into_iter()
+            .for_each(|joiner| quietly(|| joiner.wake()));
     }
 
     /// Ends a child with its parent, and by whatever ended that.

@@ -324,7 +324,6 @@ impl fmt::Debug for MovableBody {
 }
 
 pub(super) fn ended(outcome: Outcome) -> BodyError {
-    BodyError::from(crate::Cause::from(Failure::new(FailureKind::Ended {
-        outcome,
-    })))
+    let ended = Failure::new(FailureKind::Ended { outcome });
+    BodyError::from(crate::Cause::from(ended)).of(outcome)
 }

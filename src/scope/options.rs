@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use http::StatusCode;
 
-use super::{annex::Settings, stall::Watchdog};
+use super::{annex::Settings, limit::ERROR_GAP, stall::Watchdog};
 use crate::{
     outcome::{EndReport, Outcome},
     supervisor::Supervisor,
@@ -257,7 +257,6 @@ impl Options {
     pub(super) const CLOSER_LIMIT: Duration = Duration::from_secs(30);
     pub(super) const JOIN_LIMIT: Duration = Duration::from_secs(30);
     pub(super) const CANCEL_GRACE: Duration = Duration::from_secs(1);
-    pub(super) const ERROR_GAP: Duration = Duration::from_millis(10);
 
     pub(super) fn closer_limit(&self) -> Duration {
         self.closer_limit.unwrap_or(Self::CLOSER_LIMIT)
@@ -272,7 +271,7 @@ impl Options {
     }
 
     pub(super) fn error_gap(&self) -> Duration {
-        self.error_gap.unwrap_or(Self::ERROR_GAP)
+        self.error_gap.unwrap_or(ERROR_GAP)
     }
 
     pub(super) fn failure_policy(&self) -> FailurePolicy {

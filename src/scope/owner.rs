@@ -7,13 +7,14 @@
 use std::{
     mem,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     thread,
 };
 
 use super::{
     connection::{Connection, Watch},
     detector::Detector,
+    driving::Driven,
     failure::{Failure, FailureKind, Payload},
     machine::{Parting, Scope},
     state::Verdict,
@@ -275,7 +276,15 @@ fn body_panic(payload: &Payload) -> Cause {
 /// Tears a scope down: polled by the owner, or moved to a task when the owner is dropped.
 pub(super) struct Finisher {
     scope: Option<Arc<Scope>>,
-    running: Option<Teardown>,
+    running: Option<Running>,
+}
+
+/// A teardown under way.
+enum Running {
+    /// Its owner polls it, or drops it.
+    Here(Teardown),
+    /// It goes on if the owner is not polled.
+    Driven(Driven),
 }
 
 impl Finisher {
@@ -291,22 +300,47 @@ impl Finisher {
         let Some(scope) = &self.scope else {
             return Poll::Ready(None);
         };
-        if self.running.is_none() {
-            if let Some(finished) = scope.try_finish() {
-                let verdict = finished.announce(scope);
-                self.scope = None;
-                return Poll::Ready(Some(verdict));
+        let verdict = match &mut self.running {
+            Some(Running::Here(teardown)) => {
+                ready!(teardown::poll(scope.runtime.as_ref(), teardown, cx))
+            }
+            Some(Running::Driven(driven)) => ready!(driven.poll(cx)),
+            None => match scope.try_finish() {
+                Some(finished) => finished.announce(scope),
+                None => {
+                    let mut teardown = teardown::teardown(scope.clone());
+                    match teardown::poll(scope.runtime.as_ref(), &mut teardown, cx) {
+                        Poll::Ready(verdict) => verdict,
+                        Poll::Pending => {
+                            self.running = Some(Running::Here(teardown));
+                            return Poll::Pending;
+                        }
+                    }
+                }
+            },
+        };
+        self.running = None;
+        self.scope = None;
+        Poll::Ready(Some(verdict))
+    }
+
+    /// The same behind a body, which its server may not ask for long: the teardown does not wait for that.
+    pub(super) fn poll_driven(&mut self, cx: &mut Context<'_>) -> Poll<Option<Verdict>> {
+        if let Poll::Ready(verdict) = self.poll(cx) {
+            return Poll::Ready(verdict);
+        }
+        match self.running.take() {
+            Some(Running::Here(teardown)) => {
+                let runtime = self.scope.as_ref().and_then(|scope| scope.runtime.clone());
+                self.running = Some(Running::Driven(Driven::new(teardown, runtime)));
+                // With the waker of both.
+                self.poll(cx)
+            }
+            running => {
+                self.running = running;
+                Poll::Pending
             }
         }
-        let running = self
-            .running
-            .get_or_insert_with(|| teardown::teardown(scope.clone()));
-        let polled = teardown::poll(scope.runtime.as_ref(), running, cx);
-        polled.map(|verdict| {
-            self.running = None;
-            self.scope = None;
-            Some(verdict)
-        })
     }
 
     /// The inner body panicked in its drop, when its end was told but nothing is torn down yet.
@@ -356,9 +390,12 @@ impl Drop for Finisher {
         };
         scope.note_panic_in_drop();
         match self.running.take() {
-            Some(teardown) => {
+            Some(running) => {
                 scope.let_go();
-                teardown::spawn(scope.runtime.clone(), teardown);
+                match running {
+                    Running::Here(teardown) => teardown::spawn(scope.runtime.clone(), teardown),
+                    Running::Driven(driven) => driven.leave(),
+                }
             }
             None => {
                 if scope.leave_to_holds() {

@@ -125,10 +125,14 @@ impl Scope {
         mem::take(&mut self.lock().work().early)
     }
 
-    /// The teardown has waited long enough: whoever runs them does not poll them.
+    /// The teardown has waited long enough for some of them: whoever runs them does not poll them.
     pub(super) fn early_overran(&self) {
-        let overran = self.forget_early();
         let mut state = self.lock();
+        let early = &mut state.work().early;
+        let (overran, others) = mem::take(early)
+            .into_iter()
+            .partition::<Vec<_>, _>(|early| early.left().is_zero());
+        *early = others;
         for Early { at, limit, .. } in overran {
             let what = named("closer", at);
             state.work().stuck.push(what.clone());

@@ -49,8 +49,11 @@ pub(super) struct Fire(Option<CancellationToken>, Option<CancellationToken>);
 
 impl Fire {
     pub(super) fn fire(self) {
-        for token in [self.0, self.1].into_iter().flatten() {
-            // A waker that panics keeps nobody else from what follows.
+        // A waker that panics keeps nobody else from what follows.
+        if let Some(token) = self.0 {
+            quietly(|| token.cancel());
+        }
+        if let Some(token) = self.1 {
             quietly(|| token.cancel());
         }
     }

@@ -14,7 +14,7 @@ use super::{
     machine::Scope,
     options::FailurePolicy,
     state::{LastWords, Phase, State, Work},
-    tasks::{Feed, Slot, TaskKey, TaskKind},
+    tasks::{Cancellation, Feed, Slot, TaskKey, TaskKind},
     tracked::{TaskEnd, TaskReport, Tracked},
 };
 use crate::{TaskResult, error::Cause, outcome::Outcome};
@@ -33,6 +33,15 @@ struct Entered {
     report: TaskReport,
     /// What it feeds, as far as can be known.
     feed: Option<Arc<dyn Feed>>,
+}
+
+/// The siblings of a task that has failed, and what the body ends with that they do not feed.
+#[must_use]
+pub(super) struct Cancelled {
+    cancellation: Cancellation,
+    body_ended: bool,
+    outcome: Outcome,
+    cause: Cause,
 }
 
 impl Scope {
@@ -266,22 +275,8 @@ impl Scope {
                 return;
             }
             let slot = tasks.slots.remove(key);
-            let failure = state.count_task(&slot, end);
-            if let Some((outcome, cause)) = failure {
-                let live = state.phase == Phase::Live;
-                let tasks = &mut state.work().tasks;
-                let first = !std::mem::replace(&mut tasks.failed, true);
-                if live && first {
-                    tasks.failure = Some((outcome, cause.clone()));
-                }
-                state.note_failure(outcome, cause.clone());
-                let policy = state.options(self).failure_policy();
-                let work = state.work();
-                let ended = work.body_end.is_some();
-                let tasks = &mut work.tasks;
-                if policy == FailurePolicy::CancelSiblings && !tasks.cancelling {
-                    cancelled = Some((tasks.cancel_all(), ended, outcome, cause));
-                }
+            if let Some((outcome, cause)) = state.count_task(&slot, end) {
+                cancelled = self.task_failed(&mut state, outcome, cause);
             }
             if let Some(message) = burst {
                 state.note_failure(Outcome::Panicked, slot.panicked(message).into());
@@ -292,16 +287,13 @@ impl Scope {
             let idle = tasks.is_idle();
             let keeper = tasks.keeper.take_if(|_| idle);
             let released = lingering && idle;
+            // What fails from here on is not in it.
+            state.lingering &= !released;
             let release = released.then(|| state.release());
             (waker, keeper, release)
         };
-        if let Some((cancellation, ended, outcome, cause)) = cancelled {
-            let ends = self.cancel_unpolled(cancellation);
-            // A body that is not fed by a channel of ours would go on: end it. One that has ended
-            // leaves the scope to its holds: they hear of it.
-            if !ends || ended {
-                self.interrupt(outcome, Some(cause));
-            }
+        if let Some(cancelled) = cancelled {
+            self.cancel_siblings(cancelled);
         }
         if let Some(keeper) = keeper {
             keeper.abort();
@@ -311,6 +303,42 @@ impl Scope {
         }
         if let Some(release) = release {
             self.release(release);
+        }
+    }
+
+    /// What is to be done, outside the lock, if the failure cancels the siblings.
+    pub(super) fn task_failed(
+        &self,
+        state: &mut State,
+        outcome: Outcome,
+        cause: Cause,
+    ) -> Option<Cancelled> {
+        let live = state.phase == Phase::Live;
+        let tasks = &mut state.work().tasks;
+        let first = !std::mem::replace(&mut tasks.failed, true);
+        if live && first {
+            tasks.failure = Some((outcome, cause.clone()));
+        }
+        state.note_failure(outcome, cause.clone());
+        let policy = state.options(self).failure_policy();
+        let work = state.work();
+        let body_ended = work.body_end.is_some();
+        let tasks = &mut work.tasks;
+        let cancels = policy == FailurePolicy::CancelSiblings && !tasks.cancelling;
+        cancels.then(|| Cancelled {
+            cancellation: tasks.cancel_all(),
+            body_ended,
+            outcome,
+            cause,
+        })
+    }
+
+    pub(super) fn cancel_siblings(self: &Arc<Self>, cancelled: Cancelled) {
+        let ends = self.cancel_unpolled(cancelled.cancellation);
+        // A body that is not fed by a channel of ours would go on: end it. One that has ended
+        // leaves the scope to its holds: they hear of it.
+        if !ends || cancelled.body_ended {
+            self.interrupt(cancelled.outcome, Some(cancelled.cause));
         }
     }
 }

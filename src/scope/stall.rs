@@ -2,6 +2,11 @@
 //!
 //! It stands outside the poll: one task for all streams of a layer looks at a counter in each. No
 //! stream reads a clock.
+//!
+//! A stream whose last poll gave a frame waits for its server. One that was pending may wait for its own
+//! source, or again for the server: that does not ask as long as what an encoder around it has made of the
+//! frames before goes nowhere. So half way through the time-out its poller is woken, once: a server whose
+//! client reads asks then.
 
 use std::{
     fmt,
@@ -63,6 +68,16 @@ struct Stream {
     word: u64,
     /// How many looks have seen the same word since.
     looks: u32,
+    /// Its poller was woken since, to see whether it asks.
+    woken: bool,
+}
+
+/// What a look has found.
+#[derive(Default)]
+struct Found {
+    stalled: Vec<Arc<Cell>>,
+    /// To be woken.
+    pending: Vec<Arc<Cell>>,
 }
 
 impl Watchdog {
@@ -85,6 +100,7 @@ impl Watchdog {
                 cell: cell.clone(),
                 word: 0,
                 looks: 0,
+                woken: false,
             });
             (key, !std::mem::replace(&mut rounds.walking, true))
         };
@@ -106,29 +122,38 @@ impl Watchdog {
         self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One look at every stream: those that have stalled, or `None` if there are no streams.
-    fn look(&self) -> Option<Vec<Arc<Cell>>> {
+    /// One look at every stream, or `None` if there are no streams.
+    fn look(&self) -> Option<Found> {
         let mut rounds = self.rounds();
         if rounds.streams.is_empty() {
             rounds.walking = false;
             return None;
         }
-        let mut stalled = Vec::new();
+        let mut found = Found::default();
         for (_, stream) in &mut rounds.streams {
             let word = stream.cell.attention().word();
             if word != stream.word {
-                (stream.word, stream.looks) = (word, 0);
+                (stream.word, stream.looks, stream.woken) = (word, 0, false);
                 continue;
             }
             stream.looks = stream.looks.saturating_add(1);
-            let due = waits_for_server(word) && self.pause() * stream.looks >= self.timeout;
+            let silent = self.pause().saturating_mul(stream.looks);
+            if !waits_for_server(word) && !stream.woken {
+                // Never asked, it is not watched.
+                if word > 0 && silent >= self.timeout / 2 {
+                    stream.woken = true;
+                    found.pending.push(stream.cell.clone());
+                }
+                continue;
+            }
+            let due = silent >= self.timeout;
             // Behind the last byte that was promised there is nothing to ask for; and a server that asks at
             // this moment has not stalled.
             if due && stream.cell.is_left() {
-                stalled.push(stream.cell.clone());
+                found.stalled.push(stream.cell.clone());
             }
         }
-        Some(stalled)
+        Some(found)
     }
 }
 
@@ -153,7 +178,13 @@ impl Walk {
                 return;
             }
             match self.watchdog.look() {
-                Some(stalled) => stalled.iter().for_each(|cell| cell.scope.stalled()),
+                Some(found) => {
+                    found.stalled.iter().for_each(|cell| cell.scope.stalled());
+                    found
+                        .pending
+                        .iter()
+                        .for_each(|cell| cell.scope.wake_poller());
+                }
                 None => {
                     self.walking = false;
                     return;

@@ -16,7 +16,7 @@ use super::{
     cell::Cell,
     closers::Closer,
     connection::Connection,
-    failure::{Failure, FailureKind, contained, is_same},
+    failure::{Failure, FailureKind, contained, distinct, is_itself},
     machine::Scope,
     options::{OnLeave, Options},
     signals::{Fire, Signals},
@@ -137,6 +137,14 @@ pub(super) struct Early {
     pub(super) key: u64,
     pub(super) at: &'static Location<'static>,
     pub(super) limit: Duration,
+    pub(super) since: tokio::time::Instant,
+}
+
+impl Early {
+    /// How long it may still take.
+    pub(super) fn left(&self) -> Duration {
+        self.limit.saturating_sub(self.since.elapsed())
+    }
 }
 
 impl Work {
@@ -270,7 +278,7 @@ impl State {
         }
     }
 
-    /// Errors are kept once each, in the order they were seen.
+    /// Errors are kept in the order they were seen; see [`distinct`].
     pub(super) fn add_error(&mut self, cause: Cause) {
         // Being ended from outside is an outcome, and nobody's error.
         let ended = |failure: &Failure| matches!(failure.kind(), FailureKind::Ended { .. });
@@ -278,7 +286,7 @@ impl State {
             return;
         }
         let errors = &mut self.work().errors;
-        if !errors.iter().any(|seen| is_same(seen, &cause)) {
+        if !errors.iter().any(|seen| is_itself(seen, &cause)) {
             errors.push(cause);
         }
     }
@@ -373,8 +381,7 @@ impl State {
     }
 
     pub(super) fn verdict(&self, scope: &Scope) -> Verdict {
-        let error = self.cause.clone().map(BodyError::from);
-        self.verdict_on(scope, self.outcome, error)
+        self.verdict_on(scope, self.outcome, self.cause.clone().map(First::Cause))
     }
 
     /// What the owner shows for an outcome that is not the scope's own (yet).
@@ -382,16 +389,18 @@ impl State {
         &self,
         scope: &Scope,
         outcome: Outcome,
-        error: Option<BodyError>,
+        first: Option<First>,
     ) -> Verdict {
         // A whole response waits for nothing, and has nothing to say.
         let fault = (!outcome.is_complete()).then(|| {
-            let ended = || Cause::from(Failure::new(FailureKind::Ended { outcome }));
-            let error = error.unwrap_or_else(|| ended().into());
-            let known = self.work.as_ref().map_or(&[][..], |work| &work.errors);
+            let ended = || First::Cause(Failure::new(FailureKind::Ended { outcome }).into());
             let work = self.work.as_ref();
             Box::new(Fault {
-                error: error.and(known),
+                causes: Causes {
+                    outcome,
+                    first: first.unwrap_or_else(ended),
+                    known: work.map(|work| work.errors.clone()).unwrap_or_default(),
+                },
                 gap: self.options(scope).error_gap(),
                 runtime: scope.runtime.clone(),
                 cut_off: scope.ends_with_its_connection().cloned(),
@@ -408,7 +417,8 @@ impl State {
         outcome: Outcome,
         error: Option<BodyError>,
     ) -> Option<Verdict> {
-        (!outcome.is_complete()).then(|| self.verdict_on(scope, outcome, error))
+        let first = error.map(First::Error);
+        (!outcome.is_complete()).then(|| self.verdict_on(scope, outcome, first))
     }
 
     /// Whether its end is to come, and concerns nobody: nothing is registered, no token given out, no
@@ -479,9 +489,35 @@ pub(super) struct Verdict {
     pub(super) fault: Option<Box<Fault>>,
 }
 
+/// All that a body fails with. Becomes its error outside the lock, since errors are asked for their sources
+/// then.
+#[derive(Clone)]
+pub(super) struct Causes {
+    outcome: Outcome,
+    first: First,
+    known: Vec<Cause>,
+}
+
+/// What decided.
+#[derive(Clone)]
+pub(super) enum First {
+    Cause(Cause),
+    Error(BodyError),
+}
+
+impl Causes {
+    pub(super) fn error(self) -> BodyError {
+        let first = match self.first {
+            First::Cause(cause) => cause.into(),
+            First::Error(error) => error,
+        };
+        first.and(&distinct(self.known)).of(self.outcome)
+    }
+}
+
 pub(super) struct Fault {
     /// All that is known by now, the first cause first.
-    pub(super) error: BodyError,
+    pub(super) causes: Causes,
     /// How long an error waits behind the last frame.
     pub(super) gap: Duration,
     /// Where that wait finds its timer.

@@ -313,9 +313,19 @@ impl Http2 {
         &mut self,
         method: &str,
     ) -> (h2::client::ResponseFuture, h2::SendStream<bytes::Bytes>) {
+        self.request_coded(method, "identity")
+    }
+
+    /// The same, accepting this coding.
+    pub fn request_coded(
+        &mut self,
+        method: &str,
+        coding: &str,
+    ) -> (h2::client::ResponseFuture, h2::SendStream<bytes::Bytes>) {
         let request = Request::builder()
             .method(method)
             .uri("http://x/")
+            .header("accept-encoding", coding)
             .body(())
             .unwrap();
         self.send.send_request(request, true).unwrap()

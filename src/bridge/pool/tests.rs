@@ -6,8 +6,8 @@ use std::{
     time::Duration,
 };
 
-use super::{Pool, Worker};
-use crate::bridge::{Context, context::Close, error::BridgeError, session::Session};
+use super::{Idle, Pool, Worker};
+use crate::bridge::{Bridge, Context, context::Close, error::BridgeError, session::Session};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -23,7 +23,7 @@ async fn taken() -> (Pool, Context) {
 fn in_line(pool: &Pool) -> (Arc<Session>, mpsc::Receiver<()>) {
     let session = Session::alone(pool.clone());
     let (told, seen) = mpsc::channel();
-    let bridge = crate::bridge::Bridge::new(Arc::clone(&session));
+    let bridge = Bridge::new(Arc::clone(&session));
     bridge.defer(move |_| told.send(()).unwrap()).unwrap();
     assert_eq!(pool.waiting(), 1);
     (session, seen)
@@ -75,4 +75,91 @@ async fn a_thread_that_panics_leaves_another_in_its_place() {
     assert_eq!((report.closers_run(), report.unrun()), (1, 0));
     seen.try_recv().unwrap();
     assert_eq!(pool.threads(), 1);
+}
+
+/// An error, or anything, that panics when dropped, and says that it is.
+#[derive(Debug)]
+struct Bomb(mpsc::Sender<()>);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+        panic!("a bomb");
+    }
+}
+
+impl std::fmt::Display for Bomb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a bomb")
+    }
+}
+
+impl std::error::Error for Bomb {}
+
+/// The next request finds the thread.
+async fn serves(pool: &Pool) {
+    let next = Context::new(pool.clone());
+    let call = tokio::time::timeout(LIMIT, next.bridge().call(|_| 1));
+    assert_eq!(call.await.expect("nobody serves").unwrap(), 1);
+    assert_eq!(pool.threads(), 1);
+}
+
+#[tokio::test]
+async fn errors_that_nobody_waited_for_may_panic_when_dropped() {
+    let (pool, context) = taken().await;
+    let (told, dropped) = mpsc::channel();
+    for _ in 0..2 {
+        let told = told.clone();
+        let bridge = context.bridge();
+        bridge.try_defer(move |_| Err(Bomb(told))).unwrap();
+    }
+    drop(context);
+    for _ in 0..2 {
+        dropped.recv_timeout(LIMIT).unwrap();
+    }
+    serves(&pool).await;
+}
+
+#[tokio::test]
+async fn what_was_kept_for_a_session_may_panic_when_dropped() {
+    let pool = Pool::builder().max_threads(1).build();
+    let session = Session::alone(pool.clone());
+    Bridge::new(Arc::clone(&session))
+        .call(|_| ())
+        .await
+        .unwrap();
+    let (told, dropped) = mpsc::channel();
+    for _ in 0..2 {
+        session.keep_until_done(Box::new(Bomb(told.clone())));
+    }
+    let close = Close::of(&session, false);
+    tokio::time::timeout(LIMIT, close).await.expect("no report");
+    for _ in 0..2 {
+        dropped.recv_timeout(LIMIT).unwrap();
+    }
+    serves(&pool).await;
+}
+
+#[tokio::test]
+async fn an_idle_thread_that_has_died_is_passed_over() {
+    let pool = Pool::builder().max_threads(1).build();
+    let (wake, _) = mpsc::channel();
+    pool.handle.shared.lock().idle.push(Idle { id: 7, wake });
+    serves(&pool).await;
+}
+
+#[test]
+fn a_thread_that_panics_is_not_idle() {
+    let pool = Pool::builder().max_threads(1).build();
+    let shared = Arc::clone(&pool.handle.shared);
+    shared.lock().threads = 1;
+    let dies = std::thread::spawn(move || {
+        let mut worker = Worker::new(shared, 7);
+        worker.running = true;
+        let (wake, _woken) = mpsc::channel();
+        worker.check_in(&wake).unwrap();
+        panic!("the worker");
+    });
+    dies.join().unwrap_err();
+    assert_eq!((pool.threads(), pool.idle()), (0, 0));
 }

@@ -50,6 +50,15 @@ impl Session {
     pub(in crate::bridge) fn request_close(
         self: &Arc<Self>,
     ) -> Option<oneshot::Receiver<CloseReport>> {
+        self.close(true)
+    }
+
+    /// The same for one who does not want the report: its errors are dropped where they can do no harm.
+    pub(in crate::bridge) fn close_unheard(self: &Arc<Self>) {
+        self.close(false);
+    }
+
+    fn close(self: &Arc<Self>, hears: bool) -> Option<oneshot::Receiver<CloseReport>> {
         let mut inner = self.lock();
         if inner.state == State::Ended {
             return None;
@@ -60,22 +69,23 @@ impl Session {
         let locals = std::mem::take(&mut inner.locals);
         let was = inner.state;
         let mut closed = None;
-        if was == State::Open || !inner.closers.is_empty() {
+        let runs = was == State::Open || !inner.closers.is_empty();
+        if runs && hears {
             let (done, receiver) = oneshot::channel();
             inner.closes.push(done);
             closed = Some(receiver);
-            if was == State::Idle {
-                inner.state = State::Queued;
-            }
-        } else {
-            inner.state = State::Ended;
+        }
+        match (runs, was) {
+            (true, State::Idle) => inner.state = State::Queued,
+            (true, _) => {}
+            (false, _) => inner.state = State::Ended,
         }
         let waker = inner.waker.take();
         drop(inner);
-        match (&closed, was) {
-            (None, State::Queued) => self.pool.forget(self),
+        match (runs, was) {
+            (false, State::Queued) => self.pool.forget(self),
             // Closers whose earlier attempt to get a thread has failed.
-            (Some(_), State::Idle) => self.pool.submit(Arc::clone(self)),
+            (true, State::Idle) => self.pool.submit(Arc::clone(self)),
             _ => {}
         }
         if let Some(waker) = waker {

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::{Session, State};
 use crate::{
+    Cause,
     bridge::{
         closer::Closer,
         context::CloseReport,
@@ -109,6 +110,10 @@ impl Session {
         }
     }
 
+    pub(in crate::bridge) fn take_panics(&self) -> Vec<Cause> {
+        std::mem::take(&mut self.lock().panics)
+    }
+
     pub(in crate::bridge) fn pop_closer(&self) -> Option<Closer> {
         let mut inner = self.lock();
         let closer = inner.closers.pop();
@@ -133,7 +138,9 @@ impl Session {
         inner.done = true;
         let kept = std::mem::take(&mut inner.kept);
         drop(inner);
-        drop(kept);
+        for value in kept {
+            quietly(|| drop(value));
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The producer's side: iterators and writers on the request's thread.
 
-use std::{future::poll_fn, io};
+use std::{convert::Infallible, future::poll_fn, io, panic::Location};
 
 use bytes::Bytes;
 
@@ -19,56 +19,86 @@ impl Bridge {
     /// A body from the chunks of an iterator, on the request's thread.
     ///
     /// See [`SyncBody`].
+    #[track_caller]
     pub fn body_from_iter<I>(&self, iter: I) -> SyncBody
     where
         I: IntoIterator + Send + 'static,
         I::Item: Into<Bytes>,
     {
-        self.body_from_iter_with(move |_| iter)
+        SyncBody::of_chunks(self, Location::caller(), |_| whole(iter))
     }
 
     /// A body from the chunks of an iterator that is made on the request's thread.
     ///
     /// The iterator need not be `Send`: it may hold what [`Cx::insert`] keeps.
+    #[track_caller]
     pub fn body_from_iter_with<F, I>(&self, make: F) -> SyncBody
     where
         F: FnOnce(&Cx) -> I + Send + 'static,
         I: IntoIterator,
         I::Item: Into<Bytes>,
     {
-        SyncBody::new(self, move |out| {
-            for chunk in make(out.cx) {
-                out.push(chunk.into())?;
-            }
-            Ok(())
-        })
+        SyncBody::of_chunks(self, Location::caller(), |cx| whole(make(cx)))
     }
 
     /// A body from the chunks of a fallible iterator, on the request's thread.
     ///
     /// Its first error is the body's.
+    #[track_caller]
     pub fn body_try_from_iter<I, D, E>(&self, iter: I) -> SyncBody
     where
         I: IntoIterator<Item = Result<D, E>> + Send + 'static,
         D: Into<Bytes>,
         E: Into<BoxError>,
     {
-        SyncBody::new(self, move |out| {
-            for chunk in iter {
+        SyncBody::of_chunks(self, Location::caller(), |_| iter)
+    }
+
+    /// A body from what a closure writes, on the request's thread.
+    ///
+    /// See [`SyncBody`]. Inside, [`Cx::with_current`] gives the request's loop.
+    #[track_caller]
+    pub fn body_writer<F>(&self, write: F) -> SyncBody
+    where
+        F: FnOnce(&mut dyn io::Write) -> io::Result<()> + Send + 'static,
+    {
+        SyncBody::of_writes(self, Location::caller(), write)
+    }
+}
+
+/// The chunks of an iterator that does not fail.
+pub(super) fn whole<I: IntoIterator>(
+    iter: I,
+) -> impl Iterator<Item = Result<I::Item, Infallible>> + use<I> {
+    iter.into_iter().map(Ok)
+}
+
+impl SyncBody {
+    /// The chunks of what `make` makes on the thread.
+    pub(super) fn of_chunks<F, I, D, E>(
+        bridge: &Bridge,
+        at: &'static Location<'static>,
+        make: F,
+    ) -> Self
+    where
+        F: FnOnce(&Cx) -> I + Send + 'static,
+        I: IntoIterator<Item = Result<D, E>>,
+        D: Into<Bytes>,
+        E: Into<BoxError>,
+    {
+        Self::new(bridge, at, move |out| {
+            for chunk in make(out.cx) {
                 out.push(chunk.map_err(Into::into)?.into())?;
             }
             Ok(())
         })
     }
 
-    /// A body from what a closure writes, on the request's thread.
-    ///
-    /// See [`SyncBody`]. Inside, [`Cx::with_current`] gives the request's loop.
-    pub fn body_writer<F>(&self, write: F) -> SyncBody
+    pub(super) fn of_writes<F>(bridge: &Bridge, at: &'static Location<'static>, write: F) -> Self
     where
         F: FnOnce(&mut dyn io::Write) -> io::Result<()> + Send + 'static,
     {
-        SyncBody::new(self, move |out| write(out).map_err(Into::into))
+        Self::new(bridge, at, move |out| write(out).map_err(Into::into))
     }
 }
 

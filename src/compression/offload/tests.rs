@@ -1,18 +1,33 @@
-use std::task::Waker;
+use std::{sync::mpsc, task::Waker, thread, time::Duration};
 
 use super::{
     super::{negotiation::Coding, options::Options},
     *,
 };
 
-/// A station on which nobody works but the test, and a runtime that it would ask for threads.
-fn offload(home: Home) -> (tokio::runtime::Runtime, Offload) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
+/// A runtime whose only blocking thread is taken.
+struct Crowded {
+    // Dropped first: it lets the thread go, which the runtime waits for.
+    _taken: mpsc::Sender<()>,
+    runtime: tokio::runtime::Runtime,
+}
+
+/// A station on which nobody works but the test, and the runtime that it asks for threads.
+fn offload(home: Home) -> (Crowded, Offload) {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.max_blocking_threads(1).build().unwrap();
+    let (_taken, waits) = mpsc::channel::<()>();
+    drop(runtime.spawn_blocking(move || waits.recv()));
+    let runtime = Crowded { _taken, runtime };
     let core = Arc::new(Core::new(Options::default()));
     let encoder = Encoder::for_stream(&core, Coding::Gzip);
-    let offload = Offload::start(&core, runtime.handle().clone(), encoder, false, home);
+    let offload = Offload::start(
+        &core,
+        runtime.runtime.handle().clone(),
+        encoder,
+        false,
+        home,
+    );
     offload.station.state().scheduled = true;
     (runtime, offload)
 }
@@ -97,4 +112,85 @@ fn an_encoder_that_is_flushed_at_the_end_only_stays_away_until_then() {
     offload.end();
     assert!(is_flushed(&flushed(&mut offload)));
     assert_eq!(home(&mut offload), "");
+}
+
+/// A user's own memory, whose drop lasts.
+struct Slow {
+    text: Vec<u8>,
+    drops: mpsc::Sender<()>,
+    dropped: mpsc::Receiver<()>,
+}
+
+impl AsRef<[u8]> for Slow {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.drops.send(()).unwrap();
+        let _ = self.dropped.recv();
+    }
+}
+
+#[test]
+fn a_body_does_not_wait_for_the_drop_of_what_was_encoded() {
+    const DEADLINE: Duration = Duration::from_secs(20);
+    let (_runtime, mut offload) = offload(Home::AsItIs);
+    let (drops, is_dropped) = mpsc::channel();
+    let (end_drop, dropped) = mpsc::channel();
+    offload.put(Bytes::from_owner(Slow {
+        text: vec![b'x'; SMALL],
+        drops,
+        dropped,
+    }));
+    let station = Arc::clone(&offload.station);
+    let works = thread::spawn(move || station.run());
+    is_dropped.recv_timeout(DEADLINE).expect("a drop");
+    let (told, looks) = mpsc::channel();
+    let looking = thread::spawn(move || {
+        told.send(offload.has_room()).unwrap();
+        offload
+    });
+    let looked = looks.recv_timeout(DEADLINE);
+    end_drop.send(()).unwrap();
+    assert!(looked.expect("the lock is held"));
+    works.join().unwrap();
+    looking.join().unwrap();
+}
+
+#[test]
+fn a_drop_that_panics_costs_only_itself() {
+    struct Panics;
+    impl AsRef<[u8]> for Panics {
+        fn as_ref(&self) -> &[u8] {
+            &[b'x'; SMALL]
+        }
+    }
+    impl Drop for Panics {
+        fn drop(&mut self) {
+            panic!("a user's own memory");
+        }
+    }
+    let (_runtime, mut offload) = offload(Home::Flushed);
+    offload.put(Bytes::from_owner(Panics));
+    assert!(!offload.station.run(), "all is done");
+    assert!(is_flushed(&flushed(&mut offload)));
+    assert_eq!(home(&mut offload), "");
+}
+
+#[test]
+fn a_stream_that_goes_leaves_nothing_in_the_queue() {
+    let (_runtime, mut offload) = offload(Home::AsItIs);
+    offload.flush_each = true;
+    for _ in 0..3 {
+        offload.put(Bytes::from(vec![b'x'; TURN]));
+    }
+    assert!(offload.station.run(), "more to do");
+    let queued = Arc::clone(&offload.station);
+    assert!(!queued.state().output.is_empty());
+    drop(offload);
+    let state = queued.state();
+    assert!(state.output.is_empty() && state.input.is_empty() && state.encoder.is_none());
 }

@@ -9,7 +9,7 @@ use std::{
     },
     task::{Context, Poll, Waker},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use super::{
     super::{
         options::{Core, Options},
-        workers::{Job, Patience, TURNS, Workers},
+        workers::{Job, Patience, STINT, Workers},
     },
     Taken, events, gunzip, layer,
     script::{Script, Step},
@@ -66,6 +66,14 @@ impl<F: Fn() -> bool + Send + Sync> Job for Does<F> {
     }
 
     fn refuse(&self, _panicked: bool) {}
+}
+
+/// With this the worker that runs it has come to its time.
+fn last_a_stint() {
+    let began = Instant::now();
+    while began.elapsed() < STINT {
+        thread::yield_now();
+    }
 }
 
 /// Has a worker do something, so that the core has known one.
@@ -135,17 +143,15 @@ fn a_refusal_that_panics_does_not_keep_the_others_from_theirs() {
         .collect();
     let refused = Arc::<AtomicUsize>::default();
     let last = {
-        let (turns, refused, core) = (AtomicUsize::new(1), Arc::clone(&refused), core.clone());
+        let (refused, core) = (Arc::clone(&refused), core.clone());
         Does(move || {
-            let more = turns.fetch_add(1, SeqCst) < TURNS;
-            if !more {
-                // There are as many workers as there may be: these wait, and the next is to be of their runtime.
-                for _ in 0..3 {
-                    let job = Arc::new(Refused(Arc::clone(&refused)));
-                    Workers::submit(&core, job, &dead);
-                }
+            last_a_stint();
+            // There are as many workers as there may be: these wait, and the next is to be of their runtime.
+            for _ in 0..3 {
+                let job = Arc::new(Refused(Arc::clone(&refused)));
+                Workers::submit(&core, job, &dead);
             }
-            more
+            false
         })
     };
     Workers::submit(&core, Arc::new(last), runtime.handle());
@@ -155,6 +161,24 @@ fn a_refusal_that_panics_does_not_keep_the_others_from_theirs() {
         }
     });
     drop(held);
+}
+
+#[test]
+fn a_worker_hands_over_when_its_time_is_over_however_few_its_blocks() {
+    let runtime = Builder::new_current_thread().build().unwrap();
+    let core = core();
+    let (tells, told) = mpsc::channel();
+    let job = {
+        let core = Arc::clone(&core);
+        Does(move || {
+            last_a_stint();
+            tells.send(core.workers.stints()).is_ok()
+        })
+    };
+    Workers::submit(&core, Arc::new(job), runtime.handle());
+    for stint in 1..=3 {
+        assert_eq!(told.recv_timeout(DEADLINE), Ok(stint));
+    }
 }
 
 #[test]

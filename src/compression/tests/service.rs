@@ -77,6 +77,34 @@ fn what_does_not_shrink_goes_out_as_it_came() {
 }
 
 #[test]
+fn a_client_that_refuses_the_plain_form_gets_none() {
+    for (accept, coding) in [
+        ("gzip", None),
+        ("gzip, identity;q=0", Some("gzip")),
+        ("gzip, *;q=0", Some("gzip")),
+        ("gzip, *;q=0, identity;q=0.1", None),
+    ] {
+        for text in [b"tiny".to_vec(), random(1000)] {
+            for strict in [false, true] {
+                let layer = layer().strict(strict);
+                let response = answer(&layer, get(accept), full(text.clone()));
+                let encoding = response.headers().get("content-encoding");
+                assert_eq!(encoding.map(|name| name.to_str().unwrap()), coding);
+                assert_eq!(
+                    response.headers().contains_key("vary"),
+                    coding.is_some() || text.len() > 4
+                );
+                let wire = drain(response.into_body()).wire;
+                let plain = coding.map_or_else(|| wire.clone(), |_| gunzip(&wire));
+                assert!(plain == text, "{accept}");
+            }
+        }
+    }
+    let empty = answer(&layer(), get("gzip, identity;q=0"), full(""));
+    assert!(!empty.headers().contains_key("content-encoding"));
+}
+
+#[test]
 fn a_handlers_word_is_honoured_and_removed() {
     let mut never = full(vec![b'x'; 1000]);
     never.extensions_mut().insert(Compress::Never);

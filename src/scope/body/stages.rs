@@ -37,7 +37,7 @@ pub(super) enum Stage {
     Ending(Option<Box<Held>>),
     /// The error waits a little, so that the frames before it are delivered.
     Failing(Box<Failing>),
-    /// Nothing follows. HEAD keeps the size hint of what GET would have sent.
+    /// Nothing follows. HEAD and 304 keep the size hint of what GET would have sent.
     Done { hint: Option<Box<SizeHint>> },
 }
 
@@ -98,7 +98,7 @@ where
                     *self.stage = settle(end, self.owner, self.inner.as_mut(), self.finisher);
                 }
                 Stage::Ending(held) => {
-                    let verdict = ready!(self.finisher.poll(cx));
+                    let verdict = ready!(self.finisher.poll_driven(cx));
                     let clean = held.as_ref().is_some_and(|held| held.clean);
                     let failing = verdict.and_then(|verdict| verdict.failing(clean));
                     if let Some(failing) = failing {
