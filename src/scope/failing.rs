@@ -73,6 +73,16 @@ impl Scope {
         self.lock().broken_on(self, outcome, error)
     }
 
+    /// Between the drops of its owner and of its finisher, a panic that has begun is that of the inner drop.
+    pub(super) fn note_panic_in_drop(&self) {
+        let mut state = self.lock();
+        let dropped = state.dropping.take().filter(|_| std::thread::panicking());
+        let failure = dropped.map(Failure::unseen_panic);
+        let told = failure.map(|failure| state.body_failed(Outcome::Panicked, failure.into()));
+        drop(state);
+        told.unwrap_or_default().fire();
+    }
+
     /// Has the last words of a body that fails made. Their panic is a failure like any other.
     pub(super) fn speak(&self, (words, causes): (LastWords, Causes)) {
         let error = causes.error();

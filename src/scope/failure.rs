@@ -89,6 +89,14 @@ impl Failure {
         })
     }
 
+    /// A panic that passed by.
+    pub(super) fn unseen_panic(what: &str) -> Self {
+        Self::new(FailureKind::Panicked {
+            what: what.to_owned(),
+            message: "see the panic's own report".to_owned(),
+        })
+    }
+
     /// What each owner notes for itself of a handler, body or rule that failed or panicked under several.
     pub(super) fn of_owner(&self) -> Option<&FailureKind> {
         let passes = match &self.kind {

@@ -15,7 +15,7 @@ use super::{
     connection::{Connection, Watch},
     detector::Detector,
     driving::Driven,
-    failure::{Failure, FailureKind, Payload},
+    failure::{Failure, Payload},
     machine::{Parting, Scope},
     state::Verdict,
     teardown::{self, Teardown},
@@ -228,7 +228,7 @@ impl Owner {
     }
 
     pub(super) fn panic_cause(&self) -> Cause {
-        unseen_panic(self.inner_name())
+        Failure::unseen_panic(self.inner_name()).into()
     }
 
     /// What it owns, as a failure names it.
@@ -237,27 +237,6 @@ impl Owner {
             true => "response body",
             false => "handler",
         }
-    }
-}
-
-/// A panic that passed by.
-fn unseen_panic(what: &str) -> Cause {
-    let failure = Failure::new(FailureKind::Panicked {
-        what: what.to_owned(),
-        message: "see the panic's own report".to_owned(),
-    });
-    failure.into()
-}
-
-impl Scope {
-    /// Between the drops of its owner and of its finisher, a panic that has begun is that of the inner drop.
-    fn note_panic_in_drop(&self) {
-        let mut state = self.lock();
-        let dropped = state.dropping.take().filter(|_| thread::panicking());
-        let cause = dropped.map(unseen_panic);
-        let told = cause.map(|cause| state.body_failed(Outcome::Panicked, cause));
-        drop(state);
-        told.unwrap_or_default().fire();
     }
 }
 
