@@ -1,16 +1,21 @@
 //! Uploads that break off, and handlers and bodies that are the first to see it.
 
-use std::time::Duration;
+use std::{future::IntoFuture, time::Duration};
 
 use axum::{
     Router,
     body::{Body, Bytes},
     routing::post,
 };
-use bodyguard::{Disconnect, EndReport, Outcome, Stack, disconnect::OnLeave};
+use bodyguard::{Disconnect, EndReport, Outcome, Stack, Supervisor, disconnect::OnLeave, net};
 use futures_util::StreamExt;
 use http::Request;
-use tokio::{io::AsyncWriteExt, net::TcpStream, sync::mpsc};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::mpsc,
+    task::JoinSet,
+};
 
 mod support;
 use support::{Http2, Listening, read_until, reset_on_drop, within};
@@ -91,6 +96,36 @@ async fn whoever_reacts_to_it_at_once_does_not_hide_that_the_client_has_gone() {
             }
         }
     }
+}
+
+/// Where a client may finish sending and read on, one that has sent too little gets its answer.
+#[tokio::test]
+async fn a_client_that_half_closes_gets_its_answer() {
+    let (report, mut reports) = mpsc::unbounded_channel();
+    let supervisor = Supervisor::new();
+    let stack = Stack::new()
+        .supervisor(&supervisor)
+        .on_end(move |end: &EndReport| drop(report.send(end.clone())));
+    let app = routes().layer(stack.drain_request(1 << 20));
+    let listener = net::WatchedListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = listener.half_close(true);
+    let addr = listener.local_addr().unwrap();
+    let mut serving = JoinSet::new();
+    serving.spawn(
+        net::serve(listener, app)
+            .supervisor(&supervisor)
+            .into_future(),
+    );
+    let mut client = within(TcpStream::connect(addr)).await.unwrap();
+    let request = b"POST /read HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nhello";
+    client.write_all(request).await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut answer = String::new();
+    within(client.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.ends_with("\r\n\r\n5"), "{answer}");
+    let report = within(reports.recv()).await.unwrap();
+    assert_eq!(report.outcome(), Outcome::Complete);
 }
 
 #[tokio::test]

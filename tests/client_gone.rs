@@ -1,6 +1,13 @@
 //! `Ending::client_gone` against what the client did: on a watched connection it says what is known.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -15,7 +22,7 @@ use bodyguard::{
 };
 use http_body_util::BodyExt;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
     sync::{Notify, mpsc},
     task::JoinSet,
@@ -279,4 +286,70 @@ async fn unwatched_a_dropped_body_was_left() {
         };
         assert_eq!(seen, due);
     }
+}
+
+/// Ends where TLS would, although the connection does not.
+struct Ends(net::WatchedStream);
+
+impl AsyncRead for Ends {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.0).poll_read(cx, buffer);
+        if buffer.filled() == b"close notify" {
+            buffer.clear();
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Ends {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// What stands on a watched stream may tell the server of an end that the stream has not seen.
+#[tokio::test]
+async fn a_leave_that_the_stream_does_not_see() {
+    let (report, mut reports) = mpsc::unbounded_channel();
+    let stack = Stack::new().on_end(move |end: &EndReport| drop(report.send(end.clone())));
+    let app = routes(&Arc::default()).layer(stack);
+    let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = tcp.local_addr().unwrap();
+    let mut serving = JoinSet::new();
+    serving.spawn(async move {
+        let (stream, _) = tcp.accept().await.unwrap();
+        let stream = net::WatchedStream::new(stream, false).unwrap();
+        let peer = stream.peer();
+        let service = hyper::service::service_fn(move |mut request: hyper::Request<_>| {
+            request.extensions_mut().insert(peer.clone());
+            app.clone().oneshot(request)
+        });
+        let io = hyper_util::rt::TokioIo::new(Ends(stream));
+        let served = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
+        drop(served.await);
+    });
+    let mut client = within(TcpStream::connect(addr)).await.unwrap();
+    let request = b"GET /idle HTTP/1.1\r\nhost: x\r\n\r\n";
+    client.write_all(request).await.unwrap();
+    read_until(&mut client, "first").await;
+    client.write_all(b"close notify").await.unwrap();
+    let report = within(reports.recv()).await.unwrap();
+    assert_eq!(report.outcome(), Outcome::Dropped);
+    assert!(report.ending.client_gone());
 }

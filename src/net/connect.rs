@@ -39,7 +39,7 @@ impl Listener for WatchedListener {
 
 impl Connected<IncomingStream<'_, WatchedListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, WatchedListener>) -> Self {
-        stream.io().peer()
+        stream.io().peer().of_bare()
     }
 }
 
@@ -48,7 +48,7 @@ where
     F: FnMut(&mut WatchedStream) + Send + 'static,
 {
     fn connect_info(stream: IncomingStream<'_, TapIo<WatchedListener, F>>) -> Self {
-        stream.io().peer()
+        stream.io().peer().of_bare()
     }
 }
 

@@ -46,6 +46,8 @@ pub struct Peer {
     connection: Arc<Connection>,
     /// That of its server: scopes that have none of their own belong to it.
     supervisor: Option<Supervisor>,
+    /// Nothing stands between the stream and the server.
+    bare: bool,
 }
 
 /// How the end of a connection was seen; the first sighting counts.
@@ -79,7 +81,19 @@ impl Peer {
         Self {
             connection,
             supervisor: None,
+            bare: false,
         }
+    }
+
+    /// The same for a server that reads the stream as it is, so that it shares what the stream sees.
+    ///
+    /// TLS on top of it may come to its end, and the server's, before the client has closed.
+    pub(super) fn of_bare(self) -> Self {
+        Self { bare: true, ..self }
+    }
+
+    pub(crate) fn is_bare(&self) -> bool {
+        self.bare
     }
 
     /// The same for a server that drains `supervisor`.

@@ -211,7 +211,7 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let peer = stream.peer().served_under(&supervisor);
+    let peer = stream.peer().of_bare().served_under(&supervisor);
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // What is a client's right to the watch has to be one to hyper.
     let half_close = peer.half_close();

@@ -122,7 +122,11 @@ impl Connection {
         let gone = match error.kind() {
             io::ErrorKind::ConnectionReset
             | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::TimedOut => true,
+            | io::ErrorKind::TimedOut
+            // What TCP gives up with where routers have said why.
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::NetworkDown => true,
             // After our own FIN a broken pipe is our own doing.
             io::ErrorKind::BrokenPipe => !self.finished.load(Ordering::Relaxed),
             _ => false,

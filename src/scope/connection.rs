@@ -86,11 +86,11 @@ impl Connection {
         matches!(end, Some(PeerEnd::Fin | PeerEnd::Rst))
     }
 
-    /// Whether no client leaves without that being known: on HTTP/2 its connection stays, and a FIN may be
-    /// its right.
+    /// Whether no client leaves without that being known: on HTTP/2 its connection stays, a FIN may be
+    /// its right, and TLS has an end of its own.
     pub(super) fn tells_leaves(&self, version: Version) -> bool {
-        let watched = self.peer.as_ref().is_some_and(|peer| !peer.half_close());
-        watched && version < Version::HTTP_2
+        let watched = |peer: &Peer| peer.is_bare() && !peer.half_close();
+        self.peer.as_ref().is_some_and(watched) && version < Version::HTTP_2
     }
 
     /// Has the end of the connection be a reset.

@@ -53,7 +53,8 @@ impl Scope {
         state.before_head = false;
         // A drain drops what it has aborted.
         let aborted = state.outcome == Outcome::Shutdown;
-        state.client_gone |= !aborted && !self.connection.tells_leaves(self.version);
+        let told = state.settled || self.connection.tells_leaves(self.version);
+        state.client_gone |= !aborted && !told;
     }
 
     /// What is to happen when the client leaves. False if the layer is not armed for it.

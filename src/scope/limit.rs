@@ -83,7 +83,7 @@ impl Limit {
     fn to_be_set(&self) -> Option<Duration> {
         match &self.state {
             Timer::Unset => Some(self.duration),
-            Timer::Running(sleep, on) if here() != Some(*on) => {
+            Timer::Running(sleep, on) if here().is_some_and(|here| here != *on) => {
                 let now = tokio::time::Instant::now();
                 Some(sleep.deadline().saturating_duration_since(now))
             }
@@ -169,5 +169,29 @@ impl Timerless {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.retain(|(_, at)| at.elapsed() < KNOWN_FOR);
         f(&mut seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    /// A timer needs no context to be asked.
+    #[test]
+    fn is_kept_by_a_thread_without_a_runtime() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut limit = Limit::new(Duration::from_millis(1));
+        {
+            let _context = runtime.enter();
+            assert!(limit.poll(&mut cx).is_pending());
+        }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while limit.poll(&mut cx).is_pending() {
+            assert!(!limit.is_broken() && Instant::now() < deadline);
+            std::thread::yield_now();
+        }
     }
 }

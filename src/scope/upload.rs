@@ -5,9 +5,11 @@
 //! request body is dropped unread, and the owner reads it while it waits for the handler or the
 //! body: no task, and nothing outlives the response.
 
+mod abort;
+
 use std::{
     error::Error,
-    fmt, io,
+    fmt,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -19,8 +21,13 @@ use http_body::{Body, Frame, SizeHint};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::failure::{contained, quietly, sources};
+#[cfg(feature = "net")]
+use self::abort::is_end_of_file;
+use self::abort::is_of_connection;
+use super::failure::{contained, quietly};
 use crate::error::BoxError;
+#[cfg(feature = "net")]
+use crate::net::Peer;
 
 /// Frames read away per poll, before others have their turn.
 const AT_ONCE: usize = 16;
@@ -78,7 +85,11 @@ where
         if request.body().is_end_stream() {
             return self.inner.call(request.map(RequestBody::unwatched));
         }
+        #[cfg(feature = "net")]
+        let half_close = Peer::of(request.extensions()).is_some_and(Peer::half_close);
         let upload = Arc::new(Upload {
+            #[cfg(feature = "net")]
+            half_close,
             state: Mutex::new(State {
                 left: self.limit,
                 ..State::default()
@@ -195,6 +206,9 @@ where
 
 /// One request's upload, as its scope sees it.
 pub(super) struct Upload {
+    /// A client that just stops sending may be there, and read the answer.
+    #[cfg(feature = "net")]
+    half_close: bool,
     state: Mutex<State>,
 }
 
@@ -264,6 +278,10 @@ impl Upload {
 
     /// The request body failed while someone read it.
     fn failed(&self, error: &(dyn Error + 'static)) {
+        #[cfg(feature = "net")]
+        if self.half_close && is_end_of_file(error) {
+            return;
+        }
         if is_of_connection(error) {
             let waker = {
                 let mut state = self.state();
@@ -357,38 +375,4 @@ impl fmt::Debug for Upload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Upload").finish_non_exhaustive()
     }
-}
-
-/// Whether a request body failed because its connection or stream did, and not for a limit or the
-/// like that stands between, or for what the client wrote.
-///
-/// An end of file, a time-out or a broken pipe may be that of anybody's file, timer or pipe.
-fn is_of_connection(error: &(dyn Error + 'static)) -> bool {
-    for error in sources(error) {
-        #[cfg(feature = "net")]
-        if error.is::<hyper::Error>() {
-            return !error.source().is_some_and(is_malformed);
-        }
-        if error.downcast_ref().is_some_and(is_reset) {
-            return true;
-        }
-    }
-    false
-}
-
-/// The client is there, and gets an answer.
-#[cfg(feature = "net")]
-fn is_malformed(error: &(dyn Error + 'static)) -> bool {
-    let kind = error.downcast_ref().map(io::Error::kind);
-    matches!(
-        kind,
-        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
-    )
-}
-
-fn is_reset(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted
-    )
 }
