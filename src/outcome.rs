@@ -123,7 +123,7 @@ impl Ending {
     /// [`Disconnected`](Outcome::Disconnected), and for work that went on
     /// [detached](crate::disconnect::OnLeave).
     ///
-    /// A leave may pass unseen without a watched connection, on HTTP/2, whose connections stay, and with
+    /// A leave may pass unseen without a watched connection, on HTTP/2, whose connections stay, under TLS, and with
     /// [`half_close`](crate::net::Peer::half_close). There, a body dropped before its end, other than by a
     /// drain, was left by its client; or an outer layer gave it up. A handler dropped before it answered
     /// says nothing.
