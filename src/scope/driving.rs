@@ -23,8 +23,8 @@ use tokio::runtime::Handle;
 use super::{
     failure::quietly,
     limit::Limit,
-    state::Verdict,
     teardown::{self, Teardown},
+    verdict::Verdict,
 };
 
 /// How long the owner has to come when it is woken, before the task steps in.

@@ -10,7 +10,8 @@ use super::{
     failure::{Failure, contained},
     limit::{Limit, enter},
     machine::Scope,
-    state::{Causes, LastWords, ShutBy, State, Verdict},
+    state::{ShutBy, State},
+    verdict::{Causes, LastWords, Verdict},
 };
 use crate::{error::BodyError, outcome::Outcome};
 

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::state::RULE;
+use super::verdict::RULE;
 use crate::error::{BodyError, BoxError, Cause};
 
 /// A failure that is not an error of the application's: a panic, a limit, a broken promise.

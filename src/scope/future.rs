@@ -20,7 +20,7 @@ use super::{
     machine::Parting,
     owner::{Finisher, Owner},
     register::AtHead,
-    state::{Verdict, failure_status},
+    verdict::{Verdict, failure_status},
 };
 use crate::{
     error::{BodyError, BoxError, Cause},

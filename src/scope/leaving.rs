@@ -10,7 +10,8 @@ use http::Version;
 use super::{
     machine::Scope,
     options::OnLeave,
-    state::{Phase, State, failure_status},
+    state::{Phase, State},
+    verdict::failure_status,
 };
 use crate::outcome::Outcome;
 

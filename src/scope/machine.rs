@@ -17,24 +17,23 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::Waker,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use http::{Extensions, Method, Uri, Version};
 use tokio::runtime::Handle;
 
 use super::{
-    annex::Annex,
-    closers::Closer,
     connection::Connection,
-    failure::{Failure, FailureKind, contained, distinct, panic_message, quietly},
+    failure::{Failure, FailureKind, quietly},
     options::Options,
-    state::{Causes, Early, LastWords, Phase, Release, ShutBy, State, Verdict},
+    state::{Phase, ShutBy, State},
     teardown,
+    verdict::Verdict,
 };
 use crate::{
     error::{BodyError, Cause},
-    outcome::{EndReport, Ending, Outcome},
+    outcome::{Ending, Outcome},
     supervisor::{Member, Registration, Supervisor},
 };
 
@@ -310,80 +309,6 @@ impl Scope {
         state.phase != Phase::Live
     }
 
-    /// The next step of the teardown after tasks and children: one critical section.
-    pub(super) fn next_step(&self) -> Step {
-        let mut state = self.lock();
-        let settled = state.settled;
-        let work = state.work();
-        work.closing = None;
-        if let Some(left) = work.early.iter().map(Early::left).min() {
-            return Step::Wait(left);
-        }
-        if let Some(closer) = work.closers.pop() {
-            work.closing = Some(closer.at);
-            return Step::Run(closer, state.ending(self));
-        }
-        if let Some(annex) = work.annex.begin_close() {
-            return Step::Close(annex);
-        }
-        if state.has_last_words(state.outcome) {
-            let verdict = state.verdict(self);
-            if let Some(due) = state.take_last_words(&verdict) {
-                return Step::Speak(due);
-            }
-        }
-        let work = state.work();
-        let behind =
-            !work.after_end.is_empty() || work.children.iter().any(|child| child.is_told());
-        if behind && !settled {
-            state.settle(self);
-            return Step::Settled(state.verdict(self));
-        }
-        if let Some(closer) = work.after_end.pop() {
-            work.closing = Some(closer.at);
-            return Step::Run(closer, state.ending(self));
-        }
-        Step::Done(self.finish(&mut state))
-    }
-
-    /// Finishes at once if nothing is left to wait for.
-    pub(super) fn try_finish(&self) -> Option<Finished> {
-        let mut state = self.lock();
-        let idle = state.phase == Phase::Ending
-            && !state.has_last_words(state.outcome)
-            && state.work.as_mut().is_none_or(|work| work.close_if_idle());
-        idle.then(|| self.finish(&mut state))
-    }
-
-    /// Moves to `Done` and draws up the account; the caller announces it outside the lock.
-    fn finish(&self, state: &mut State) -> Finished {
-        state.phase = Phase::Done;
-        state.settle(self);
-        state.note_answer();
-        if let Some(work) = &mut state.work {
-            state.lingering = !work.tasks.close();
-        }
-        state.teardown = state.ended_at.map(|start| start.elapsed());
-        let report = state.is_report_wanted(self).then(|| {
-            let report = state.report(self);
-            Box::new((report, state.options(self).clone()))
-        });
-        let verdict = state.verdict(self);
-        let release = (!state.lingering).then(|| state.release());
-        let work = state.work.as_mut();
-        let (last_words, annex) = work
-            .map(|work| (work.last_words.take(), work.annex.finish()))
-            .unwrap_or_default();
-        Finished {
-            verdict,
-            report,
-            release,
-            _last_words: last_words,
-            waker: state.waker.take(),
-            annex,
-        }
-    }
-
     pub(super) fn ending(&self) -> Ending {
         self.lock().ending(self)
     }
@@ -418,24 +343,6 @@ impl Scope {
     pub(super) fn is_interrupted(&self) -> bool {
         self.interrupted.load(Ordering::Acquire)
     }
-
-    /// Step 6: nothing of the scope runs any more.
-    pub(super) fn release(&self, release: Release) {
-        self.supervisor()
-            .release(&self.registration, release.how, release.unrun);
-        drop(release.adopted);
-    }
-
-    /// The report of a scope that is done: whoever has the response may close it, also after it has
-    /// ended.
-    pub(super) fn report(&self) -> Option<Arc<EndReport>> {
-        let mut report = {
-            let mut state = self.lock();
-            (state.phase == Phase::Done).then(|| state.report(self))?
-        };
-        report.errors = distinct(report.errors);
-        Some(Arc::new(report))
-    }
 }
 
 /// Whether a call started the end, and who tears down.
@@ -455,65 +362,6 @@ pub(super) enum Parting {
     TearDown,
     /// It leaves; with the verdict on a body that is broken as it is now.
     Leave(Option<Verdict>),
-}
-
-/// What the teardown does next.
-pub(super) enum Step {
-    /// A closer runs ahead of the teardown, on behalf of its key: wait for it, at most so long.
-    Wait(Duration),
-    /// Run this closer.
-    Run(Closer, Ending),
-    /// Close this; closers may have been registered when it is done.
-    Close(Arc<dyn Annex>),
-    /// Have the body's last words made: the report is to tell if that panics.
-    Speak((LastWords, Causes)),
-    /// The client may see the end now; what is left runs behind it.
-    Settled(Verdict),
-    /// Nothing is left.
-    Done(Finished),
-}
-
-/// The account of a scope that is done, still to be announced.
-pub(super) struct Finished {
-    verdict: Verdict,
-    /// The report, if anybody wants it, and whose hooks do.
-    report: Option<Box<(EndReport, Arc<Options>)>>,
-    release: Option<Release>,
-    // Not needed any more, and dropped outside the lock, since they are the application's.
-    _last_words: Option<LastWords>,
-    waker: Option<Waker>,
-    annex: Option<Arc<dyn Annex>>,
-}
-
-impl Finished {
-    /// Steps 5 and 6 of the teardown: the report to the hooks, then the release.
-    pub(super) fn announce(self, scope: &Scope) -> Verdict {
-        drop(self.annex);
-        if let Some((mut report, options)) = self.report.map(|told| *told) {
-            report.errors = distinct(report.errors);
-            for hook in &options.on_end {
-                // A hook's panic is its own: the others still get the report.
-                if let Err(payload) = contained(|| hook(&report)) {
-                    let told = || super::observe::hook_panicked(scope, &panic_message(&*payload));
-                    let _ = contained(told);
-                }
-            }
-            // A child's response is its parent's: one event for each response.
-            if scope.parent.get().is_none() {
-                let _ = contained(|| super::observe::ended(&report));
-            }
-        }
-        if let Some(parent) = scope.parent.get().and_then(Weak::upgrade) {
-            parent.child_done(scope);
-        }
-        if let Some(release) = self.release {
-            scope.release(release);
-        }
-        drop(self.waker);
-        let done = scope.lock().signals.done();
-        done.fire();
-        self.verdict
-    }
 }
 
 impl fmt::Debug for Scope {

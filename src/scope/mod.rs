@@ -65,6 +65,7 @@ mod driving;
 mod entry;
 mod failing;
 mod failure;
+mod finish;
 mod future;
 mod hold;
 mod inner;
@@ -92,6 +93,7 @@ mod tasks;
 mod teardown;
 mod tracked;
 mod upload;
+mod verdict;
 
 #[cfg(feature = "bridge")]
 pub(crate) use annex::{Annex, AnnexClosed, AnnexFuture};
@@ -117,6 +119,6 @@ pub use movable::{MovableBody, MovableFuture};
 pub use options::{FailurePolicy, OnLeave, Shutdown};
 pub use service::ScopeService;
 pub(crate) use spawning::Refused;
-pub(crate) use state::LastWords;
 pub(crate) use tasks::{Feed, TaskKey, TaskKind};
 pub use upload::{DrainRequest, DrainRequestService, RequestBody};
+pub(crate) use verdict::LastWords;

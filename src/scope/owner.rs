@@ -17,8 +17,8 @@ use super::{
     driving::Driven,
     failure::{Failure, Payload},
     machine::{Parting, Scope},
-    state::Verdict,
     teardown::{self, Teardown},
+    verdict::Verdict,
 };
 use crate::{
     error::{BodyError, Cause},

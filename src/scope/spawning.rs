@@ -13,9 +13,10 @@ use super::{
     failure::{Failure, FailureKind, contained},
     machine::Scope,
     options::FailurePolicy,
-    state::{LastWords, Phase, State, Work},
+    state::{Phase, State, Work},
     tasks::{Cancellation, Feed, Slot, TaskKey, TaskKind},
     tracked::{TaskEnd, TaskReport, Tracked},
+    verdict::LastWords,
 };
 use crate::{TaskResult, error::Cause, outcome::Outcome};
 

@@ -15,9 +15,11 @@ use tokio::runtime::Handle;
 use super::{
     closers::{Closer, CloserFailed},
     failure::contained,
+    finish::Step,
     limit::{enter, within},
-    machine::{Scope, Step},
-    state::{Phase, Verdict, Work},
+    machine::Scope,
+    state::{Phase, Work},
+    verdict::Verdict,
 };
 
 /// A teardown under way.
