@@ -36,7 +36,7 @@ pub(crate) struct Limit {
 enum Timer {
     Unset,
     /// On this runtime.
-    Running(Pin<Box<Sleep>>, Id),
+    Running(Pin<Box<Sleep>>, Handle),
     Broken,
 }
 
@@ -55,8 +55,8 @@ impl Limit {
     /// Ready once the time is over; starts counting at the first call.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(left) = self.to_be_set() {
-            self.state = match (here(), timer(left)) {
-                (Some(here), Some(sleep)) => Timer::Running(Box::pin(sleep), here),
+            self.state = match (Handle::try_current(), timer(left)) {
+                (Ok(here), Some(sleep)) => Timer::Running(Box::pin(sleep), here),
                 _ => Timer::Broken,
             };
         }
@@ -83,7 +83,7 @@ impl Limit {
     fn to_be_set(&self) -> Option<Duration> {
         match &self.state {
             Timer::Unset => Some(self.duration),
-            Timer::Running(sleep, on) if here().is_some_and(|here| here != *on) => {
+            Timer::Running(sleep, on) if !is_kept_by(on) => {
                 let now = tokio::time::Instant::now();
                 Some(sleep.deadline().saturating_duration_since(now))
             }
@@ -108,12 +108,25 @@ fn here() -> Option<Id> {
 /// its timers panic: then all is done where we are.
 pub(super) fn enter(runtime: Option<&Handle>) -> Option<EnterGuard<'_>> {
     let runtime = runtime.filter(|runtime| here() != Some(runtime.id()))?;
-    // tokio can only be asked by trying. What is alive does not finish this; what goes at this very
-    // moment makes the timer panic, which is contained.
+    is_alive(runtime).then(|| runtime.enter())
+}
+
+/// Whether a timer of this runtime can be asked here: elsewhere it is set anew, and where there is no other
+/// only as long as its own is there.
+fn is_kept_by(runtime: &Handle) -> bool {
+    match here() {
+        Some(here) => here == runtime.id(),
+        None => is_alive(runtime),
+    }
+}
+
+/// tokio can only be asked by trying. What is alive does not finish this; what goes at this very moment
+/// makes the timer panic, which is contained.
+fn is_alive(runtime: &Handle) -> bool {
     let probe = runtime.spawn(std::future::pending::<()>());
     let alive = !probe.is_finished();
     probe.abort();
-    alive.then(|| runtime.enter())
+    alive
 }
 
 /// Waits for a future up to a limit; `None` if the limit came first.
