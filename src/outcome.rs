@@ -123,8 +123,9 @@ impl Ending {
     /// [`Disconnected`](Outcome::Disconnected), and for work that went on
     /// [detached](crate::disconnect::OnLeave).
     ///
-    /// A leave may pass unseen without a watched connection, on HTTP/2, whose connections stay, under TLS, and with
-    /// [`half_close`](crate::net::Peer::half_close). There, a body dropped before its end, other than by a
+    /// A leave may pass unseen without a watched connection, on HTTP/2, whose connections stay, with
+    /// [`half_close`](crate::net::Peer::half_close), and with a `Peer` that was taken from its stream by hand,
+    /// where TLS may stand between. There, a body dropped before its end, other than by a
     /// drain, was left by its client; or an outer layer gave it up. A handler dropped before it answered
     /// says nothing.
     pub fn client_gone(&self) -> bool {

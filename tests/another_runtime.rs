@@ -2,12 +2,9 @@
 //! has gone. No timer of ours panics there, as the process's panic hook would hear.
 
 use std::{
-    cell::Cell,
     convert::Infallible,
     future::Future,
-    panic,
     pin::{Pin, pin},
-    sync::Once,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -18,25 +15,12 @@ use http_body::Body;
 use tokio::runtime::{Builder, Runtime};
 use tower::{Layer, ServiceExt, service_fn};
 
+#[path = "support/panics.rs"]
+mod panics;
+use panics::panics;
+
 /// Longer than anything here takes.
 const LIMIT: Duration = Duration::from_secs(20);
-
-thread_local! {
-    static PANICS: Cell<usize> = const { Cell::new(0) };
-}
-
-/// How many panics the hook has heard of on this thread.
-fn panics() -> usize {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            PANICS.set(PANICS.get() + 1);
-            before(info);
-        }));
-    });
-    PANICS.get()
-}
 
 fn runtime() -> Runtime {
     let mut builder = Builder::new_multi_thread();

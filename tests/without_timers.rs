@@ -6,13 +6,11 @@
 )]
 
 use std::{
-    cell::Cell,
     convert::Infallible,
     future::{Future, IntoFuture, pending},
     io::{Read, Write},
     net::TcpStream,
-    panic,
-    sync::{Once, mpsc},
+    sync::mpsc,
     thread,
     time::Duration,
 };
@@ -29,25 +27,12 @@ use http_body::{Body, Frame};
 use http_body_util::{BodyExt, StreamBody};
 use tower::{Layer, ServiceExt, service_fn};
 
+#[path = "support/panics.rs"]
+mod panics;
+use panics::panics;
+
 /// Longer than anything here takes.
 const LIMIT: Duration = Duration::from_secs(20);
-
-thread_local! {
-    static PANICS: Cell<usize> = const { Cell::new(0) };
-}
-
-/// How many panics the hook has heard of on this thread.
-fn panics() -> usize {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            PANICS.set(PANICS.get() + 1);
-            before(info);
-        }));
-    });
-    PANICS.get()
-}
 
 /// Runs `test` on a runtime of its own that has sockets, but cannot keep time; the number of panics.
 fn without_timers<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) -> usize {

@@ -30,7 +30,7 @@ use crate::{
 ///
 /// Frames of the inner body pass through as they are. If anything is registered in the scope, the
 /// end (or the last frame of a known length) is held back until the teardown is finished, and
-/// becomes an error if that fails.
+/// becomes an error if that fails. A teardown that has begun goes on although the body is not polled.
 ///
 /// **On drop**: the end starts, the inner body is dropped, and the teardown moves to a task on the
 /// runtime that was current at the call.

@@ -240,7 +240,7 @@ impl<V, M> ScopeLayer<V, M> {
     /// neither the server nor a watched connection comes to it. The rest is read while the response
     /// is under way, without a task. A client that breaks its request off, read or unread, has
     /// gone: the response ends as [`Disconnected`](Outcome::Disconnected), whatever the handler makes of the
-    /// error, or goes on if detached.
+    /// error, or goes on if detached. One that may half-close, and sends less than it promised, is answered.
     /// `0` reads nothing away, and notices aborts of uploads that are being read.
     ///
     /// An upload that waits to be asked for (`Expect: 100-continue`) is not, unless the handler has begun
