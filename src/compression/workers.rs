@@ -10,7 +10,7 @@
 use std::{
     collections::VecDeque,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::{Context, Waker},
     thread::available_parallelism,
     time::{Duration, Instant},
@@ -40,7 +40,6 @@ pub(super) trait Job: Send + Sync {
 }
 
 pub(super) struct Workers {
-    /// Asking the system costs microseconds: asked once.
     limit: usize,
     state: Mutex<State>,
 }
@@ -72,7 +71,7 @@ impl State {
 impl Workers {
     pub(super) fn new() -> Self {
         Self {
-            limit: available_parallelism().map_or(1, usize::from),
+            limit: cores(),
             state: Mutex::default(),
         }
     }
@@ -102,6 +101,12 @@ impl Workers {
         // Jobs run outside the lock; nothing under it panics half way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Asked once: it opens the files of the control group, and layers are made option by option.
+fn cores() -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| available_parallelism().map_or(1, usize::from))
 }
 
 impl fmt::Debug for Workers {
