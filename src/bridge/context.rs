@@ -308,10 +308,12 @@ impl CloseReport {
                 )) as Cause
             }
         };
+        let mut failures = session.panics();
+        failures.push(failure);
         Self {
             unrun,
             stuck: session.stuck(),
-            failures: vec![failure],
+            failures,
             ..Self::default()
         }
     }

@@ -117,20 +117,40 @@ pub(super) struct Served {
 /// Tells those who wait for the close, once the thread is free again.
 pub(super) struct Finished {
     session: Arc<Session>,
-    closes: Vec<oneshot::Sender<CloseReport>>,
     report: CloseReport,
+}
+
+impl Finished {
+    /// Unless nobody waits: then the application's errors are dropped now, while the thread is taken.
+    fn heard(self) -> Option<Self> {
+        self.session.is_heard().then_some(self)
+    }
 }
 
 impl Drop for Finished {
     fn drop(&mut self) {
-        self.session.done();
-        for close in self.closes.drain(..) {
-            // It wakes whoever waits, by whatever waker that has.
-            quietly(|| drop(close.send(self.report.clone())));
+        let report = std::mem::take(&mut self.report);
+        let mut closes = self.session.done();
+        // It is given away, lest the last of an error is dropped on a thread that is free.
+        let last = closes.pop();
+        for close in closes {
+            tell(Some(close), report.clone());
         }
-        // Singly: a second panic within one drop aborts.
-        (self.report.failures.drain(..)).for_each(|failure| quietly(|| drop(failure)));
+        tell(last, report);
     }
+}
+
+/// Wakes whoever waits, by whatever waker that has.
+fn tell(close: Option<oneshot::Sender<CloseReport>>, report: CloseReport) {
+    quietly(|| {
+        let unheard = match close {
+            Some(close) => close.send(report).err(),
+            None => Some(report),
+        };
+        let failures = unheard.into_iter().flat_map(|report| report.failures);
+        // Singly: a second panic within one drop aborts.
+        failures.for_each(|failure| quietly(|| drop(failure)));
+    });
 }
 
 /// Serves one session on this thread, to its end.
@@ -144,7 +164,7 @@ pub(super) fn serve(session: Arc<Session>, runtime: Runtime) -> Served {
     let local = Rc::new(Local::new(Arc::clone(&session), runtime));
     CURRENT.with(|current| *current.borrow_mut() = Some(Rc::clone(&local)));
     let cx = Cx::new(local);
-    let report = {
+    let mut report = {
         let _entered = cx.local.runtime.enter();
         let report = cx.local.serve(&cx);
         let cleared = (0..SWEEPS).any(|_| cx.local.sweep());
@@ -155,17 +175,14 @@ pub(super) fn serve(session: Arc<Session>, runtime: Runtime) -> Served {
         }
         report
     };
-    let closes = session.take_closes();
     if let Ok(local) = Rc::try_unwrap(cx.local) {
         quietly(move || local.shut_down());
     }
+    // Also those that came to light as the last was dropped.
+    report.failures.splice(0..0, session.panics());
     Served {
         unused: None,
-        finished: Some(Finished {
-            session,
-            closes,
-            report,
-        }),
+        finished: Finished { session, report }.heard(),
     }
 }
 
@@ -201,7 +218,6 @@ impl Local {
             ..CloseReport::default()
         };
         self.session.tasks_ended(report.tasks_cancelled);
-        report.failures = self.session.take_panics();
         self.run_closers(cx, &mut report);
         report
     }
