@@ -92,6 +92,7 @@
 mod bound;
 mod call;
 mod closer;
+mod config;
 mod context;
 mod cx;
 mod error;
@@ -105,7 +106,6 @@ mod local;
 mod pipe;
 mod pool;
 mod session;
-mod settings;
 mod stuck;
 mod sync_body;
 mod task;
@@ -113,6 +113,7 @@ mod view;
 mod worker;
 
 pub use call::Call;
+pub use config::PoolBuilder;
 pub use context::{Close, CloseReport, Context, EndTasks};
 pub use cx::Cx;
 pub use error::{BridgeError, BridgeErrorKind};
@@ -121,7 +122,6 @@ pub use handle::Bridge;
 #[cfg(feature = "axum")]
 pub use handler::{SyncHandler, sync_handler};
 pub use pool::Pool;
-pub use settings::PoolBuilder;
 pub use stuck::Stuck;
 pub use sync_body::SyncBody;
 pub use task::{Run, Task};
