@@ -312,25 +312,6 @@ impl Drop for Thrown {
 }
 
 #[tokio::test]
-async fn a_task_that_has_not_started_when_tasks_are_ended_never_does() {
-    let context = Context::new(Pool::new());
-    let bridge = context.bridge();
-    let computing = Computing::on(&bridge).await;
-    let (started, seen) = mpsc::channel();
-    bridge
-        .spawn_local(move || async move { started.send(()).unwrap() })
-        .detach();
-    let ended = context.end_tasks();
-    computing.end().await;
-    assert_eq!(within(ended).await, Some(0));
-    turn(&bridge).await;
-    assert!(seen.try_recv().is_err(), "it was started");
-    // Tasks of later closers are.
-    assert_eq!(within(bridge.spawn_local(|| async { 4 })).await.unwrap(), 4);
-    within(context.close()).await;
-}
-
-#[tokio::test]
 async fn a_task_in_line_at_the_end_does_not_start_with_the_first_closer() {
     let pool = Pool::builder().max_threads(1).build();
     let (layer, reports) = reporting(&pool);

@@ -271,13 +271,11 @@ async fn without_a_layer_the_close_tells_of_those_behind_its_start() {
         // Whoever might await them is dropped as the last.
         cx.insert(panicking(cx, "of a value"));
         let task = panicking(cx, "of the loop");
-        let spawn = async move {
-            tokio::runtime::Handle::current().spawn(async move {
-                let _task = task;
-                std::future::pending::<()>().await
-            })
-        };
-        drop(cx.block_on(spawn).unwrap());
+        // On the loop: sync code has it as its runtime.
+        drop(tokio::runtime::Handle::current().spawn(async move {
+            let _task = task;
+            std::future::pending::<()>().await
+        }));
         Err::<(), _>(io::Error::other("its own"))
     };
     context.bridge().try_defer(closer).unwrap();

@@ -96,6 +96,7 @@ where
 }
 
 /// The layer made by [`from_fn_sync`].
+#[must_use = "a layer does nothing unless it is applied to a service"]
 pub struct FromFnSyncLayer<F> {
     f: Arc<F>,
     at: &'static Location<'static>,
@@ -200,6 +201,7 @@ type SyncCall<R, E> =
 ///
 /// # On drop
 /// The inner service is not called.
+#[must_use = "a dropped `Next` does not call the inner service"]
 pub struct Next<B, R, E> {
     service: oneshot::Sender<Called<B, R, E>>,
 }

@@ -18,13 +18,14 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::{runtime::Runtime, sync::oneshot, task::LocalSet, time::Instant};
+use tokio::{runtime::Runtime, task::LocalSet, time::Instant};
 
 use super::{
     closer::{BoundCloser, Run},
     context::CloseReport,
     cx::Cx,
     error::BridgeError,
+    finished::Finished,
     job::{Gone, Interrupt, Step, SyncJob},
     limits::Limits,
     session::Session,
@@ -114,45 +115,6 @@ pub(super) struct Served {
     pub(super) finished: Option<Finished>,
 }
 
-/// Tells those who wait for the close, once the thread is free again.
-pub(super) struct Finished {
-    session: Arc<Session>,
-    report: CloseReport,
-}
-
-impl Finished {
-    /// Unless nobody waits: then the application's errors are dropped now, while the thread is taken.
-    fn heard(self) -> Option<Self> {
-        self.session.is_heard().then_some(self)
-    }
-}
-
-impl Drop for Finished {
-    fn drop(&mut self) {
-        let report = std::mem::take(&mut self.report);
-        let mut closes = self.session.done();
-        // It is given away, lest the last of an error is dropped on a thread that is free.
-        let last = closes.pop();
-        for close in closes {
-            tell(Some(close), report.clone());
-        }
-        tell(last, report);
-    }
-}
-
-/// Wakes whoever waits, by whatever waker that has.
-fn tell(close: Option<oneshot::Sender<CloseReport>>, report: CloseReport) {
-    quietly(|| {
-        let unheard = match close {
-            Some(close) => close.send(report).err(),
-            None => Some(report),
-        };
-        let failures = unheard.into_iter().flat_map(|report| report.failures);
-        // Singly: a second panic within one drop aborts.
-        failures.for_each(|failure| quietly(|| drop(failure)));
-    });
-}
-
 /// Serves one session on this thread, to its end.
 pub(super) fn serve(session: Arc<Session>, runtime: Runtime) -> Served {
     if !session.open() {
@@ -182,7 +144,7 @@ pub(super) fn serve(session: Arc<Session>, runtime: Runtime) -> Served {
     report.failures.splice(0..0, session.panics());
     Served {
         unused: None,
-        finished: Finished { session, report }.heard(),
+        finished: Finished::new(session, report),
     }
 }
 

@@ -10,7 +10,7 @@ use http::{Extensions, Request};
 
 use super::{
     closer::{BoundCloser, Closer, Run},
-    context::{Close, CloseReport, EndTasks},
+    context::{Close, CloseReport, end_tasks},
     cx::Cx,
     error::BridgeError,
     handle::{Bridge, Door},
@@ -142,7 +142,7 @@ impl Annex for Session {
     }
 
     fn end_tasks(self: Arc<Self>) -> AnnexFuture<Result<u64, String>> {
-        let ended = EndTasks::of(&self);
+        let ended = end_tasks(&self);
         Box::pin(async move {
             let tasks = ended.await.ok_or_else(|| {
                 let what = self.running_now();
