@@ -49,12 +49,9 @@ impl Bridge {
         Self::from_extensions(request.extensions())
     }
 
-    /// One that was put there by hand, else that of the scope.
+    /// The same for code that answers with a [`BridgeError`].
     pub(super) fn find(extensions: &Extensions) -> Result<Self, BridgeError> {
-        match extensions.get::<Self>() {
-            Some(bridge) => Ok(bridge.clone()),
-            None => Self::from_extensions(extensions).map_err(|_| BridgeError::MISSING),
-        }
+        Self::from_extensions(extensions).map_err(|_| BridgeError::MISSING)
     }
 }
 
