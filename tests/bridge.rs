@@ -75,7 +75,6 @@ fn handles_can_be_sent_and_shared() {
 async fn unused_it_takes_no_thread() {
     let pool = Pool::new();
     let context = Context::new(pool.clone());
-    assert!(!context.is_used());
     let bridge = context.bridge();
     assert_eq!(pool.threads(), 0);
     assert_eq!(bridge.thread_id(), None);
@@ -677,37 +676,6 @@ async fn closers_run_last_first_and_none_is_skipped() {
 }
 
 #[tokio::test]
-async fn tasks_end_before_closers_and_can_be_ended_alone() {
-    let context = Context::new(Pool::new());
-    let bridge = context.bridge();
-    let (held, mut released) = oneshot::channel::<()>();
-    let task = bridge.spawn_local(move || async move {
-        let _held = held;
-        std::future::pending::<()>().await
-    });
-    within(bridge.call(|cx| cx.block_on(tokio::task::yield_now())))
-        .await
-        .unwrap()
-        .unwrap();
-    assert_eq!(within(context.end_tasks()).await, Some(1));
-    assert_eq!(
-        released.try_recv(),
-        Err(oneshot::error::TryRecvError::Closed)
-    );
-    assert_eq!(kind(within(task).await), Kind::Ended);
-    // The thread is still the request's: an owner's closers may run on it.
-    assert_eq!(
-        within(bridge.call(|cx| cx.block_on(async { 3 })))
-            .await
-            .unwrap()
-            .unwrap(),
-        3
-    );
-    assert_eq!(within(bridge.run(|| async { 4 })).await.unwrap(), 4);
-    assert_eq!(within(context.close()).await.tasks_cancelled(), 0);
-}
-
-#[tokio::test]
 async fn a_dropped_context_closes_on_its_own() {
     let pool = small(1);
     let context = Context::new(pool.clone());
@@ -886,7 +854,6 @@ async fn sync_code_that_does_not_come_back_is_named() {
         pool.stuck().is_empty(),
         "a request that has not ended is not stuck"
     );
-    assert_eq!(within(context.end_tasks()).await, None);
     let report = within(context.close()).await;
     let stuck = report.stuck().expect("named").clone();
     assert_eq!(

@@ -127,6 +127,15 @@ impl Drop for Slow {
     }
 }
 
+/// Says that it is dropped.
+struct Notes(mpsc::Sender<()>);
+
+impl Drop for Notes {
+    fn drop(&mut self) {
+        self.0.send(()).unwrap();
+    }
+}
+
 /// What is thrown, and throws itself when it is caught and dropped.
 struct Grenade;
 
@@ -215,6 +224,45 @@ async fn a_value_that_does_not_drop_in_time_is_no_clean_close() {
 }
 
 #[tokio::test]
+async fn a_second_close_waits_for_the_last_drop_too() {
+    let context = Context::new(hasty());
+    let (release, released) = mpsc::channel::<()>();
+    let kept = context.bridge().call(move |cx| {
+        cx.insert(Slow(released));
+    });
+    within(kept).await.unwrap();
+    let closing = background(context.close());
+    for report in [
+        within(closing).await.unwrap(),
+        within(context.close()).await,
+    ] {
+        still_running(report.failures()[0].downcast_ref().unwrap());
+    }
+    drop(release);
+}
+
+#[tokio::test]
+async fn a_second_close_is_told_the_same() {
+    let context = Context::new(Pool::new());
+    let (release, released) = mpsc::channel::<()>();
+    let (ran, has_run) = mpsc::channel();
+    let closer = move |cx: &Cx| {
+        cx.insert((Notes(ran), Slow(released)));
+        Err(std::io::Error::other("disk full"))
+    };
+    context.bridge().try_defer(closer).unwrap();
+    let first = background(context.close());
+    has_run.recv_timeout(Duration::from_secs(10)).unwrap();
+    let second = background(context.close());
+    drop(release);
+    for close in [first, second] {
+        let report = within(close).await.unwrap();
+        assert_eq!(report.failures()[0].to_string(), "disk full");
+        assert_eq!(report.closers_run(), 1);
+    }
+}
+
+#[tokio::test]
 async fn closers_that_never_had_a_thread_are_no_clean_close() {
     let pool = Pool::builder()
         .max_threads(1)
@@ -261,25 +309,6 @@ impl Drop for Thrown {
     fn drop(&mut self) {
         std::panic::panic_any(Grenade);
     }
-}
-
-#[tokio::test]
-async fn a_task_that_has_not_started_when_tasks_are_ended_never_does() {
-    let context = Context::new(Pool::new());
-    let bridge = context.bridge();
-    let computing = Computing::on(&bridge).await;
-    let (started, seen) = mpsc::channel();
-    bridge
-        .spawn_local(move || async move { started.send(()).unwrap() })
-        .detach();
-    let ended = context.end_tasks();
-    computing.end().await;
-    assert_eq!(within(ended).await, Some(0));
-    turn(&bridge).await;
-    assert!(seen.try_recv().is_err(), "it was started");
-    // Tasks of later closers are.
-    assert_eq!(within(bridge.spawn_local(|| async { 4 })).await.unwrap(), 4);
-    within(context.close()).await;
 }
 
 #[tokio::test]

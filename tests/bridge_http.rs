@@ -11,13 +11,12 @@ use axum::{
     Extension, Router,
     body::Body,
     extract::{Path, Request},
-    middleware::{self, from_fn_with_state},
     response::{IntoResponse as _, Response},
     routing::get,
 };
 use bodyguard::bridge::{
-    Bridge, BridgeError, BridgeErrorKind as Kind, Context, Cx, Next, NextError, Pool, from_fn_sync,
-    sync_handler,
+    Bridge, BridgeError, BridgeErrorKind as Kind, BridgeLayer, Context, Cx, Next, NextError, Pool,
+    from_fn_sync, sync_handler,
 };
 use http::StatusCode;
 use http_body_util::BodyExt as _;
@@ -34,23 +33,6 @@ type AxumResult = Result<Response, NextError<Infallible>>;
 
 fn here() -> (thread::ThreadId, tokio::runtime::Id) {
     (thread::current().id(), Handle::current().id())
-}
-
-/// What a scope does: opens the context, and keeps it until the body is gone.
-async fn own(
-    axum::extract::State(pool): axum::extract::State<Pool>,
-    mut request: Request,
-    next: middleware::Next,
-) -> Response {
-    let context = Context::new(pool);
-    request.extensions_mut().insert(context.bridge());
-    let response = next.run(request).await;
-    response.map(|body| {
-        Body::new(body.map_err(move |error| {
-            let _until_the_body_goes = &context;
-            error
-        }))
-    })
 }
 
 fn pool(threads: usize) -> Pool {
@@ -101,7 +83,7 @@ async fn middleware_handler_closer_and_body_share_thread_and_loop() {
         Ok(response)
     };
     // An async handler in the middle: its calls run on top of the middleware that waits for it.
-    let handler = move |Extension(bridge): Extension<Bridge>, Extension(n): Extension<u32>| async move {
+    let handler = move |bridge: Bridge, Extension(n): Extension<u32>| async move {
         let (by_call, by_body) = (Arc::clone(&by_handler), by_handler);
         bridge
             .call(move |_| by_call.lock().unwrap().push(here()))
@@ -118,7 +100,7 @@ async fn middleware_handler_closer_and_body_share_thread_and_loop() {
     let app = Router::new()
         .route("/", get(handler))
         .layer(from_fn_sync(middleware))
-        .layer(from_fn_with_state(pool.clone(), own));
+        .layer(BridgeLayer::new().pool(&pool));
     let (status, text) = get_text(app, "/").await;
     assert_eq!((status, text.as_str()), (StatusCode::OK, "7"));
     within(tokio::task::spawn_blocking(move || {
@@ -151,7 +133,7 @@ async fn what_the_inner_service_spawns_outlives_the_request() {
         .layer(from_fn_sync(
             |cx: &Cx, request: Request, next: AxumNext| -> AxumResult { next.run(cx, request) },
         ))
-        .layer(from_fn_with_state(pool(1), own));
+        .layer(BridgeLayer::new().pool(&pool(1)));
     get_text(app, "/").await;
     let (task, at) = within(task).await.unwrap();
     assert_eq!(at.1, Handle::current().id());
@@ -174,7 +156,7 @@ async fn blocking_middleware_may_answer_by_itself_or_fail() {
     let app = Router::new()
         .fallback(|| async { "inner" })
         .layer(from_fn_sync(middleware))
-        .layer(from_fn_with_state(pool(1), own));
+        .layer(BridgeLayer::new().pool(&pool(1)));
     assert_eq!(
         get_text(app.clone(), "/").await,
         (StatusCode::OK, "inner".into())
@@ -201,10 +183,11 @@ async fn the_inner_services_own_error_passes_through() {
     let layer = from_fn_sync(
         |cx: &Cx, request, next: Next<String, String, std::io::Error>| next.run(cx, request),
     );
-    let service = tower_layer::Layer::layer(&layer, inner);
-    let context = Context::new(pool(1));
-    let mut request = http::Request::new(String::new());
-    request.extensions_mut().insert(context.bridge());
+    let service = tower::ServiceBuilder::new()
+        .layer(BridgeLayer::new().pool(&pool(1)))
+        .layer(layer)
+        .service(inner);
+    let request = http::Request::new(String::new());
     let error = within(service.oneshot(request)).await.unwrap_err();
     assert_eq!(error.to_string(), "inner");
 }
@@ -221,15 +204,15 @@ async fn a_scope_layer_may_stand_inside_of_it() {
         }))
         .layer(bodyguard::CleanupLayer::new())
         .service(inner);
-    let context = Context::new(pool(1));
-    let mut request = http::Request::new(String::new());
+    let request = http::Request::new(String::new());
     let missing = within(service.clone().oneshot(request.clone()))
         .await
         .unwrap();
     assert_eq!(missing.status(), StatusCode::INTERNAL_SERVER_ERROR);
     let empty = within(missing.into_body().collect()).await.unwrap();
     assert!(empty.to_bytes().is_empty());
-    request.extensions_mut().insert(context.bridge());
+    let layer = BridgeLayer::new().pool(&pool(1));
+    let service = tower_layer::Layer::layer(&layer, service);
     let response = within(service.oneshot(request)).await.unwrap();
     let whole = within(response.into_body().collect()).await.unwrap();
     assert_eq!(whole.to_bytes(), "inner");
@@ -257,7 +240,7 @@ async fn a_dropped_request_interrupts_its_blocking_middleware() {
             std::future::pending::<()>().await
         })
         .layer(layer)
-        .layer(from_fn_with_state(pool(1), own));
+        .layer(BridgeLayer::new().pool(&pool(1)));
     let mut response = Box::pin(app.oneshot(request("/")));
     within(async {
         tokio::select! {
@@ -288,7 +271,7 @@ async fn blocking_handlers_take_extractors() {
         .route("/{n}", get(sync_handler(handler)))
         .route("/", get(sync_handler(|_: &Cx| "no extractor")))
         .layer(Extension(40_u32))
-        .layer(from_fn_with_state(pool.clone(), own));
+        .layer(BridgeLayer::new().pool(&pool));
     assert_eq!(
         get_text(app.clone(), "/2").await,
         (StatusCode::OK, "42".into())
@@ -316,7 +299,7 @@ async fn blocking_handlers_without_extractors() {
         .route("/fn", get(sync_handler(plain)))
         .route("/closure", get(sync_handler(|_: &Cx| "closure")))
         .route("/unit", get(sync_handler(|_: &Cx, ()| "unit")))
-        .layer(from_fn_with_state(pool(1), own));
+        .layer(BridgeLayer::new().pool(&pool(1)));
     for (path, text) in [("/fn", "plain"), ("/closure", "closure"), ("/unit", "unit")] {
         let answer = get_text(app.clone(), path).await;
         assert_eq!(answer, (StatusCode::OK, text.into()));

@@ -3,13 +3,17 @@
 use std::{
     convert::Infallible,
     io::{self, Write},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, mpsc},
+    time::Duration,
 };
 
 use axum::body::Body;
 use bodyguard::{
     BodyError, EndReport, Outcome, Stack,
-    bridge::{Bridge, BridgeError, BridgeErrorKind as Kind, Context, Cx, Pool, SyncBody},
+    bridge::{
+        Bridge, BridgeError, BridgeErrorKind as Kind, CloseReport, Context, Cx, Pool, SyncBody,
+        Task,
+    },
 };
 use futures_util::{StreamExt, stream};
 use http::{Request, Response};
@@ -236,4 +240,68 @@ async fn without_a_layer_the_close_tells_of_it() {
     });
     let error = within(body.collect()).await.map(drop).unwrap_err();
     assert!(error.downcast_ref::<BridgeError>().is_some());
+}
+
+/// Spawns a task that panics, and waits until it has.
+fn panicking(cx: &Cx, what: &'static str) -> Task<()> {
+    let (held, dropped) = oneshot::channel::<()>();
+    let task = cx.spawn_local(async move {
+        let _held = held;
+        panic!("{what}")
+    });
+    cx.block_on(dropped).unwrap().unwrap_err();
+    task
+}
+
+fn texts(report: &CloseReport) -> Vec<String> {
+    let failures = report.failures().iter();
+    failures
+        .map(|failure| match failure.downcast_ref::<BridgeError>() {
+            Some(error) => error.panic_message().unwrap().to_owned(),
+            None => failure.to_string(),
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn without_a_layer_the_close_tells_of_those_behind_its_start() {
+    let context = Context::new(Pool::new());
+    let closer = |cx: &Cx| {
+        drop(panicking(cx, "of a closer"));
+        // Whoever might await them is dropped as the last.
+        cx.insert(panicking(cx, "of a value"));
+        let task = panicking(cx, "of the loop");
+        // On the loop: sync code has it as its runtime.
+        drop(tokio::runtime::Handle::current().spawn(async move {
+            let _task = task;
+            std::future::pending::<()>().await
+        }));
+        Err::<(), _>(io::Error::other("its own"))
+    };
+    context.bridge().try_defer(closer).unwrap();
+    let report = within(context.close()).await;
+    let all = ["of a closer", "of a value", "of the loop", "its own"];
+    assert_eq!(texts(&report), all);
+}
+
+#[tokio::test]
+async fn a_close_that_overran_tells_of_those_until_then() {
+    let pool = Pool::builder().close_limit(Duration::from_millis(50));
+    let context = Context::new(pool.build());
+    let bridge = context.bridge();
+    within(bridge.call(|cx| drop(panicking(cx, "boom"))))
+        .await
+        .unwrap();
+    let (release, released) = mpsc::channel::<()>();
+    bridge
+        .defer(move |_| {
+            let _ = released.recv();
+        })
+        .unwrap();
+    let report = within(context.close()).await;
+    let texts = texts(&report);
+    assert_eq!(texts.len(), 2, "{texts:?}");
+    assert_eq!(texts[0], "boom");
+    assert!(texts[1].starts_with("not back"), "{texts:?}");
+    drop(release);
 }

@@ -293,7 +293,7 @@ async fn the_innermost_pool_counts_wherever_the_layers_stand() {
 }
 
 #[tokio::test]
-async fn a_bridge_put_there_by_hand_comes_first() {
+async fn the_bridge_is_that_of_the_layer_whatever_was_put_there_by_hand() {
     let (own, layers) = (Pool::new(), Pool::new());
     let context = Context::new(own.clone());
     let app = Router::new()
@@ -301,6 +301,6 @@ async fn a_bridge_put_there_by_hand_comes_first() {
         .layer(Extension(context.bridge()))
         .layer(BridgeLayer::new().pool(&layers));
     assert_eq!(text(ask(app).await).await, "done");
-    assert_eq!((own.threads(), layers.threads()), (1, 0));
+    assert_eq!((own.threads(), layers.threads()), (0, 1));
     within(context.close()).await;
 }

@@ -39,9 +39,4 @@ impl Bound {
             self.limit = Limit::new(left);
         }
     }
-
-    /// Whether no timer could be had, so that waiting for it would be waiting for ever.
-    pub(super) fn is_broken(&self) -> bool {
-        self.limit.is_broken()
-    }
 }

@@ -59,31 +59,6 @@ impl Context {
         Bridge::new(Arc::clone(session))
     }
 
-    /// Whether anybody has asked for the handle.
-    pub fn is_used(&self) -> bool {
-        self.session.get().is_some()
-    }
-
-    /// The sync code that is running on the thread now, if any.
-    pub fn stuck(&self) -> Option<Stuck> {
-        self.session.get()?.stuck()
-    }
-
-    /// Drops the local tasks and interrupts waiting calls, but keeps the thread.
-    ///
-    /// The first half of a close, for owners that run closers of their own on the thread
-    /// afterwards. Gives the number of tasks that were dropped, or `None` if the limit of the pool's
-    /// [`close_limit`](super::PoolBuilder::close_limit) passed first. It starts when called.
-    pub fn end_tasks(&self) -> EndTasks {
-        match self.session.get() {
-            Some(session) => EndTasks::of(session),
-            None => EndTasks {
-                ended: None,
-                bound: None,
-            },
-        }
-    }
-
     /// Ends the request's bridge: its tasks, its closers, its hold on the thread.
     ///
     /// From now on calls are refused. Sync code that waits on the loop is interrupted, local tasks
@@ -116,7 +91,7 @@ impl Drop for Context {
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")
-            .field("used", &self.is_used())
+            .field("used", &self.session.get().is_some())
             .finish_non_exhaustive()
     }
 }
@@ -125,47 +100,26 @@ fn bound<T>(wait: &Option<oneshot::Receiver<T>>, limit: Duration) -> Option<Boun
     wait.as_ref().and_then(|_| Bound::new(limit))
 }
 
-/// The wait of [`Context::end_tasks`].
+/// Drops the local tasks and interrupts waiting calls, but keeps the thread: the first half of a close, for
+/// owners that run closers of their own on the thread afterwards.
 ///
-/// # On drop
-/// The tasks are ended all the same.
-#[must_use = "futures do nothing unless polled"]
-pub struct EndTasks {
-    ended: Option<oneshot::Receiver<usize>>,
-    bound: Option<Bound>,
-}
-
-impl EndTasks {
-    pub(super) fn of(session: &Arc<Session>) -> Self {
-        let ended = session.request_end_tasks();
-        Self {
-            bound: bound(&ended, session.pool.config().close_limit),
-            ended,
-        }
-    }
-}
-
-impl Future for EndTasks {
-    type Output = Option<usize>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        let Some(ended) = &mut self.ended else {
+/// Gives the number of tasks that were dropped, or `None` if the limit of the pool's
+/// [`close_limit`](super::PoolBuilder::close_limit) passed first. It starts when called.
+pub(super) fn end_tasks(session: &Arc<Session>) -> impl Future<Output = Option<usize>> + use<> {
+    let mut ended = session.request_end_tasks();
+    let mut bound = bound(&ended, session.pool.config().close_limit);
+    poll_fn(move |cx| {
+        let Some(ended) = &mut ended else {
             return Poll::Ready(Some(0));
         };
         if let Poll::Ready(ended) = Pin::new(ended).poll(cx) {
             return Poll::Ready(Some(ended.unwrap_or(0)));
         }
-        match &mut self.bound {
+        match &mut bound {
             Some(bound) => bound.poll(cx).map(|()| None),
             None => Poll::Pending,
         }
-    }
-}
-
-impl fmt::Debug for EndTasks {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EndTasks").finish_non_exhaustive()
-    }
+    })
 }
 
 /// The wait of [`Context::close`].
@@ -308,10 +262,12 @@ impl CloseReport {
                 )) as Cause
             }
         };
+        let mut failures = session.panics();
+        failures.push(failure);
         Self {
             unrun,
             stuck: session.stuck(),
-            failures: vec![failure],
+            failures,
             ..Self::default()
         }
     }
@@ -334,27 +290,4 @@ fn with_unrun(what: String, unrun: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_close_in_the_middle_of_the_first_use_holds() {
-        let context = Context::new(Pool::new());
-        context.session.get_or_init(|| {
-            drop(context.close());
-            Session::alone(context.pool.clone())
-        });
-        assert!(context.bridge().is_ended());
-    }
-
-    #[tokio::test]
-    async fn a_thread_that_died_is_no_clean_close() {
-        let (alive, closed) = oneshot::channel();
-        let mut close = Context::new(Pool::new()).close();
-        close.closed = Some(closed);
-        drop(alive);
-        let report = close.await;
-        let failure: &Failure = report.failures()[0].downcast_ref().unwrap();
-        assert!(matches!(failure.kind(), FailureKind::TaskLost { .. }));
-    }
-}
+mod tests;

@@ -21,10 +21,9 @@ use super::{cx::Cx, error::BridgeError, handle::Bridge};
 /// Makes a layer of a blocking function that runs on the request's thread.
 ///
 /// The function is given the request and the [`Next`] service, and answers with a response. It runs
-/// on the thread of the request's [`Bridge`] (of the [`BridgeLayer`](super::BridgeLayer) around it,
-/// or one put into the extensions by hand), hence on the same thread and loop as all other sync
-/// code of the request. While `next.run(..)` waits, that
-/// thread is free for the calls of the handler inside.
+/// on the thread of the request's [`Bridge`] (that of the [`BridgeLayer`](super::BridgeLayer) around it),
+/// hence on the same thread and loop as all other sync code of the request. While `next.run(..)` waits,
+/// that thread is free for the calls of the handler inside.
 ///
 /// The inner service is polled where the middleware itself is, not on the request's loop: what it
 /// spawns on its runtime outlives the request as it would without this layer.
@@ -96,6 +95,7 @@ where
 }
 
 /// The layer made by [`from_fn_sync`].
+#[must_use = "a layer does nothing unless it is applied to a service"]
 pub struct FromFnSyncLayer<F> {
     f: Arc<F>,
     at: &'static Location<'static>,
@@ -200,6 +200,7 @@ type SyncCall<R, E> =
 ///
 /// # On drop
 /// The inner service is not called.
+#[must_use = "a dropped `Next` does not call the inner service"]
 pub struct Next<B, R, E> {
     service: oneshot::Sender<Called<B, R, E>>,
 }

@@ -54,6 +54,7 @@ pub fn sync_handler<F>(f: F) -> SyncHandler<F> {
 
 /// The handler made by [`sync_handler`].
 #[derive(Clone)]
+#[must_use = "a handler does nothing unless it is routed to"]
 pub struct SyncHandler<F> {
     f: F,
     at: &'static Location<'static>,

@@ -18,13 +18,14 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::{runtime::Runtime, sync::oneshot, task::LocalSet, time::Instant};
+use tokio::{runtime::Runtime, task::LocalSet, time::Instant};
 
 use super::{
     closer::{BoundCloser, Run},
     context::CloseReport,
     cx::Cx,
     error::BridgeError,
+    finished::Finished,
     job::{Gone, Interrupt, Step, SyncJob},
     limits::Limits,
     session::Session,
@@ -114,25 +115,6 @@ pub(super) struct Served {
     pub(super) finished: Option<Finished>,
 }
 
-/// Tells those who wait for the close, once the thread is free again.
-pub(super) struct Finished {
-    session: Arc<Session>,
-    closes: Vec<oneshot::Sender<CloseReport>>,
-    report: CloseReport,
-}
-
-impl Drop for Finished {
-    fn drop(&mut self) {
-        self.session.done();
-        for close in self.closes.drain(..) {
-            // It wakes whoever waits, by whatever waker that has.
-            quietly(|| drop(close.send(self.report.clone())));
-        }
-        // Singly: a second panic within one drop aborts.
-        (self.report.failures.drain(..)).for_each(|failure| quietly(|| drop(failure)));
-    }
-}
-
 /// Serves one session on this thread, to its end.
 pub(super) fn serve(session: Arc<Session>, runtime: Runtime) -> Served {
     if !session.open() {
@@ -144,7 +126,7 @@ pub(super) fn serve(session: Arc<Session>, runtime: Runtime) -> Served {
     let local = Rc::new(Local::new(Arc::clone(&session), runtime));
     CURRENT.with(|current| *current.borrow_mut() = Some(Rc::clone(&local)));
     let cx = Cx::new(local);
-    let report = {
+    let mut report = {
         let _entered = cx.local.runtime.enter();
         let report = cx.local.serve(&cx);
         let cleared = (0..SWEEPS).any(|_| cx.local.sweep());
@@ -155,17 +137,14 @@ pub(super) fn serve(session: Arc<Session>, runtime: Runtime) -> Served {
         }
         report
     };
-    let closes = session.take_closes();
     if let Ok(local) = Rc::try_unwrap(cx.local) {
         quietly(move || local.shut_down());
     }
+    // Also those that came to light as the last was dropped.
+    report.failures.splice(0..0, session.panics());
     Served {
         unused: None,
-        finished: Some(Finished {
-            session,
-            closes,
-            report,
-        }),
+        finished: Finished::new(session, report),
     }
 }
 
@@ -201,7 +180,6 @@ impl Local {
             ..CloseReport::default()
         };
         self.session.tasks_ended(report.tasks_cancelled);
-        report.failures = self.session.take_panics();
         self.run_closers(cx, &mut report);
         report
     }

@@ -89,12 +89,30 @@
 //! until it is back, in that of a drain; without a layer by [`CloseReport::stuck`] and
 //! [`Pool::stuck`].
 
+// | file | what it is |
+// |---|---|
+// | `view`, `handle` | how a request's bridge is found and tied to its scope, and what its code holds |
+// | `context` | the owner without a layer; the close, how it is waited for, and its report |
+// | `session`, `job` | the half of a session that all threads share: its mail box, and where it stands |
+// | `session/ending`, `session/thread` | how it is ended; what only its own thread does with it |
+// | `local`, `limits` | the thread's half: the loop, the sync code around it, how long that may wait |
+// | `finished` | the last of a session: those who wait for its close are told |
+// | `cx`, `closer` | what sync code is given; cleanup on the thread |
+// | `call`, `task` | calls and local tasks, as futures for their callers |
+// | `pool`, `worker`, `config` | the threads, one of them, and how many there are and how long anybody waits |
+// | `bound` | a limit on a wait for another thread, by the real clock |
+// | `sync_body`, `pipe` | bodies of blocking code, and the bytes on their way |
+// | `from_fn`, `handler` | middleware and handlers that are blocking functions |
+// | `error`, `stuck` | what goes wrong, and what does not come back, by name |
+
 mod bound;
 mod call;
 mod closer;
+mod config;
 mod context;
 mod cx;
 mod error;
+mod finished;
 mod from_fn;
 mod handle;
 #[cfg(feature = "axum")]
@@ -105,7 +123,6 @@ mod local;
 mod pipe;
 mod pool;
 mod session;
-mod settings;
 mod stuck;
 mod sync_body;
 mod task;
@@ -113,7 +130,8 @@ mod view;
 mod worker;
 
 pub use call::Call;
-pub use context::{Close, CloseReport, Context, EndTasks};
+pub use config::PoolBuilder;
+pub use context::{Close, CloseReport, Context};
 pub use cx::Cx;
 pub use error::{BridgeError, BridgeErrorKind};
 pub use from_fn::{FromFnSync, FromFnSyncLayer, Next, NextError, ResponseFuture, from_fn_sync};
@@ -121,7 +139,6 @@ pub use handle::Bridge;
 #[cfg(feature = "axum")]
 pub use handler::{SyncHandler, sync_handler};
 pub use pool::Pool;
-pub use settings::PoolBuilder;
 pub use stuck::Stuck;
 pub use sync_body::SyncBody;
 pub use task::{Run, Task};

@@ -8,9 +8,9 @@ use std::{
 };
 
 use super::{
+    config::{Config, PoolBuilder},
     error::BridgeError,
     session::Session,
-    settings::{Config, PoolBuilder},
     stuck::Stuck,
     worker::{Wake, Worker},
 };

@@ -322,6 +322,13 @@ impl Inner {
         self.thread.is_some() && !self.done
     }
 
+    /// Waits for the report of the close.
+    fn hear(&mut self) -> oneshot::Receiver<CloseReport> {
+        let (done, closed) = oneshot::channel();
+        self.closes.push(done);
+        closed
+    }
+
     fn is_wanted(&self) -> bool {
         !self.jobs.is_empty() || !self.locals.is_empty() || !self.closers.is_empty()
     }

@@ -18,7 +18,6 @@ use http_body::{Body, Frame, SizeHint};
 
 use self::produce::{Out, whole};
 use super::{
-    bound::Bound,
     context::{Close, Context},
     error::{BridgeError, BridgeErrorKind},
     handle::Bridge,
@@ -27,7 +26,10 @@ use super::{
     pool::Pool,
     session::Producing,
 };
-use crate::{BodyError, BoxError, Cause, Outcome, scope::ERROR_GAP};
+use crate::{
+    BodyError, BoxError, Cause, Outcome,
+    scope::{ERROR_GAP, Limit},
+};
 
 /// How many bytes may wait for the client.
 const BUFFER: usize = 64 * 1024;
@@ -87,7 +89,7 @@ enum Stage {
     Producing(Mutex<Running>),
     Draining(Result<(), BodyError>),
     Closing(Close, Result<(), BodyError>),
-    Gap(Bound, BodyError),
+    Gap(Limit, BodyError),
     Failed(BodyError),
     Done,
 }
@@ -184,10 +186,8 @@ impl SyncBody {
     fn after(&self, result: Result<(), BodyError>) -> Stage {
         match result {
             Ok(()) => Stage::Done,
-            Err(error) => match Bound::new(self.gap) {
-                Some(gap) if self.begun => Stage::Gap(gap, error),
-                _ => Stage::Failed(error),
-            },
+            Err(error) if self.begun => Stage::Gap(Limit::new(self.gap), error),
+            Err(error) => Stage::Failed(error),
         }
     }
 }
@@ -247,9 +247,7 @@ impl Body for SyncBody {
                     this.stage = this.after(error.map_or(Ok(()), Err));
                 }
                 Stage::Gap(gap, error) => {
-                    if gap.poll(cx).is_pending() && !gap.is_broken() {
-                        return Poll::Pending;
-                    }
+                    ready!(gap.poll_if_kept(cx));
                     this.stage = Stage::Failed(error.clone());
                 }
                 Stage::Failed(error) => {

@@ -10,7 +10,7 @@ use http::{Extensions, Request};
 
 use super::{
     closer::{BoundCloser, Closer, Run},
-    context::{Close, CloseReport, EndTasks},
+    context::{Close, CloseReport, end_tasks},
     cx::Cx,
     error::BridgeError,
     handle::{Bridge, Door},
@@ -49,12 +49,9 @@ impl Bridge {
         Self::from_extensions(request.extensions())
     }
 
-    /// One that was put there by hand, else that of the scope.
+    /// The same for code that answers with a [`BridgeError`].
     pub(super) fn find(extensions: &Extensions) -> Result<Self, BridgeError> {
-        match extensions.get::<Self>() {
-            Some(bridge) => Ok(bridge.clone()),
-            None => Self::from_extensions(extensions).map_err(|_| BridgeError::MISSING),
-        }
+        Self::from_extensions(extensions).map_err(|_| BridgeError::MISSING)
     }
 }
 
@@ -142,7 +139,7 @@ impl Annex for Session {
     }
 
     fn end_tasks(self: Arc<Self>) -> AnnexFuture<Result<u64, String>> {
-        let ended = EndTasks::of(&self);
+        let ended = end_tasks(&self);
         Box::pin(async move {
             let tasks = ended.await.ok_or_else(|| {
                 let what = self.running_now();

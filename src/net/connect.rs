@@ -109,6 +109,7 @@ impl<S: Sync> OptionalFromRequestParts<S> for Peer {
 ///     .into_make_service_with_connect_info::<Peer>();
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
+#[must_use = "a layer does nothing unless it is applied to a service"]
 pub struct PeerAddrLayer;
 
 /// The service of [`PeerAddrLayer`].

@@ -2,12 +2,12 @@
 
 use std::{
     io,
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, mpsc},
     time::Duration,
 };
 
 use super::{Idle, Pool, Worker};
-use crate::bridge::{Bridge, Context, context::Close, error::BridgeError, session::Session};
+use crate::bridge::{Bridge, Context, Cx, context::Close, error::BridgeError, session::Session};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -118,6 +118,53 @@ async fn errors_that_nobody_waited_for_may_panic_when_dropped() {
         dropped.recv_timeout(LIMIT).unwrap();
     }
     serves(&pool).await;
+}
+
+/// An error that is long in being dropped, and says that it is.
+#[derive(Debug)]
+struct Slow(mpsc::Sender<()>, Mutex<mpsc::Receiver<()>>);
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+        let _ = self.1.lock().unwrap().recv();
+    }
+}
+
+impl std::fmt::Display for Slow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("slow")
+    }
+}
+
+impl std::error::Error for Slow {}
+
+/// Closes a context whose closer fails, and leaves: the next request is not kept waiting.
+async fn a_long_drop_keeps_nobody_waiting(leave: impl FnOnce(Context)) {
+    let pool = Pool::builder().max_threads(2).build();
+    let context = Context::new(pool.clone());
+    let ((told, dropping), (release, released)) = (mpsc::channel(), mpsc::channel::<()>());
+    let error = Slow(told, Mutex::new(released));
+    let (left, has_left) = mpsc::channel::<()>();
+    let closer = move |_: &Cx| {
+        let _ = has_left.recv();
+        Err(error)
+    };
+    context.bridge().try_defer(closer).unwrap();
+    leave(context);
+    drop(left);
+    dropping.recv_timeout(LIMIT).unwrap();
+    let next = Context::new(pool.clone());
+    let call = tokio::time::timeout(Duration::from_secs(1), next.bridge().call(|_| 1));
+    let answer = call.await;
+    drop(release);
+    assert_eq!(answer.expect("nobody serves").unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_thread_is_not_free_while_it_drops_errors() {
+    a_long_drop_keeps_nobody_waiting(drop).await;
+    a_long_drop_keeps_nobody_waiting(|context| drop(context.close())).await;
 }
 
 #[tokio::test]

@@ -61,20 +61,16 @@ impl Session {
     fn close(self: &Arc<Self>, hears: bool) -> Option<oneshot::Receiver<CloseReport>> {
         let mut inner = self.lock();
         if inner.state == State::Ended {
-            return None;
+            // What was kept may still be dropped, and the loop be shut down.
+            return (hears && inner.is_serving()).then(|| inner.hear());
         }
         inner.closing = true;
         inner.interrupt = inner.interrupt.max(Interrupt::Calls);
         let jobs = std::mem::take(&mut inner.jobs);
         let locals = std::mem::take(&mut inner.locals);
         let was = inner.state;
-        let mut closed = None;
         let runs = was == State::Open || !inner.closers.is_empty();
-        if runs && hears {
-            let (done, receiver) = oneshot::channel();
-            inner.closes.push(done);
-            closed = Some(receiver);
-        }
+        let closed = (runs && hears).then(|| inner.hear());
         match (runs, was) {
             (true, State::Idle) => inner.state = State::Queued,
             (true, _) => {}

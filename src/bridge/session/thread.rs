@@ -110,8 +110,8 @@ impl Session {
         }
     }
 
-    pub(in crate::bridge) fn take_panics(&self) -> Vec<Cause> {
-        std::mem::take(&mut self.lock().panics)
+    pub(in crate::bridge) fn panics(&self) -> Vec<Cause> {
+        self.lock().panics.clone()
     }
 
     pub(in crate::bridge) fn pop_closer(&self) -> Option<Closer> {
@@ -124,23 +124,23 @@ impl Session {
         closer
     }
 
-    /// Those who are to be told of the close.
-    pub(in crate::bridge) fn take_closes(&self) -> Vec<oneshot::Sender<CloseReport>> {
-        let mut inner = self.lock();
-        inner.state = State::Ended;
-        inner.waker = None;
-        std::mem::take(&mut inner.closes)
+    /// Whether anybody waits for the close.
+    pub(in crate::bridge) fn is_heard(&self) -> bool {
+        self.lock().closes.iter().any(|close| !close.is_closed())
     }
 
-    /// The thread has left: what was kept until now may go.
-    pub(in crate::bridge) fn done(&self) {
+    /// The thread has left: what was kept until now may go. Gives those who are to be told.
+    pub(in crate::bridge) fn done(&self) -> Vec<oneshot::Sender<CloseReport>> {
         let mut inner = self.lock();
         inner.done = true;
+        inner.waker = None;
         let kept = std::mem::take(&mut inner.kept);
+        let closes = std::mem::take(&mut inner.closes);
         drop(inner);
         for value in kept {
             quietly(|| drop(value));
         }
+        closes
     }
 }
 

@@ -65,13 +65,19 @@ impl PoolBuilder {
         self
     }
 
-    /// How long [`Context::close`](super::Context::close) waits for sync code (default 30 s).
+    /// How long the end waits for sync code that does not come back (default 30 s).
+    ///
+    /// It bounds [`Context::close`](super::Context::close) and the end of a
+    /// [`SyncBody::in_pool`](super::SyncBody::in_pool); under a layer the two waits of the response's teardown
+    /// for this thread, that for the local tasks and that behind the closers.
     pub fn close_limit(mut self, limit: Duration) -> Self {
         self.config.close_limit = limit;
         self
     }
 
-    /// How long one closer may wait in `block_on` (default 30 s).
+    /// How long one closer without a layer may wait in `block_on` (default 30 s).
+    ///
+    /// Under a layer its [`closer_limit`](crate::scope::ScopeLayer::closer_limit) counts instead.
     pub fn closer_limit(mut self, limit: Duration) -> Self {
         self.config.closer_limit = limit;
         self
