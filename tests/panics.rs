@@ -152,6 +152,54 @@ async fn last_words_that_panic() {
     assert_eq!(error.causes().len(), 2);
 }
 
+/// Captured by an `on_failure` that is never asked.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("in the drop of what on_failure captured");
+    }
+}
+
+/// What nobody needed any more, behind the report: the end is told once, and no other response leaves the
+/// list in its place.
+#[tokio::test(start_paused = true)]
+async fn last_words_that_panic_in_their_drop() {
+    for read in [true, false] {
+        let (supervisor, ended) = (Supervisor::new(), Arc::new(AtomicUsize::new(0)));
+        let counted = ended.clone();
+        let stack = Stack::new().supervisor(&supervisor).on_end(move |_| {
+            counted.fetch_add(1, SeqCst);
+        });
+        let service = stack.layer(service_fn(|request: Request<()>| {
+            let group = TaskGroup::of(&request).unwrap();
+            let bomb = Bomb;
+            let body = group
+                .body(|tx| async move { Ok(tx.send("1").await?) })
+                .on_failure(move |_| {
+                    let _ = &bomb;
+                    None
+                });
+            std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+        }));
+        let respond = || service.clone().oneshot(Request::new(()));
+        let mut body = respond().await.unwrap().into_body();
+        body.frame().await.unwrap().unwrap();
+        if read {
+            assert!(body.frame().await.is_none());
+        }
+        let dropping = JoinSet::from_iter([async move { drop(body) }]);
+        assert_eq!(dropping.join_all().await.len(), 1, "{read}");
+        in_turns(|| ended.load(SeqCst) > 0).await;
+        let mut other = respond().await.unwrap().into_body();
+        other.frame().await.unwrap().unwrap();
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!((ended.load(SeqCst), supervisor.active()), (1, 1), "{read}");
+    }
+}
+
 /// Its reader lets go of it unread.
 struct Unread;
 

@@ -9,7 +9,7 @@ use std::{
 use super::{
     annex::Annex,
     closers::Closer,
-    failure::{contained, distinct, panic_message},
+    failure::{contained, distinct, panic_message, quietly},
     machine::Scope,
     options::Options,
     state::{Early, Phase, Release, State},
@@ -40,15 +40,15 @@ pub(super) struct Finished {
     report: Option<Box<(EndReport, Arc<Options>)>>,
     release: Option<Release>,
     // Not needed any more, and dropped outside the lock, since they are the application's.
-    _last_words: Option<LastWords>,
+    last_words: Option<LastWords>,
     waker: Option<Waker>,
     annex: Option<Arc<dyn Annex>>,
 }
 
 impl Finished {
-    /// Steps 5 and 6 of the teardown: the report to the hooks, then the release.
+    /// Steps 5 and 6 of the teardown: the report to the hooks, then the release. Nothing panics out of it.
     pub(super) fn announce(self, scope: &Scope) -> Verdict {
-        drop(self.annex);
+        quietly(|| drop(self.annex));
         if let Some((mut report, options)) = self.report.map(|told| *told) {
             report.errors = distinct(report.errors);
             for hook in &options.on_end {
@@ -69,7 +69,8 @@ impl Finished {
         if let Some(release) = self.release {
             scope.release(release);
         }
-        drop(self.waker);
+        quietly(|| drop(self.waker));
+        quietly(|| drop(self.last_words));
         let done = scope.lock().signals.done();
         done.fire();
         self.verdict
@@ -145,7 +146,7 @@ impl Scope {
             verdict,
             report,
             release,
-            _last_words: last_words,
+            last_words,
             waker: state.waker.take(),
             annex,
         }

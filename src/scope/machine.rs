@@ -302,11 +302,12 @@ impl Scope {
         Parting::Leave(self.broken(outcome, first.map(BodyError::from)))
     }
 
-    /// The owner is about to go while holds are out. True if the end has started meanwhile.
+    /// The owner is about to go while holds are out. True if the end has started meanwhile, and nobody else
+    /// tears down.
     pub(super) fn leave_to_holds(&self) -> bool {
         let mut state = self.lock();
         state.owner_gone = true;
-        state.phase != Phase::Live
+        state.phase == Phase::Ending
     }
 
     pub(super) fn ending(&self) -> Ending {

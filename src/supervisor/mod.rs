@@ -201,8 +201,13 @@ impl Supervisor {
             }
         });
         drop(removed);
+        self.tell_drains();
+    }
+
+    /// They look at what is left.
+    fn tell_drains(&self) {
         if self.is_draining() {
-            self.inner.changed.notify_waiters();
+            quietly(|| self.inner.changed.notify_waiters());
         }
     }
 
@@ -292,8 +297,6 @@ impl Drop for Background {
     fn drop(&mut self) {
         let kept = self.supervisor.in_background().try_remove(self.key);
         drop(kept);
-        if self.supervisor.is_draining() {
-            self.supervisor.inner.changed.notify_waiters();
-        }
+        self.supervisor.tell_drains();
     }
 }
