@@ -8,11 +8,11 @@ use std::{
 
 use super::{
     annex::Annex,
-    closers::Closer,
+    closers::{Closer, Early},
     failure::{contained, distinct, panic_message, quietly},
     machine::Scope,
     options::Options,
-    state::{Early, Phase, Release, State},
+    state::{Phase, Release, State},
     verdict::{Causes, LastWords, Verdict},
 };
 use crate::outcome::{EndReport, Ending};
@@ -84,7 +84,7 @@ impl Scope {
         let settled = state.settled;
         let work = state.work();
         work.closing = None;
-        if let Some(left) = work.early.iter().map(Early::left).min() {
+        if let Some(left) = work.early.iter().filter_map(Early::left).min() {
             return Step::Wait(left);
         }
         if let Some(closer) = work.closers.pop() {

@@ -11,11 +11,11 @@ use http::Response;
 
 use super::{
     close::ResponseScope,
-    closers::Closer,
+    closers::{Closer, CloserFailed, Early},
     failure::{Failure, FailureKind, named},
     machine::{Scope, Started},
     options::ShutdownKind,
-    state::{Early, Phase, State},
+    state::{Phase, State, Work},
 };
 use crate::{
     content_encoding,
@@ -99,8 +99,36 @@ impl Scope {
         let result = closer.run(ending, limit).await;
         let outcome = result.as_ref().map(|_| ()).map_err(|f| f.cause.clone());
         alone.ran = true;
-        self.closer_ran(result);
+        self.closer_ran(Some(key), result);
         Some(outcome)
+    }
+
+    /// A closer has run; on behalf of its key, if it ran `early`.
+    pub(super) fn closer_ran(&self, early: Option<u64>, result: Result<(), CloserFailed>) {
+        let mut state = self.lock();
+        let work = state.work();
+        let given_up = early.is_some_and(|key| work.early_over(key));
+        let Err(failed) = result else {
+            work.counts.closers_run += 1;
+            return;
+        };
+        work.counts.closers_run += u64::from(failed.ran);
+        // Of one that was given up the teardown has told.
+        work.counts.closers_failed += u64::from(!given_up);
+        if given_up && failed.has_overrun() {
+            return;
+        }
+        // Behind the end nobody else tells: hooks have had their report.
+        let late = (state.phase == Phase::Done && !given_up).then(|| failed.cause.clone());
+        state.note_failure(failed.outcome, failed.cause);
+        drop(state);
+        if let Some(cause) = late {
+            super::observe::failed_late(self, &cause);
+        }
+        if !failed.ran {
+            self.closer_unrun();
+            super::observe::unrun(self);
+        }
     }
 
     /// Ready once no closer runs ahead of the teardown.
@@ -109,7 +137,7 @@ impl Scope {
             let waker = cx.waker().clone();
             let replaced = {
                 let mut state = self.lock();
-                if state.work().early.is_empty() {
+                if state.work().early.iter().all(|early| early.given_up) {
                     return Poll::Ready(());
                 }
                 state.work().early_waiter.replace(waker)
@@ -128,14 +156,18 @@ impl Scope {
     /// The teardown has waited long enough for some of them: whoever runs them does not poll them.
     pub(super) fn early_overran(&self) {
         let mut state = self.lock();
-        let early = &mut state.work().early;
-        let (overran, others) = mem::take(early)
-            .into_iter()
-            .partition::<Vec<_>, _>(|early| early.left().is_zero());
-        *early = others;
-        for Early { at, limit, .. } in overran {
-            let what = named("closer", at);
-            state.work().stuck.push(what.clone());
+        let work = state.work();
+        let mut overran = Vec::new();
+        for early in &mut work.early {
+            if early.left().is_some_and(|left| left.is_zero()) {
+                early.given_up = true;
+                overran.push((named("closer", early.at), early.limit));
+            }
+        }
+        for (what, limit) in overran {
+            let work = state.work();
+            work.counts.closers_failed += 1;
+            work.stuck.push(what.clone());
             let overran = Failure::new(FailureKind::OverranLimit { what, limit });
             state.note_failure(Outcome::Failed, overran.into());
         }
@@ -145,7 +177,7 @@ impl Scope {
         let waiter = {
             let mut state = self.lock();
             let work = state.work();
-            work.early.retain(|early| early.key != key);
+            work.early_over(key);
             work.early_waiter.take()
         };
         if let Some(waiter) = waiter {
@@ -157,7 +189,7 @@ impl Scope {
         let ending = self.ending();
         if closer.is_sync() {
             let result = closer.run_sync(ending);
-            self.closer_ran(result);
+            self.closer_ran(None, result);
             return;
         }
         let limit = self.lock().options(self).closer_limit();
@@ -166,7 +198,7 @@ impl Scope {
             let mut alone = alone;
             let result = closer.run(ending, limit).await;
             alone.ran = true;
-            alone.scope.closer_ran(result);
+            alone.scope.closer_ran(None, result);
         };
         let runtime = self.runtime.clone();
         if let Some(runtime) = runtime.or_else(|| tokio::runtime::Handle::try_current().ok()) {
@@ -276,6 +308,14 @@ impl Scope {
         if self.start_end(outcome, cause.map(BodyError::from)) == Started::WithoutOwner {
             super::teardown::detach(self.clone());
         }
+    }
+}
+
+impl Work {
+    /// The closer with this key does not run ahead any more. True if the teardown had given it up.
+    fn early_over(&mut self, key: u64) -> bool {
+        let at = self.early.iter().position(|early| early.key == key);
+        at.is_some_and(|at| self.early.swap_remove(at).given_up)
     }
 }
 

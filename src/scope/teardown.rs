@@ -13,7 +13,7 @@ use std::{
 use tokio::runtime::Handle;
 
 use super::{
-    closers::{Closer, CloserFailed},
+    closers::Closer,
     failure::contained,
     finish::Step,
     limit::{enter, within},
@@ -49,7 +49,7 @@ pub(super) fn teardown(scope: Arc<Scope>) -> Teardown {
                     guard.running = !closer.is_sync();
                     let result = closer.run(ending, limit).await;
                     guard.running = false;
-                    guard.scope.closer_ran(result);
+                    guard.scope.closer_ran(None, result);
                 }
                 Step::Close(annex) => {
                     let closed = annex.clone().close(overran.is_some()).await;
@@ -241,30 +241,6 @@ impl Scope {
         }
     }
 
-    pub(super) fn closer_ran(&self, result: Result<(), CloserFailed>) {
-        let mut state = self.lock();
-        let counts = &mut state.work().counts;
-        let Err(failed) = result else {
-            counts.closers_run += 1;
-            return;
-        };
-        counts.closers_failed += 1;
-        if failed.ran {
-            counts.closers_run += 1;
-        }
-        // Behind the end nobody else tells: hooks have had their report.
-        let late = (state.phase == Phase::Done).then(|| failed.cause.clone());
-        state.note_failure(failed.outcome, failed.cause);
-        drop(state);
-        if let Some(cause) = late {
-            super::observe::failed_late(self, &cause);
-        }
-        if !failed.ran {
-            self.closer_unrun();
-            super::observe::unrun(self);
-        }
-    }
-
     /// The teardown cannot go on: the runtime is gone. Synchronous closers still run, in order.
     fn abandon(&self, interrupted: bool) {
         self.abandon_tasks();
@@ -295,7 +271,7 @@ impl Scope {
     fn run_or_count(&self, closer: Closer, ending: crate::Ending) {
         if closer.is_sync() {
             let result = closer.run_sync(ending);
-            self.closer_ran(result);
+            self.closer_ran(None, result);
         } else {
             self.closer_unrun();
             // The application's values in the closer drop here, outside the lock.
