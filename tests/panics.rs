@@ -8,13 +8,12 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bodyguard::{
-    Cleanup, Disconnect, Outcome, Stack, Supervisor, TaskGroup, TaskGroupBody, close,
-    testing::Script,
+    Cleanup, Outcome, Stack, Supervisor, TaskGroup, TaskGroupBody, close, testing::Script,
 };
 use http::{Request, Response};
 use http_body::Body;
@@ -369,67 +368,4 @@ where
     let held = polled;
     assert!(!bystander, "a panic of its own");
     drop(held);
-}
-
-/// Wakes nobody, and panics.
-struct PanickingWaker;
-
-impl Wake for PanickingWaker {
-    fn wake(self: Arc<Self>) {
-        panic!("in a waker");
-    }
-}
-
-/// An end from outside that finds wakers which panic: of who waits for the token, and of who polls the body.
-#[tokio::test(start_paused = true)]
-async fn wakers_that_panic() {
-    for held in [false, true] {
-        let (supervisor, ran) = (Supervisor::new(), Arc::new(AtomicUsize::new(0)));
-        let waker = Waker::from(Arc::new(PanickingWaker));
-        let mut cx = Context::from_waker(&waker);
-        let (mut left, mut hold) = (None, None);
-        let service =
-            Stack::new()
-                .supervisor(&supervisor)
-                .layer(service_fn(|request: Request<()>| {
-                    let counted = ran.clone();
-                    let cleanup = Cleanup::of(&request).unwrap();
-                    cleanup.defer_sync(move |_| {
-                        counted.fetch_add(1, SeqCst);
-                    });
-                    hold = held.then(|| cleanup.hold());
-                    let disconnect = Disconnect::of(&request).unwrap();
-                    left = Some(Box::pin(async move { disconnect.gone().await }));
-                    let body = match held {
-                        true => Script::new().data("a"),
-                        false => Script::new().data("a").hang(),
-                    };
-                    std::future::ready(Ok::<_, Infallible>(Response::new(body)))
-                }));
-        let response = service.oneshot(Request::new(())).await.unwrap();
-        let (mut left, mut later, mut second) = (left.unwrap(), JoinSet::new(), JoinSet::new());
-        assert!(left.as_mut().poll(&mut cx).is_pending());
-        let mut body = response.into_body();
-        assert!(Pin::new(&mut body).poll_frame(&mut cx).is_ready());
-        if held {
-            drop(body.collect().await.unwrap());
-        } else {
-            assert!(Pin::new(&mut body).poll_frame(&mut cx).is_pending());
-            later.spawn(async move {
-                tokio::time::sleep(Duration::from_secs(9)).await;
-                drop(body.collect().await);
-            });
-        }
-        let other = Stack::new()
-            .supervisor(&supervisor)
-            .layer(service_fn(|_: Request<()>| {
-                std::future::pending::<Result<Response<Script>, Infallible>>()
-            }));
-        second.spawn(other.oneshot(Request::new(())));
-        tokio::task::yield_now().await;
-        let drained = supervisor.drain(Duration::from_secs(20)).await;
-        assert_eq!((drained.aborted, ran.load(SeqCst)), (2, 1), "{drained}");
-        assert!(second.join_next().await.unwrap().unwrap().is_ok());
-        drop(hold);
-    }
 }

@@ -12,7 +12,7 @@ use http::Response;
 use super::{
     close::ResponseScope,
     closers::{Closer, CloserFailed, Early},
-    failure::{Failure, FailureKind, named},
+    failure::{Failure, FailureKind, named, quietly},
     machine::{Scope, Started},
     options::ShutdownKind,
     state::{Phase, State, Work},
@@ -181,7 +181,7 @@ impl Scope {
             work.early_waiter.take()
         };
         if let Some(waiter) = waiter {
-            waiter.wake();
+            quietly(|| waiter.wake());
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    failure::{Failure, FailureKind, contained},
+    failure::{Failure, FailureKind, contained, quietly},
     machine::Scope,
     options::FailurePolicy,
     state::{Phase, State, Work},
@@ -299,11 +299,11 @@ impl Scope {
         if let Some(keeper) = keeper {
             keeper.abort();
         }
-        if let Some(waker) = waker {
-            waker.wake();
-        }
         if let Some(release) = release {
             self.release(release);
+        }
+        if let Some(waker) = waker {
+            quietly(|| waker.wake());
         }
     }
 

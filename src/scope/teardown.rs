@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use super::{
     closers::Closer,
-    failure::contained,
+    failure::{contained, quietly},
     finish::Step,
     limit::{enter, within},
     machine::Scope,
@@ -212,7 +212,7 @@ impl Scope {
         };
         told.unwrap_or_default().fire();
         if let Some(waiter) = waiter {
-            waiter.wake();
+            quietly(|| waiter.wake());
         }
         drop(removed);
     }
