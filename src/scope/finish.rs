@@ -15,7 +15,10 @@ use super::{
     state::{Phase, Release, State},
     verdict::{Causes, LastWords, Verdict},
 };
-use crate::outcome::{EndReport, Ending};
+use crate::{
+    error::Cause,
+    outcome::{EndReport, Ending},
+};
 
 /// What the teardown does next.
 pub(super) enum Step {
@@ -157,6 +160,11 @@ impl Scope {
         self.supervisor()
             .release(&self.registration, release.how, release.unrun);
         drop(release.adopted);
+    }
+
+    /// Keeps an error for the report that does not change the outcome.
+    pub(crate) fn keep_error(&self, cause: Cause) {
+        self.lock().add_error(cause);
     }
 
     /// The report of a scope that is done: whoever has the response may close it, also after it has

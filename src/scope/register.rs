@@ -1,31 +1,14 @@
-//! The doors of a scope: what views do with it while it lives, and after; and its head.
+//! Closers as they come and go: registered, taken back, run by their key or late; and how they ended.
 
-use std::{
-    future::poll_fn,
-    mem,
-    sync::{Arc, atomic::Ordering},
-    task::Poll,
-};
-
-use http::Response;
+use std::{future::poll_fn, mem, sync::Arc, task::Poll};
 
 use super::{
-    close::ResponseScope,
     closers::{Closer, CloserFailed, Early},
     failure::{Failure, FailureKind, named, quietly},
-    machine::{Scope, Started},
-    options::ShutdownKind,
+    machine::Scope,
     state::{Phase, State, Work},
 };
-use crate::{
-    content_encoding,
-    error::{BodyError, Cause},
-    outcome::Outcome,
-    supervisor::{Background, Member},
-};
-
-/// Owner and finisher each hold the scope, and so do a registry and a parent; more holders are views.
-const OWN_HANDLES: usize = 2;
+use crate::{error::Cause, outcome::Outcome, supervisor::Background};
 
 impl Scope {
     /// Registers a closer; after the end it runs at once, with the final ending.
@@ -131,6 +114,17 @@ impl Scope {
         }
     }
 
+    pub(super) fn closer_unrun(&self) {
+        let mut state = self.lock();
+        state.work().counts.closers_unrun += 1;
+        // What is counted at the release was counted without it.
+        let late = state.phase == Phase::Done && !state.lingering;
+        drop(state);
+        if late {
+            self.supervisor().count_unrun();
+        }
+    }
+
     /// Ready once no closer runs ahead of the teardown.
     pub(super) async fn early_done(&self) {
         poll_fn(|cx| {
@@ -205,110 +199,6 @@ impl Scope {
             runtime.spawn(run);
         }
     }
-
-    /// The head has come: notes the status, and what a shutdown would end the body with.
-    ///
-    /// Leaves a handle for `close` if something is registered, or may be.
-    pub(super) fn at_head<B>(self: &Arc<Self>, response: &mut Response<B>) -> AtHead {
-        // A body with a scope of its own, made in the handler: it becomes our child.
-        let child = ResponseScope::take(response.extensions_mut());
-        let has_child = child.is_some();
-        // One that is our child already counts only for what is registered with it.
-        let adopted = child.is_some_and(|child| {
-            child.answers.store(true, Ordering::Release);
-            if self.cloned.load(Ordering::Acquire) {
-                self.hear_of_answer(&child);
-            }
-            self.adopt(child.clone()) || child.lock().used
-        });
-        // A movable child tells its parent that this is the answer.
-        let has_parent = self.parent.get().is_some();
-        let own =
-            OWN_HANDLES + usize::from(self.registration.is_listed()) + usize::from(has_parent);
-        // Counted before the lock is taken: whoever went before has left its word in there.
-        let views = Arc::strong_count(self) > own || Arc::weak_count(self) > 0;
-        let (used, untouched, end_now) = {
-            let mut state = self.lock();
-            state.used |= adopted;
-            state.status = Some(response.status());
-            let is_encoded = || content_encoding::is_encoded(response.headers());
-            state.encoded = (state.used || views) && is_encoded();
-            let policy = state.options(self).shutdown.clone();
-            let end_now = match policy.as_deref().map(|policy| (policy, &policy.kind)) {
-                Some((policy, ShutdownKind::EndNow { .. })) => {
-                    let content_type = response.headers().get(http::header::CONTENT_TYPE);
-                    let content_type = content_type.and_then(|value| value.to_str().ok());
-                    let frame = policy.frame_for(content_type.unwrap_or_default());
-                    state.work().last_frame = frame.filter(|_| !is_encoded());
-                    true
-                }
-                Some((_, ShutdownKind::Abort)) => true,
-                Some((_, ShutdownKind::Finish { .. })) | None => false,
-            };
-            (state.used, state.is_untouched(self), end_now)
-        };
-        let told = has_child || (has_parent && self.movable);
-        if used || told || views {
-            let extensions = response.extensions_mut();
-            extensions.insert(ResponseScope::new(self.clone()));
-        }
-        if end_now && self.supervisor().is_draining() {
-            self.clone().shut_down();
-        }
-        let alone = own == OWN_HANDLES && !self.movable && self.connection.upload().is_none();
-        match (used, views) {
-            (true, _) => AtHead::Used,
-            (false, false) if alone && untouched && !told => AtHead::Unreached,
-            (false, _) => AtHead::Unused,
-        }
-    }
-
-    /// Makes a standalone body's scope known to the layers its response passes, and to `close`.
-    pub(crate) fn announce_in(scope: Arc<Self>, extensions: &mut http::Extensions) {
-        extensions.insert(ResponseScope::new(scope));
-    }
-
-    /// Keeps the scope open past its body; false if it has ended.
-    pub(crate) fn hold(&self) -> bool {
-        let mut state = self.lock();
-        let live = state.phase == Phase::Live;
-        if live {
-            state.used = true;
-            state.work().holds += 1;
-        }
-        live
-    }
-
-    /// A hold goes, with what it makes of the outcome.
-    pub(crate) fn release_hold(self: &Arc<Self>, outcome: Outcome) {
-        let (body_end, held) = {
-            let mut state = self.lock();
-            state.work().holds -= 1;
-            if state.work().held.is_complete() {
-                state.work().held = outcome;
-            }
-            if state.phase != Phase::Live || state.work().holds > 0 {
-                return;
-            }
-            let work = state.work();
-            (work.body_end.clone(), work.held)
-        };
-        match body_end {
-            // The body ended badly before: the first cause wins.
-            Some((first, cause)) if !first.is_complete() => self.end_held(first, cause),
-            _ if !held.is_complete() => {
-                self.interrupt(held, None);
-            }
-            Some((first, cause)) => self.end_held(first, cause),
-            None => {}
-        }
-    }
-
-    fn end_held(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) {
-        if self.start_end(outcome, cause.map(BodyError::from)) == Started::WithoutOwner {
-            super::teardown::detach(self.clone());
-        }
-    }
 }
 
 impl Work {
@@ -317,17 +207,6 @@ impl Work {
         let at = self.early.iter().position(|early| early.key == key);
         at.is_some_and(|at| self.early.swap_remove(at).given_up)
     }
-}
-
-/// How a scope stands when its head comes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AtHead {
-    /// Something is registered.
-    Used,
-    /// Nothing yet.
-    Unused,
-    /// Nothing, nobody is left who could, and nobody hears of the end: neither its start nor how.
-    Unreached,
 }
 
 /// A closer that runs outside the teardown: registered after the end, or run early by its key.

@@ -16,7 +16,6 @@ use super::{
     state::{Phase, State, Work},
     tasks::{Cancellation, Feed, Slot, TaskKey, TaskKind},
     tracked::{TaskEnd, TaskReport, Tracked},
-    verdict::LastWords,
 };
 use crate::{TaskResult, error::Cause, outcome::Outcome};
 
@@ -164,25 +163,6 @@ impl Scope {
         // A stream of ours that ended whole had no sender left. What else has fed the body, and may
         // have been cut at its end, is not known here.
         (ended && feeds.is_empty()) || feeds.iter().any(|feed| feed.is_cut())
-    }
-
-    /// Makes the frame that a failing body ends with, before its error.
-    ///
-    /// Not of one that has ended: nobody would let go of what makes it.
-    pub(crate) fn on_failure(&self, words: LastWords) {
-        let mut words = Some(words);
-        {
-            let mut state = self.lock();
-            if state.phase != Phase::Done {
-                std::mem::swap(&mut state.work().last_words, &mut words);
-            }
-        }
-        drop(words);
-    }
-
-    /// Keeps an error for the report that does not change the outcome.
-    pub(crate) fn keep_error(&self, cause: Cause) {
-        self.lock().add_error(cause);
     }
 
     /// For as many tasks as may run at once; none if any number may.
