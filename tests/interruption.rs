@@ -269,3 +269,65 @@ async fn a_detachable_body_can_be_given_a_stall_timeout() {
     assert_eq!(ended.await.unwrap(), Outcome::Stalled);
     assert!(probe.is_dropped());
 }
+
+/// What an end from outside has the body say last is delivered before its error: hyper throws away what it
+/// has buffered when a body fails at once.
+#[tokio::test(start_paused = true)]
+async fn the_last_words_of_an_armed_body_stand_before_its_error() {
+    for waits in [true, false] {
+        let (tell, told) = std::sync::mpsc::channel();
+        let handler = move |group: TaskGroup| async move {
+            tell.send(group.clone()).unwrap();
+            group.body(says_one).on_failure(|_| Some("!".into()))
+        };
+        let app = Router::new()
+            .route("/", get(handler))
+            .layer(Stack::new().stall_timeout(Duration::from_secs(60)));
+        let mut body = app.oneshot(request()).await.unwrap().into_body();
+        let first = body.frame().await.unwrap().unwrap();
+        assert_eq!(first.into_data().unwrap(), "1");
+        let cancel = || told.recv().unwrap().cancel();
+        let last = if waits {
+            // The server is waiting as the end comes.
+            let (last, ()) = tokio::join!(body.frame(), async { cancel() });
+            last
+        } else {
+            // Or comes to ask when all is over.
+            cancel();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            body.frame().await
+        };
+        assert_eq!(last.unwrap().unwrap().into_data().unwrap(), "!");
+        let at = tokio::time::Instant::now();
+        assert!(body.frame().await.unwrap().is_err());
+        assert!(at.elapsed() >= Duration::from_millis(10), "{waits}");
+        assert!(body.frame().await.is_none());
+    }
+}
+
+async fn says_one(tx: bodyguard::task_group::FrameSender) -> bodyguard::TaskResult {
+    tx.send("1").await?;
+    std::future::pending().await
+}
+
+#[tokio::test]
+async fn a_client_reads_the_last_words_of_an_armed_body() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let handler = move |group: TaskGroup| async move {
+        tell.send(group.clone()).unwrap();
+        group.body(says_one).on_failure(|_| Some("!".into()))
+    };
+    let app = Router::new()
+        .route("/", get(handler))
+        .layer(Stack::new().detachable(Duration::from_secs(60)));
+    let listener = net::WatchedListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut serving = tokio::task::JoinSet::new();
+    serving.spawn(net::serve(listener, app).into_future());
+    let mut socket = tokio::net::TcpStream::connect(addr).await.unwrap();
+    let asked = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    socket.write_all(asked).await.unwrap();
+    support::read_until(&mut socket, "\r\n1\r\n").await;
+    told.recv().unwrap().cancel();
+    support::read_until(&mut socket, "\r\n!\r\n").await;
+}

@@ -8,13 +8,12 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bodyguard::{
-    Cleanup, Disconnect, Outcome, Stack, Supervisor, TaskGroup, TaskGroupBody, close,
-    testing::Script,
+    Cleanup, Outcome, Stack, Supervisor, TaskGroup, TaskGroupBody, close, testing::Script,
 };
 use http::{Request, Response};
 use http_body::Body;
@@ -150,6 +149,54 @@ async fn last_words_that_panic() {
     let error = body.collect().await.unwrap_err();
     assert_eq!(error.cause().to_string(), "disk");
     assert_eq!(error.causes().len(), 2);
+}
+
+/// Captured by an `on_failure` that is never asked.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("in the drop of what on_failure captured");
+    }
+}
+
+/// What nobody needed any more, behind the report: the end is told once, and no other response leaves the
+/// list in its place.
+#[tokio::test(start_paused = true)]
+async fn last_words_that_panic_in_their_drop() {
+    for read in [true, false] {
+        let (supervisor, ended) = (Supervisor::new(), Arc::new(AtomicUsize::new(0)));
+        let counted = ended.clone();
+        let stack = Stack::new().supervisor(&supervisor).on_end(move |_| {
+            counted.fetch_add(1, SeqCst);
+        });
+        let service = stack.layer(service_fn(|request: Request<()>| {
+            let group = TaskGroup::of(&request).unwrap();
+            let bomb = Bomb;
+            let body = group
+                .body(|tx| async move { Ok(tx.send("1").await?) })
+                .on_failure(move |_| {
+                    let _ = &bomb;
+                    None
+                });
+            std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+        }));
+        let respond = || service.clone().oneshot(Request::new(()));
+        let mut body = respond().await.unwrap().into_body();
+        body.frame().await.unwrap().unwrap();
+        if read {
+            assert!(body.frame().await.is_none());
+        }
+        let dropping = JoinSet::from_iter([async move { drop(body) }]);
+        assert_eq!(dropping.join_all().await.len(), 1, "{read}");
+        in_turns(|| ended.load(SeqCst) > 0).await;
+        let mut other = respond().await.unwrap().into_body();
+        other.frame().await.unwrap().unwrap();
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!((ended.load(SeqCst), supervisor.active()), (1, 1), "{read}");
+    }
 }
 
 /// Its reader lets go of it unread.
@@ -321,67 +368,4 @@ where
     let held = polled;
     assert!(!bystander, "a panic of its own");
     drop(held);
-}
-
-/// Wakes nobody, and panics.
-struct PanickingWaker;
-
-impl Wake for PanickingWaker {
-    fn wake(self: Arc<Self>) {
-        panic!("in a waker");
-    }
-}
-
-/// An end from outside that finds wakers which panic: of who waits for the token, and of who polls the body.
-#[tokio::test(start_paused = true)]
-async fn wakers_that_panic() {
-    for held in [false, true] {
-        let (supervisor, ran) = (Supervisor::new(), Arc::new(AtomicUsize::new(0)));
-        let waker = Waker::from(Arc::new(PanickingWaker));
-        let mut cx = Context::from_waker(&waker);
-        let (mut left, mut hold) = (None, None);
-        let service =
-            Stack::new()
-                .supervisor(&supervisor)
-                .layer(service_fn(|request: Request<()>| {
-                    let counted = ran.clone();
-                    let cleanup = Cleanup::of(&request).unwrap();
-                    cleanup.defer_sync(move |_| {
-                        counted.fetch_add(1, SeqCst);
-                    });
-                    hold = held.then(|| cleanup.hold());
-                    let disconnect = Disconnect::of(&request).unwrap();
-                    left = Some(Box::pin(async move { disconnect.gone().await }));
-                    let body = match held {
-                        true => Script::new().data("a"),
-                        false => Script::new().data("a").hang(),
-                    };
-                    std::future::ready(Ok::<_, Infallible>(Response::new(body)))
-                }));
-        let response = service.oneshot(Request::new(())).await.unwrap();
-        let (mut left, mut later, mut second) = (left.unwrap(), JoinSet::new(), JoinSet::new());
-        assert!(left.as_mut().poll(&mut cx).is_pending());
-        let mut body = response.into_body();
-        assert!(Pin::new(&mut body).poll_frame(&mut cx).is_ready());
-        if held {
-            drop(body.collect().await.unwrap());
-        } else {
-            assert!(Pin::new(&mut body).poll_frame(&mut cx).is_pending());
-            later.spawn(async move {
-                tokio::time::sleep(Duration::from_secs(9)).await;
-                drop(body.collect().await);
-            });
-        }
-        let other = Stack::new()
-            .supervisor(&supervisor)
-            .layer(service_fn(|_: Request<()>| {
-                std::future::pending::<Result<Response<Script>, Infallible>>()
-            }));
-        second.spawn(other.oneshot(Request::new(())));
-        tokio::task::yield_now().await;
-        let drained = supervisor.drain(Duration::from_secs(20)).await;
-        assert_eq!((drained.aborted, ran.load(SeqCst)), (2, 1), "{drained}");
-        assert!(second.join_next().await.unwrap().unwrap().is_ok());
-        drop(hold);
-    }
 }

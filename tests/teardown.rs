@@ -412,6 +412,43 @@ async fn a_closer_run_early_and_forgotten_does_not_hold_the_end_for_ever() {
     drop(early);
 }
 
+/// Who comes behind it must not commit, whatever the rule; and it is one failure, however it ends.
+#[tokio::test(start_paused = true)]
+async fn a_closer_run_early_and_given_up_has_failed() {
+    for overruns in [true, false] {
+        let stack = Stack::new()
+            .closer_limit(Duration::from_secs(3))
+            .succeeded_when(|_, status| status == Some(StatusCode::OK));
+        let (tell, told) = mpsc::channel();
+        let (finish, finished) = tokio::sync::oneshot::channel::<()>();
+        let (response, key) = respond(&stack, stream(), |request| {
+            let cleanup = cleanup(request);
+            cleanup.defer_sync(move |ending| tell.send(ending.succeeded()).unwrap());
+            cleanup.defer(|_| async {
+                finished.await?;
+                Err("disk".into())
+            })
+        })
+        .await;
+        let mut early = Box::pin(key.close_now());
+        assert!(futures_util::poll!(&mut early).is_pending());
+        let (parts, body) = response.into_parts();
+        body.collect().await.unwrap_err();
+        assert_eq!(told.try_recv(), Ok(false), "it would have committed");
+        let report = || closed(Response::from_parts(parts.clone(), ()));
+        let counts = report().await.counts;
+        assert_eq!((counts.closers_run, counts.closers_failed), (1, 1));
+        if !overruns {
+            finish.send(()).unwrap();
+        }
+        early.await.unwrap_err();
+        let late = report().await;
+        let counts = late.counts;
+        assert_eq!((counts.closers_run, counts.closers_failed), (2, 1));
+        assert_eq!(late.errors.len(), if overruns { 1 } else { 2 });
+    }
+}
+
 /// Its own limit counts, and not that of the others.
 #[tokio::test(start_paused = true)]
 async fn the_end_waits_for_a_closer_with_a_long_limit_that_its_key_runs_early() {

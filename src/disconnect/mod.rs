@@ -159,7 +159,7 @@ impl Disconnect {
     ///     .layer(DisconnectLayer::new().detachable(Duration::from_secs(10)));
     /// ```
     pub async fn gone(&self) {
-        self.scope.gone_token().cancelled().await;
+        self.scope.gone().await;
     }
 
     /// Whether an end other than a natural one has started: for loops in synchronous code.
@@ -171,7 +171,7 @@ impl Disconnect {
     ///
     /// It is a child: cancelling it cancels nobody else.
     pub fn token(&self) -> CancellationToken {
-        self.scope.gone_token().child_token()
+        self.scope.gone_token()
     }
 
     /// A token that fires when the supervisor begins to drain, before any end.

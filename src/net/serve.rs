@@ -222,8 +222,8 @@ where
     builder.http2().timer(TokioTimer::new());
     let service = TowerToHyperService::new(PerConnection { app, peer });
     let mut served = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
-    let shutdown = supervisor.shutdown_token();
-    let mut aborting = pin!(supervisor.aborting());
+    let shutdown = supervisor.own_shutdown_token();
+    let mut aborting = pin!(supervisor.own_aborting());
     let mut told = false;
     loop {
         tokio::select! {

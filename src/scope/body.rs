@@ -16,10 +16,11 @@ use pin_project::pin_project;
 use self::stages::{Stage, settle};
 use super::{
     detector::Detector,
+    finisher::Finisher,
     inner::{Inner, askable, end_hint, seen},
     judge::Held,
     machine::Scope,
-    owner::{Finisher, Owner},
+    owner::Owner,
 };
 use crate::{
     error::{BodyError, BoxError},

@@ -1,7 +1,6 @@
 //! Where the owner of a movable body is kept, so that an end from outside can take it.
 
 use std::{
-    collections::VecDeque,
     future::poll_fn,
     sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
     task::{Context, Poll, Waker},
@@ -11,7 +10,7 @@ use std::{
 use http_body::SizeHint;
 
 use super::{
-    failure::contained,
+    failure::{contained, quietly},
     limit::Limit,
     machine::Scope,
     movable::{Given, Owned, discard, ended, leave, run_on, runtime_of},
@@ -35,18 +34,23 @@ pub(super) struct Cell {
 
 enum Slot {
     Here(Owned),
-    /// Driven to its end by a task; who has asked meanwhile.
+    /// Torn down by a task; who has asked meanwhile.
     Away(Option<Waker>),
-    /// What it gave there.
-    Back(VecDeque<Given>),
+    /// Torn down. What it gave there goes first; the rest it gives as any owner.
+    Back(Option<Given>, Option<Owned>),
 }
 
 impl Slot {
+    /// Nothing follows.
+    const OVER: Self = Slot::Back(None, None);
+
     fn is_end_stream(&self) -> bool {
         match self {
             Slot::Here(body) => body.is_end_stream(),
             Slot::Away(_) => false,
-            Slot::Back(given) => given.is_empty(),
+            Slot::Back(first, rest) => {
+                first.is_none() && rest.as_ref().is_none_or(|body| body.is_end_stream())
+            }
         }
     }
 
@@ -54,16 +58,16 @@ impl Slot {
     fn is_under_way(&self) -> bool {
         match self {
             Slot::Here(body) => body.scope().is_some() && body.is_under_way(),
-            Slot::Away(_) | Slot::Back(_) => false,
+            Slot::Away(_) | Slot::Back(..) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Slot::Here(body) => body.size_hint(),
-            Slot::Away(_) => SizeHint::default(),
-            Slot::Back(given) if given.is_empty() => SizeHint::with_exact(0),
-            Slot::Back(_) => SizeHint::default(),
+            Slot::Away(_) | Slot::Back(Some(_), _) => SizeHint::default(),
+            Slot::Back(None, Some(body)) => body.size_hint(),
+            Slot::Back(None, None) => SizeHint::with_exact(0),
         }
     }
 }
@@ -116,7 +120,12 @@ impl Cell {
         let replaced = match &mut *slot {
             Slot::Here(_) => None,
             Slot::Away(waker) => waker.replace(cx.waker().clone()),
-            Slot::Back(given) => return Poll::Ready(given.pop_front()),
+            Slot::Back(first, rest) => {
+                return match (first.take(), rest) {
+                    (None, Some(body)) => body.as_mut().poll_frame(cx),
+                    (first, _) => Poll::Ready(first),
+                };
+            }
         };
         drop(slot);
         drop(replaced);
@@ -152,7 +161,7 @@ impl Cell {
 
     /// The connection has gone and the body goes on without it: the server gets an error.
     fn let_go(&self, mut slot: MutexGuard<'_, Slot>) -> Poll<Option<Given>> {
-        let taken = std::mem::replace(&mut *slot, Slot::Back(VecDeque::new()));
+        let taken = std::mem::replace(&mut *slot, Slot::OVER);
         drop(slot);
         if let Slot::Here(body) = taken {
             if let Some((scope, limit)) = leave(&*body) {
@@ -164,7 +173,7 @@ impl Cell {
 
     /// The server has dropped the body.
     pub(super) fn drop_body(&self) {
-        let slot = std::mem::replace(&mut *self.lock(), Slot::Back(VecDeque::new()));
+        let slot = std::mem::replace(&mut *self.lock(), Slot::OVER);
         if let Slot::Here(body) = slot {
             match leave(&*body) {
                 Some((scope, limit)) => run_on(&scope, limit, discard(body)),
@@ -173,7 +182,7 @@ impl Cell {
         }
     }
 
-    /// The end has come from outside: drives the body to its end, although the server does not poll.
+    /// The end has come from outside: the body is torn down, although the server does not poll.
     fn take_over(self: &Arc<Self>) {
         // Whoever waits for a frame has been woken, and asks again.
         match self.try_lock() {
@@ -208,7 +217,7 @@ impl Cell {
         }
     }
 
-    /// Drives the body to its end in a task, if it is here, on behalf of one who waits for it.
+    /// Has a task tear the body down, if it is here, on behalf of one who waits for it.
     fn drive(self: &Arc<Self>, mut slot: MutexGuard<'_, Slot>, waits: Option<Waker>) {
         let Some(runtime) = runtime_of(&self.scope) else {
             drop(slot);
@@ -226,7 +235,7 @@ impl Cell {
         drop(slot);
         let mut driven = Driven {
             body: Some(body),
-            given: VecDeque::new(),
+            back: None,
             cell: self.clone(),
         };
         // The inner body goes here and now, and its panic is not the caller's.
@@ -236,10 +245,10 @@ impl Cell {
     }
 }
 
-/// A body that was taken from its server. Puts back what it gave, also if its task is dropped.
+/// A body that was taken from its server. Is put back once it is torn down, or its task is dropped.
 struct Driven {
     body: Option<Owned>,
-    given: VecDeque<Given>,
+    back: Option<Slot>,
     cell: Arc<Cell>,
 }
 
@@ -250,40 +259,36 @@ impl Driven {
         }
     }
 
+    /// Up to the first that it gives, behind its teardown. An error that waits behind a last frame is for
+    /// whoever takes that.
     async fn run(&mut self) {
         let Some(body) = &mut self.body else { return };
-        while let Some(given) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
-            let over = given.is_err();
-            self.given.push_back(given);
-            if over {
-                break;
-            }
-        }
-        self.body = None;
+        let first = poll_fn(|cx| body.as_mut().poll_frame(cx)).await;
+        self.back = Some(Slot::Back(first, self.body.take()));
     }
 }
 
 impl Drop for Driven {
     fn drop(&mut self) {
-        if self.body.take().is_some() {
+        drop(self.body.take());
+        let back = self.back.take().unwrap_or_else(|| {
             let outcome = self.cell.scope.ending().outcome();
-            self.given.push_back(Err(ended(outcome)));
-        }
-        let given = std::mem::take(&mut self.given);
+            Slot::Back(Some(Err(ended(outcome))), None)
+        });
         let waker = {
             let mut slot = self.cell.lock();
             match &mut *slot {
                 Slot::Away(waker) => {
                     let waker = waker.take();
-                    *slot = Slot::Back(given);
+                    *slot = back;
                     waker
                 }
                 // Dropped meanwhile.
-                Slot::Here(_) | Slot::Back(_) => None,
+                Slot::Here(_) | Slot::Back(..) => None,
             }
         };
         if let Some(waker) = waker {
-            waker.wake();
+            quietly(|| waker.wake());
         }
     }
 }
@@ -296,7 +301,7 @@ impl Scope {
         state.options(self).stall.clone()
     }
 
-    /// Drives the body to its end, if it is kept where it can be taken.
+    /// Has its body torn down, if it is kept where it can be taken.
     pub(super) fn take_over(&self) {
         let cell = self.lock().cell.upgrade();
         if let Some(cell) = cell {

@@ -4,7 +4,7 @@ use std::{
     error::Error,
     fmt,
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -12,7 +12,7 @@ use http::{Response, response::Parts};
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
-use super::{machine::Scope, options::OnLeave};
+use super::machine::Scope;
 use crate::{error::Cause, outcome::EndReport};
 
 /// A response's way back to its scope, in its extensions: it survives boxing and foreign wrappers.
@@ -57,23 +57,6 @@ async fn close_parts<B>(parts: Parts, body: B) -> Result<Option<Arc<EndReport>>,
         Some(report) if report.errors.is_empty() => Ok(Some(report)),
         Some(report) => Err(CloseError { report }),
         None => Ok(None),
-    }
-}
-
-impl Scope {
-    /// It ends when it is left, and so does what answers in it, whatever the handlers chose.
-    fn end_when_left(&self) {
-        let children = {
-            let mut state = self.lock();
-            state.on_leave = OnLeave::Cancel;
-            let work = state.work.as_deref();
-            work.map(|work| work.children.clone()).unwrap_or_default()
-        };
-        let answers = |child: &&Arc<Scope>| child.answers.load(Ordering::Acquire);
-        children
-            .iter()
-            .filter(answers)
-            .for_each(|child| child.end_when_left());
     }
 }
 

@@ -13,7 +13,6 @@ use std::{
 use super::{
     failure::{Failure, FailureKind, Payload, contained, named},
     limit::Limit,
-    state::Early,
 };
 use crate::{
     TaskResult,
@@ -63,6 +62,29 @@ impl CloserFailed {
             },
             Err(error) => Self::new(Outcome::Failed, Cause::from(error)),
         }
+    }
+
+    pub(super) fn has_overrun(&self) -> bool {
+        let failure = self.cause.downcast_ref().map(Failure::kind);
+        matches!(failure, Some(FailureKind::OverranLimit { .. }))
+    }
+}
+
+/// A closer that runs ahead of the teardown.
+pub(super) struct Early {
+    pub(super) key: u64,
+    pub(super) at: &'static Location<'static>,
+    pub(super) limit: Duration,
+    since: tokio::time::Instant,
+    /// The teardown has waited long enough, and counted it as failed.
+    pub(super) given_up: bool,
+}
+
+impl Early {
+    /// How long the teardown waits for it; `None` if it does not any more.
+    pub(super) fn left(&self) -> Option<Duration> {
+        let left = self.limit.saturating_sub(self.since.elapsed());
+        (!self.given_up).then_some(left)
     }
 }
 
@@ -135,6 +157,7 @@ impl Closer {
             at: self.at,
             limit: self.limit.unwrap_or(limit),
             since: tokio::time::Instant::now(),
+            given_up: false,
         }
     }
 

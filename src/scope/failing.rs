@@ -10,7 +10,7 @@ use super::{
     failure::{Failure, contained},
     limit::{Limit, enter},
     machine::Scope,
-    state::{ShutBy, State},
+    state::{Phase, ShutBy, State},
     verdict::{Causes, LastWords, Verdict},
 };
 use crate::{error::BodyError, outcome::Outcome};
@@ -60,6 +60,20 @@ impl Verdict {
 }
 
 impl Scope {
+    /// Makes the frame that a failing body ends with, before its error.
+    ///
+    /// Not of one that has ended: nobody would let go of what makes it.
+    pub(crate) fn on_failure(&self, words: LastWords) {
+        let mut words = Some(words);
+        {
+            let mut state = self.lock();
+            if state.phase != Phase::Done {
+                std::mem::swap(&mut state.work().last_words, &mut words);
+            }
+        }
+        drop(words);
+    }
+
     /// What is shown of a body that is broken while holds keep the scope open.
     pub(super) fn broken(&self, outcome: Outcome, error: Option<BodyError>) -> Option<Verdict> {
         let due = {
@@ -72,16 +86,6 @@ impl Scope {
         };
         self.speak(due);
         self.lock().broken_on(self, outcome, error)
-    }
-
-    /// Between the drops of its owner and of its finisher, a panic that has begun is that of the inner drop.
-    pub(super) fn note_panic_in_drop(&self) {
-        let mut state = self.lock();
-        let dropped = state.dropping.take().filter(|_| std::thread::panicking());
-        let failure = dropped.map(Failure::unseen_panic);
-        let told = failure.map(|failure| state.body_failed(Outcome::Panicked, failure.into()));
-        drop(state);
-        told.unwrap_or_default().fire();
     }
 
     /// Has the last words of a body that fails made. Their panic is a failure like any other.

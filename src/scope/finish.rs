@@ -8,14 +8,17 @@ use std::{
 
 use super::{
     annex::Annex,
-    closers::Closer,
-    failure::{contained, distinct, panic_message},
+    closers::{Closer, Early},
+    failure::{contained, distinct, panic_message, quietly},
     machine::Scope,
     options::Options,
-    state::{Early, Phase, Release, State},
+    state::{Phase, Release, State},
     verdict::{Causes, LastWords, Verdict},
 };
-use crate::outcome::{EndReport, Ending};
+use crate::{
+    error::Cause,
+    outcome::{EndReport, Ending},
+};
 
 /// What the teardown does next.
 pub(super) enum Step {
@@ -40,15 +43,15 @@ pub(super) struct Finished {
     report: Option<Box<(EndReport, Arc<Options>)>>,
     release: Option<Release>,
     // Not needed any more, and dropped outside the lock, since they are the application's.
-    _last_words: Option<LastWords>,
+    last_words: Option<LastWords>,
     waker: Option<Waker>,
     annex: Option<Arc<dyn Annex>>,
 }
 
 impl Finished {
-    /// Steps 5 and 6 of the teardown: the report to the hooks, then the release.
+    /// Steps 5 and 6 of the teardown: the report to the hooks, then the release. Nothing panics out of it.
     pub(super) fn announce(self, scope: &Scope) -> Verdict {
-        drop(self.annex);
+        quietly(|| drop(self.annex));
         if let Some((mut report, options)) = self.report.map(|told| *told) {
             report.errors = distinct(report.errors);
             for hook in &options.on_end {
@@ -69,7 +72,8 @@ impl Finished {
         if let Some(release) = self.release {
             scope.release(release);
         }
-        drop(self.waker);
+        quietly(|| drop(self.waker));
+        quietly(|| drop(self.last_words));
         let done = scope.lock().signals.done();
         done.fire();
         self.verdict
@@ -83,7 +87,7 @@ impl Scope {
         let settled = state.settled;
         let work = state.work();
         work.closing = None;
-        if let Some(left) = work.early.iter().map(Early::left).min() {
+        if let Some(left) = work.early.iter().filter_map(Early::left).min() {
             return Step::Wait(left);
         }
         if let Some(closer) = work.closers.pop() {
@@ -145,7 +149,7 @@ impl Scope {
             verdict,
             report,
             release,
-            _last_words: last_words,
+            last_words,
             waker: state.waker.take(),
             annex,
         }
@@ -156,6 +160,11 @@ impl Scope {
         self.supervisor()
             .release(&self.registration, release.how, release.unrun);
         drop(release.adopted);
+    }
+
+    /// Keeps an error for the report that does not change the outcome.
+    pub(crate) fn keep_error(&self, cause: Cause) {
+        self.lock().add_error(cause);
     }
 
     /// The report of a scope that is done: whoever has the response may close it, also after it has

@@ -16,10 +16,11 @@ use super::{
     body::ScopeBody,
     detector::{Detector, Head, hint_without_body},
     failure::{Failure, FailureKind, contained},
+    finisher::Finisher,
+    head::AtHead,
     judge::{End, Held, Judged, Next},
     machine::Parting,
-    owner::{Finisher, Owner},
-    register::AtHead,
+    owner::Owner,
     verdict::{Verdict, failure_status},
 };
 use crate::{

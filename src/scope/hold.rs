@@ -2,8 +2,14 @@
 
 use std::{fmt, sync::Arc};
 
-use super::machine::Scope;
-use crate::outcome::Outcome;
+use super::{
+    machine::{Scope, Started},
+    state::Phase,
+};
+use crate::{
+    error::{BodyError, Cause},
+    outcome::Outcome,
+};
 
 /// Keeps a scope open past the end of its body, without delaying that end.
 ///
@@ -52,5 +58,49 @@ impl Drop for Hold {
 impl fmt::Debug for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hold").field("scope", &self.scope).finish()
+    }
+}
+
+impl Scope {
+    /// Keeps the scope open past its body; false if it has ended.
+    pub(crate) fn hold(&self) -> bool {
+        let mut state = self.lock();
+        let live = state.phase == Phase::Live;
+        if live {
+            state.used = true;
+            state.work().holds += 1;
+        }
+        live
+    }
+
+    /// A hold goes, with what it makes of the outcome.
+    pub(crate) fn release_hold(self: &Arc<Self>, outcome: Outcome) {
+        let (body_end, held) = {
+            let mut state = self.lock();
+            state.work().holds -= 1;
+            if state.work().held.is_complete() {
+                state.work().held = outcome;
+            }
+            if state.phase != Phase::Live || state.work().holds > 0 {
+                return;
+            }
+            let work = state.work();
+            (work.body_end.clone(), work.held)
+        };
+        match body_end {
+            // The body ended badly before: the first cause wins.
+            Some((first, cause)) if !first.is_complete() => self.end_held(first, cause),
+            _ if !held.is_complete() => {
+                self.interrupt(held, None);
+            }
+            Some((first, cause)) => self.end_held(first, cause),
+            None => {}
+        }
+    }
+
+    fn end_held(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) {
+        if self.start_end(outcome, cause.map(BodyError::from)) == Started::WithoutOwner {
+            super::teardown::detach(self.clone());
+        }
     }
 }

@@ -119,42 +119,6 @@ impl Scope {
         scope
     }
 
-    /// Makes a scope the child of this one, if it has no parent and is not done.
-    ///
-    /// False if it has a parent.
-    pub(super) fn adopt(self: &Arc<Self>, child: Arc<Scope>) -> bool {
-        if child.parent.set(Arc::downgrade(self)).is_err() {
-            return false;
-        }
-        let (settled, ended) = {
-            let mut state = self.lock();
-            let mut theirs = child.lock();
-            let lives_on = theirs.phase != Phase::Done;
-            if lives_on {
-                if !self.supervisor().is(child.supervisor()) {
-                    let name = self.named("body with a scope of its own");
-                    let kept = self.supervisor().background_scope(name, child.as_member());
-                    theirs.work().adopted = Some(kept);
-                }
-                state.work().children.push(child.clone());
-            }
-            let settled = theirs.settled && lives_on;
-            drop(theirs);
-            let unnatural = state.phase != Phase::Live && !state.natural;
-            let ended = unnatural.then(|| (state.outcome, state.cause.clone(), state.shut_by()));
-            (settled, ended)
-        };
-        // It had no parent to tell.
-        if settled {
-            child.tell_parent();
-        }
-        // The parent's end went through its children before this one was among them.
-        if let Some((outcome, cause, by)) = ended {
-            child.end_with_parent(outcome, cause, by);
-        }
-        true
-    }
-
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -174,7 +138,7 @@ impl Scope {
         (self.version < Version::HTTP_11).then_some(&self.connection)
     }
 
-    fn as_member(self: &Arc<Self>) -> Weak<dyn Member> {
+    pub(super) fn as_member(self: &Arc<Self>) -> Weak<dyn Member> {
         let this: Weak<Self> = Arc::downgrade(self);
         this
     }
@@ -302,11 +266,12 @@ impl Scope {
         Parting::Leave(self.broken(outcome, first.map(BodyError::from)))
     }
 
-    /// The owner is about to go while holds are out. True if the end has started meanwhile.
+    /// The owner is about to go while holds are out. True if the end has started meanwhile, and nobody else
+    /// tears down.
     pub(super) fn leave_to_holds(&self) -> bool {
         let mut state = self.lock();
         state.owner_gone = true;
-        state.phase != Phase::Live
+        state.phase == Phase::Ending
     }
 
     pub(super) fn ending(&self) -> Ending {

@@ -38,25 +38,34 @@
 // | `detector` | how a body ended, as a pure state machine |
 // | `machine`, `state` | the steps of a scope's life, and what it knows behind its lock |
 // | `entry` | the scope in the request's extensions: joining, children, views |
+// | `children` | scopes under a scope, and what each is told of the other |
 // | `layer`, `service`, `future`, `body` | the layer and its owner, written once for all views |
+// | `head` | what a scope notes of its response's head |
 // | `movable`, `cell`, `stall` | the mode in which an owner can be taken from its server, and the stall watchdog |
 // | `leaving` | what becomes of a scope whose client stops reading, or leaves |
 // | `inner`, `failing` | how the inner body is asked, and how a body that fails says so |
 // | `judge` | what a step of the inner body means for its client |
 // | `options`, `settings` | what layers can set, and how that of one scope changes |
 // | `rpc` | how a gRPC call came out, as its headers and trailers say |
-// | `owner` | the owner's two guards: one starts the end, one tears down |
+// | `owner`, `finisher` | the owner's two guards: one starts the end, one tears down |
 // | `tasks`, `spawning`, `tracked`, `joining` | the tasks, how they come and end, one of them, and how they are joined |
-// | `teardown`, `closers` | what happens at the end, in its order |
+// | `closers`, `register` | one closer, and how closers come, run early or late, and end |
+// | `hold` | what keeps a scope open past its body |
 // | `annex` | the door for what a view keeps beside them, and the scope ends with |
+// | `signals` | what is told to those who wait for the end |
+// | `teardown`, `driving` | what happens at the end, in its order, whether the server polls or not |
+// | `finish`, `observe` | its steps and the report, and what goes out of that |
+// | `verdict` | what closers and the client are told of the end |
+// | `failure`, `limit` | panics and failures of our own, and time limits, as values |
 // | `connection`, `upload` | what is known of the client: its connection, its request body |
-// | `register` | the doors: closers, holds; the head |
 // | `member` | a scope as its supervisor sees it: snapshots, shutdown |
 // | `close` | awaited close for consumers inside the process |
+// | `standalone` | a scope for one body without a layer |
 
 mod annex;
 mod body;
 mod cell;
+mod children;
 mod close;
 mod closers;
 mod connection;
@@ -66,7 +75,9 @@ mod entry;
 mod failing;
 mod failure;
 mod finish;
+mod finisher;
 mod future;
+mod head;
 mod hold;
 mod inner;
 mod joining;

@@ -1,31 +1,14 @@
-//! The doors of a scope: what views do with it while it lives, and after; and its head.
+//! Closers as they come and go: registered, taken back, run by their key or late; and how they ended.
 
-use std::{
-    future::poll_fn,
-    mem,
-    sync::{Arc, atomic::Ordering},
-    task::Poll,
-};
-
-use http::Response;
+use std::{future::poll_fn, mem, sync::Arc, task::Poll};
 
 use super::{
-    close::ResponseScope,
-    closers::Closer,
-    failure::{Failure, FailureKind, named},
-    machine::{Scope, Started},
-    options::ShutdownKind,
-    state::{Early, Phase, State},
+    closers::{Closer, CloserFailed, Early},
+    failure::{Failure, FailureKind, named, quietly},
+    machine::Scope,
+    state::{Phase, State, Work},
 };
-use crate::{
-    content_encoding,
-    error::{BodyError, Cause},
-    outcome::Outcome,
-    supervisor::{Background, Member},
-};
-
-/// Owner and finisher each hold the scope, and so do a registry and a parent; more holders are views.
-const OWN_HANDLES: usize = 2;
+use crate::{error::Cause, outcome::Outcome, supervisor::Background};
 
 impl Scope {
     /// Registers a closer; after the end it runs at once, with the final ending.
@@ -99,8 +82,47 @@ impl Scope {
         let result = closer.run(ending, limit).await;
         let outcome = result.as_ref().map(|_| ()).map_err(|f| f.cause.clone());
         alone.ran = true;
-        self.closer_ran(result);
+        self.closer_ran(Some(key), result);
         Some(outcome)
+    }
+
+    /// A closer has run; on behalf of its key, if it ran `early`.
+    pub(super) fn closer_ran(&self, early: Option<u64>, result: Result<(), CloserFailed>) {
+        let mut state = self.lock();
+        let work = state.work();
+        let given_up = early.is_some_and(|key| work.early_over(key));
+        let Err(failed) = result else {
+            work.counts.closers_run += 1;
+            return;
+        };
+        work.counts.closers_run += u64::from(failed.ran);
+        // Of one that was given up the teardown has told.
+        work.counts.closers_failed += u64::from(!given_up);
+        if given_up && failed.has_overrun() {
+            return;
+        }
+        // Behind the end nobody else tells: hooks have had their report.
+        let late = (state.phase == Phase::Done && !given_up).then(|| failed.cause.clone());
+        state.note_failure(failed.outcome, failed.cause);
+        drop(state);
+        if let Some(cause) = late {
+            super::observe::failed_late(self, &cause);
+        }
+        if !failed.ran {
+            self.closer_unrun();
+            super::observe::unrun(self);
+        }
+    }
+
+    pub(super) fn closer_unrun(&self) {
+        let mut state = self.lock();
+        state.work().counts.closers_unrun += 1;
+        // What is counted at the release was counted without it.
+        let late = state.phase == Phase::Done && !state.lingering;
+        drop(state);
+        if late {
+            self.supervisor().count_unrun();
+        }
     }
 
     /// Ready once no closer runs ahead of the teardown.
@@ -109,7 +131,7 @@ impl Scope {
             let waker = cx.waker().clone();
             let replaced = {
                 let mut state = self.lock();
-                if state.work().early.is_empty() {
+                if state.work().early.iter().all(|early| early.given_up) {
                     return Poll::Ready(());
                 }
                 state.work().early_waiter.replace(waker)
@@ -128,14 +150,18 @@ impl Scope {
     /// The teardown has waited long enough for some of them: whoever runs them does not poll them.
     pub(super) fn early_overran(&self) {
         let mut state = self.lock();
-        let early = &mut state.work().early;
-        let (overran, others) = mem::take(early)
-            .into_iter()
-            .partition::<Vec<_>, _>(|early| early.left().is_zero());
-        *early = others;
-        for Early { at, limit, .. } in overran {
-            let what = named("closer", at);
-            state.work().stuck.push(what.clone());
+        let work = state.work();
+        let mut overran = Vec::new();
+        for early in &mut work.early {
+            if early.left().is_some_and(|left| left.is_zero()) {
+                early.given_up = true;
+                overran.push((named("closer", early.at), early.limit));
+            }
+        }
+        for (what, limit) in overran {
+            let work = state.work();
+            work.counts.closers_failed += 1;
+            work.stuck.push(what.clone());
             let overran = Failure::new(FailureKind::OverranLimit { what, limit });
             state.note_failure(Outcome::Failed, overran.into());
         }
@@ -145,11 +171,11 @@ impl Scope {
         let waiter = {
             let mut state = self.lock();
             let work = state.work();
-            work.early.retain(|early| early.key != key);
+            work.early_over(key);
             work.early_waiter.take()
         };
         if let Some(waiter) = waiter {
-            waiter.wake();
+            quietly(|| waiter.wake());
         }
     }
 
@@ -157,7 +183,7 @@ impl Scope {
         let ending = self.ending();
         if closer.is_sync() {
             let result = closer.run_sync(ending);
-            self.closer_ran(result);
+            self.closer_ran(None, result);
             return;
         }
         let limit = self.lock().options(self).closer_limit();
@@ -166,128 +192,21 @@ impl Scope {
             let mut alone = alone;
             let result = closer.run(ending, limit).await;
             alone.ran = true;
-            alone.scope.closer_ran(result);
+            alone.scope.closer_ran(None, result);
         };
         let runtime = self.runtime.clone();
         if let Some(runtime) = runtime.or_else(|| tokio::runtime::Handle::try_current().ok()) {
             runtime.spawn(run);
         }
     }
-
-    /// The head has come: notes the status, and what a shutdown would end the body with.
-    ///
-    /// Leaves a handle for `close` if something is registered, or may be.
-    pub(super) fn at_head<B>(self: &Arc<Self>, response: &mut Response<B>) -> AtHead {
-        // A body with a scope of its own, made in the handler: it becomes our child.
-        let child = ResponseScope::take(response.extensions_mut());
-        let has_child = child.is_some();
-        // One that is our child already counts only for what is registered with it.
-        let adopted = child.is_some_and(|child| {
-            child.answers.store(true, Ordering::Release);
-            if self.cloned.load(Ordering::Acquire) {
-                self.hear_of_answer(&child);
-            }
-            self.adopt(child.clone()) || child.lock().used
-        });
-        // A movable child tells its parent that this is the answer.
-        let has_parent = self.parent.get().is_some();
-        let own =
-            OWN_HANDLES + usize::from(self.registration.is_listed()) + usize::from(has_parent);
-        // Counted before the lock is taken: whoever went before has left its word in there.
-        let views = Arc::strong_count(self) > own || Arc::weak_count(self) > 0;
-        let (used, untouched, end_now) = {
-            let mut state = self.lock();
-            state.used |= adopted;
-            state.status = Some(response.status());
-            let is_encoded = || content_encoding::is_encoded(response.headers());
-            state.encoded = (state.used || views) && is_encoded();
-            let policy = state.options(self).shutdown.clone();
-            let end_now = match policy.as_deref().map(|policy| (policy, &policy.kind)) {
-                Some((policy, ShutdownKind::EndNow { .. })) => {
-                    let content_type = response.headers().get(http::header::CONTENT_TYPE);
-                    let content_type = content_type.and_then(|value| value.to_str().ok());
-                    let frame = policy.frame_for(content_type.unwrap_or_default());
-                    state.work().last_frame = frame.filter(|_| !is_encoded());
-                    true
-                }
-                Some((_, ShutdownKind::Abort)) => true,
-                Some((_, ShutdownKind::Finish { .. })) | None => false,
-            };
-            (state.used, state.is_untouched(self), end_now)
-        };
-        let told = has_child || (has_parent && self.movable);
-        if used || told || views {
-            let extensions = response.extensions_mut();
-            extensions.insert(ResponseScope::new(self.clone()));
-        }
-        if end_now && self.supervisor().is_draining() {
-            self.clone().shut_down();
-        }
-        let alone = own == OWN_HANDLES && !self.movable && self.connection.upload().is_none();
-        match (used, views) {
-            (true, _) => AtHead::Used,
-            (false, false) if alone && untouched && !told => AtHead::Unreached,
-            (false, _) => AtHead::Unused,
-        }
-    }
-
-    /// Makes a standalone body's scope known to the layers its response passes, and to `close`.
-    pub(crate) fn announce_in(scope: Arc<Self>, extensions: &mut http::Extensions) {
-        extensions.insert(ResponseScope::new(scope));
-    }
-
-    /// Keeps the scope open past its body; false if it has ended.
-    pub(crate) fn hold(&self) -> bool {
-        let mut state = self.lock();
-        let live = state.phase == Phase::Live;
-        if live {
-            state.used = true;
-            state.work().holds += 1;
-        }
-        live
-    }
-
-    /// A hold goes, with what it makes of the outcome.
-    pub(crate) fn release_hold(self: &Arc<Self>, outcome: Outcome) {
-        let (body_end, held) = {
-            let mut state = self.lock();
-            state.work().holds -= 1;
-            if state.work().held.is_complete() {
-                state.work().held = outcome;
-            }
-            if state.phase != Phase::Live || state.work().holds > 0 {
-                return;
-            }
-            let work = state.work();
-            (work.body_end.clone(), work.held)
-        };
-        match body_end {
-            // The body ended badly before: the first cause wins.
-            Some((first, cause)) if !first.is_complete() => self.end_held(first, cause),
-            _ if !held.is_complete() => {
-                self.interrupt(held, None);
-            }
-            Some((first, cause)) => self.end_held(first, cause),
-            None => {}
-        }
-    }
-
-    fn end_held(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) {
-        if self.start_end(outcome, cause.map(BodyError::from)) == Started::WithoutOwner {
-            super::teardown::detach(self.clone());
-        }
-    }
 }
 
-/// How a scope stands when its head comes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AtHead {
-    /// Something is registered.
-    Used,
-    /// Nothing yet.
-    Unused,
-    /// Nothing, nobody is left who could, and nobody hears of the end: neither its start nor how.
-    Unreached,
+impl Work {
+    /// The closer with this key does not run ahead any more. True if the teardown had given it up.
+    fn early_over(&mut self, key: u64) -> bool {
+        let at = self.early.iter().position(|early| early.key == key);
+        at.is_some_and(|at| self.early.swap_remove(at).given_up)
+    }
 }
 
 /// A closer that runs outside the teardown: registered after the end, or run early by its key.

@@ -12,10 +12,11 @@ use tower_service::Service;
 use super::{
     body::ScopeBody,
     entry::{Arriving, Entered, View, enter},
+    finisher::Finisher,
     future::ScopeFuture,
     layer::{Fixed, Mode, Movable, ScopeLayer},
     movable::{MovableBody, MovableFuture},
-    owner::{Finisher, Owner},
+    owner::Owner,
 };
 use crate::error::BoxError;
 

@@ -10,6 +10,9 @@ use crate::outcome::Outcome;
 pub(super) struct Signals {
     /// Any start of the end but a natural one.
     gone: Lazy,
+    /// The same, as it is handed out. Apart, since a token wakes its children's waiters before its own: one
+    /// whose waker panics would keep those from being told who wait for `gone`.
+    handed_out: Lazy,
     /// Any start of the end.
     ended: Lazy,
     /// The teardown is finished and reported.
@@ -45,15 +48,13 @@ impl Lazy {
 /// Tokens to be fired once the lock is released: their wakers run application code.
 #[derive(Default)]
 #[must_use = "the signals still have to be fired"]
-pub(super) struct Fire(Option<CancellationToken>, Option<CancellationToken>);
+pub(super) struct Fire([Option<CancellationToken>; 3]);
 
 impl Fire {
     pub(super) fn fire(self) {
-        // A waker that panics keeps nobody else from what follows.
-        if let Some(token) = self.0 {
-            quietly(|| token.cancel());
-        }
-        if let Some(token) = self.1 {
+        // A waker that panics keeps nobody from the signals that follow; of who waits for the same, some may
+        // not be woken.
+        for token in self.0.into_iter().flatten() {
             quietly(|| token.cancel());
         }
     }
@@ -62,29 +63,39 @@ impl Fire {
 impl Signals {
     /// Nobody has asked for a token.
     pub(super) fn are_unheard(&self) -> bool {
-        let tokens = [&self.gone, &self.ended, &self.done];
+        let tokens = [&self.gone, &self.ended, &self.done, &self.handed_out];
         tokens.iter().all(|signal| signal.token.is_none())
     }
 
     pub(super) fn end_started(&mut self, natural: bool) -> Fire {
-        let gone = if natural { None } else { self.gone.fire() };
-        Fire(gone, self.ended.fire())
+        let Fire([handed_out, gone, _]) = self.body_ended(natural);
+        Fire([handed_out, gone, self.ended.fire()])
     }
 
     /// The body ended while holds keep the scope open: an unnatural end is known at once.
     pub(super) fn body_ended(&mut self, natural: bool) -> Fire {
-        Fire(if natural { None } else { self.gone.fire() }, None)
+        match natural {
+            true => Fire::default(),
+            // In this order: who hears of it finds his token cancelled.
+            false => Fire([self.handed_out.fire(), self.gone.fire(), None]),
+        }
     }
 
     pub(super) fn done(&mut self) -> Fire {
-        Fire(self.done.fire(), None)
+        Fire([self.done.fire(), None, None])
     }
 }
 
 impl Scope {
-    /// Fires at any start of the end but a natural one. Shared: hand out children of it.
+    /// Fires at any start of the end but a natural one. A child: cancelling it cancels nobody else.
     pub(crate) fn gone_token(&self) -> CancellationToken {
-        self.lock().signals.gone.token()
+        self.lock().signals.handed_out.token().child_token()
+    }
+
+    /// Waits for any start of the end but a natural one.
+    pub(crate) async fn gone(&self) {
+        let token = self.lock().signals.gone.token();
+        token.cancelled().await;
     }
 
     pub(crate) fn is_gone(&self) -> bool {
@@ -144,7 +155,7 @@ mod tests {
         // Between the lock and the firing, somebody asks.
         let asked = signal.token();
         assert_eq!((woken.0.load(SeqCst), asked.is_cancelled()), (0, false));
-        Fire(fire, None).fire();
+        Fire([fire, None, None]).fire();
         assert_eq!((woken.0.load(SeqCst), asked.is_cancelled()), (1, true));
     }
 

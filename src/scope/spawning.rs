@@ -10,13 +10,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    failure::{Failure, FailureKind, contained},
+    failure::{Failure, FailureKind, contained, quietly},
     machine::Scope,
     options::FailurePolicy,
     state::{Phase, State, Work},
     tasks::{Cancellation, Feed, Slot, TaskKey, TaskKind},
     tracked::{TaskEnd, TaskReport, Tracked},
-    verdict::LastWords,
 };
 use crate::{TaskResult, error::Cause, outcome::Outcome};
 
@@ -166,25 +165,6 @@ impl Scope {
         (ended && feeds.is_empty()) || feeds.iter().any(|feed| feed.is_cut())
     }
 
-    /// Makes the frame that a failing body ends with, before its error.
-    ///
-    /// Not of one that has ended: nobody would let go of what makes it.
-    pub(crate) fn on_failure(&self, words: LastWords) {
-        let mut words = Some(words);
-        {
-            let mut state = self.lock();
-            if state.phase != Phase::Done {
-                std::mem::swap(&mut state.work().last_words, &mut words);
-            }
-        }
-        drop(words);
-    }
-
-    /// Keeps an error for the report that does not change the outcome.
-    pub(crate) fn keep_error(&self, cause: Cause) {
-        self.lock().add_error(cause);
-    }
-
     /// For as many tasks as may run at once; none if any number may.
     pub(crate) fn places(&self) -> Option<Arc<Semaphore>> {
         let mut state = self.lock();
@@ -299,11 +279,11 @@ impl Scope {
         if let Some(keeper) = keeper {
             keeper.abort();
         }
-        if let Some(waker) = waker {
-            waker.wake();
-        }
         if let Some(release) = release {
             self.release(release);
+        }
+        if let Some(waker) = waker {
+            quietly(|| waker.wake());
         }
     }
 

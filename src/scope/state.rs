@@ -13,7 +13,7 @@ use http::StatusCode;
 use super::{
     annex::Slot,
     cell::Cell,
-    closers::Closer,
+    closers::{Closer, Early},
     failure::{Failure, FailureKind, is_itself},
     machine::Scope,
     options::{OnLeave, Options},
@@ -126,21 +126,6 @@ pub(super) struct Work {
     pub(super) lost: u64,
     pub(super) errors: Vec<Cause>,
     pub(super) stuck: Vec<String>,
-}
-
-/// A closer that runs ahead of the teardown.
-pub(super) struct Early {
-    pub(super) key: u64,
-    pub(super) at: &'static Location<'static>,
-    pub(super) limit: Duration,
-    pub(super) since: tokio::time::Instant,
-}
-
-impl Early {
-    /// How long it may still take.
-    pub(super) fn left(&self) -> Duration {
-        self.limit.saturating_sub(self.since.elapsed())
-    }
 }
 
 impl Work {

@@ -238,7 +238,8 @@ pub(super) struct Cancellation {
 impl Cancellation {
     /// True if that ends a body.
     pub(super) fn carry_out(self) -> bool {
-        // Each of them is told, whatever the others say, and whatever their wakers do.
+        // Each of them, whatever the others do. Whose token is behind a waker that panics may not be woken,
+        // and is aborted once the grace is over.
         if let Some(token) = self.token {
             quietly(|| token.cancel());
         }

@@ -288,7 +288,7 @@ impl Upload {
                 state.aborted = true;
                 state.waker.take()
             };
-            waker.into_iter().for_each(Waker::wake);
+            waker.into_iter().for_each(|waker| quietly(|| waker.wake()));
         }
     }
 
@@ -296,7 +296,7 @@ impl Upload {
     fn unread(&self, body: impl Lengths + 'static) {
         if self.keep(Unread(Some(Box::pin(body)))) {
             let waker = self.state().waker.take();
-            waker.into_iter().for_each(Waker::wake);
+            waker.into_iter().for_each(|waker| quietly(|| waker.wake()));
         }
     }
 

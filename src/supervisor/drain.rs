@@ -5,7 +5,6 @@ use std::{fmt, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
 use super::{Released, Supervisor};
-use crate::scope::quietly;
 
 /// What a drain found: how many scopes ended in which way, and what was left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -114,7 +113,7 @@ impl Supervisor {
                 member.abort();
             }
             // Behind them: they may say how their connections are to end.
-            quietly(|| self.inner.aborting.cancel());
+            self.inner.aborting.fire();
             self.idle_by(end).await;
         }
         let mut report = self.tally().report.clone();

@@ -92,10 +92,24 @@ struct Inner {
     background: Mutex<Slab<Kept>>,
     /// The same as the token's state, cheap to read for every request.
     is_draining: AtomicBool,
-    draining: CancellationToken,
-    aborting: CancellationToken,
+    draining: Signal,
+    aborting: Signal,
     changed: Notify,
     tally: Mutex<Tally>,
+}
+
+/// A token of ours, and one to hand out: whose waker panics there keeps nobody of ours from being told.
+#[derive(Default)]
+struct Signal {
+    own: CancellationToken,
+    handed_out: CancellationToken,
+}
+
+impl Signal {
+    fn fire(&self) {
+        quietly(|| self.handed_out.cancel());
+        quietly(|| self.own.cancel());
+    }
 }
 
 /// A piece of work outside the teardown of its scope.
@@ -122,8 +136,8 @@ impl Supervisor {
                 registry,
                 background: Mutex::default(),
                 is_draining: AtomicBool::new(false),
-                draining: CancellationToken::new(),
-                aborting: CancellationToken::new(),
+                draining: Signal::default(),
+                aborting: Signal::default(),
                 changed: Notify::new(),
                 tally: Mutex::new(Tally::default()),
             }),
@@ -165,18 +179,29 @@ impl Supervisor {
 
     fn announce(&self) {
         self.inner.is_draining.store(true, Ordering::Release);
-        // Whose waker panics keeps nobody else from being told.
-        quietly(|| self.inner.draining.cancel());
+        self.inner.draining.fire();
     }
 
     /// A token that fires when the shutdown begins. A child: cancelling it stops nobody else.
     pub fn shutdown_token(&self) -> CancellationToken {
-        self.inner.draining.child_token()
+        self.inner.draining.handed_out.child_token()
+    }
+
+    /// The same, for what must not depend on the wakers of others.
+    #[cfg(feature = "net")]
+    pub(crate) fn own_shutdown_token(&self) -> CancellationToken {
+        self.inner.draining.own.child_token()
     }
 
     /// Ready when a drain has run out of patience: servers close their connections then.
     pub fn aborting(&self) -> impl Future<Output = ()> + Send + use<> {
-        self.inner.aborting.clone().cancelled_owned()
+        self.inner.aborting.handed_out.clone().cancelled_owned()
+    }
+
+    /// The same, for what must not depend on the wakers of others.
+    #[cfg(feature = "net")]
+    pub(crate) fn own_aborting(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.inner.aborting.own.clone().cancelled_owned()
     }
 
     /// Enters a new scope; `build` makes it around its registration.
@@ -201,8 +226,13 @@ impl Supervisor {
             }
         });
         drop(removed);
+        self.tell_drains();
+    }
+
+    /// They look at what is left.
+    fn tell_drains(&self) {
         if self.is_draining() {
-            self.inner.changed.notify_waiters();
+            quietly(|| self.inner.changed.notify_waiters());
         }
     }
 
@@ -292,8 +322,6 @@ impl Drop for Background {
     fn drop(&mut self) {
         let kept = self.supervisor.in_background().try_remove(self.key);
         drop(kept);
-        if self.supervisor.is_draining() {
-            self.supervisor.inner.changed.notify_waiters();
-        }
+        self.supervisor.tell_drains();
     }
 }

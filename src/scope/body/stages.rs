@@ -14,10 +14,11 @@ use crate::{
     scope::{
         failing::Failing,
         failure::contained,
+        finisher::Finisher,
         inner::{Inner, end_hint, poll_inner},
         judge::{End, Held, Judged, Next},
         machine::Parting,
-        owner::{Finisher, Owner},
+        owner::Owner,
     },
 };
 
