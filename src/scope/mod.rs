@@ -51,6 +51,7 @@
 // | `annex` | the door for what a view keeps beside them, and the scope ends with |
 // | `connection`, `upload` | what is known of the client: its connection, its request body |
 // | `register` | the doors: closers, holds; the head |
+// | `standalone` | bodies with a scope of their own, written once for all views |
 // | `member` | a scope as its supervisor sees it: snapshots, shutdown |
 // | `close` | awaited close for consumers inside the process |
 
@@ -102,7 +103,7 @@ pub use close::{CloseError, Closing, close, closing};
 pub(crate) use closers::Closer;
 #[cfg(feature = "bridge")]
 pub(crate) use closers::Unrun;
-pub(crate) use entry::sealed::Sealed;
+pub(crate) use entry::sealed::{Sealed, Standalone};
 pub use entry::{MissingLayer, View};
 pub(crate) use failure::quietly;
 pub use failure::{Failure, FailureKind};
@@ -119,6 +120,8 @@ pub use movable::{MovableBody, MovableFuture};
 pub use options::{FailurePolicy, OnLeave, Shutdown};
 pub use service::ScopeService;
 pub(crate) use spawning::Refused;
+pub use standalone::ViewBody;
+pub(crate) use standalone::unknown;
 pub(crate) use tasks::{Feed, TaskKey, TaskKind};
 pub use upload::{DrainRequest, DrainRequestService, RequestBody};
 pub(crate) use verdict::LastWords;
