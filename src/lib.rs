@@ -146,7 +146,10 @@ pub use compression::CompressionLayer;
 pub use disconnect::{Disconnect, DisconnectLayer};
 pub use error::{BodyError, BoxError, Cause, TaskResult};
 pub use outcome::{Counts, EndReport, Ending, Outcome};
-pub use scope::{Hold, MissingLayer, Shutdown, close, closing};
+pub use scope::{
+    CloseError, Closing, Failure, FailureKind, FailurePolicy, Hold, MissingLayer, OnLeave,
+    Shutdown, close, closing,
+};
 pub use stack::Stack;
 pub use supervisor::{DrainReport, LiveScope, Supervisor};
 pub use task_group::{FrameSender, TaskGroup, TaskGroupBody, TaskGroupLayer};
