@@ -151,7 +151,7 @@ pub use scope::{
     Shutdown, close, closing,
 };
 pub use stack::Stack;
-pub use supervisor::{DrainReport, LiveScope, Supervisor};
+pub use supervisor::{DrainReport, LiveScope, Phase, Supervisor};
 pub use task_group::{FrameSender, TaskGroup, TaskGroupBody, TaskGroupLayer};
 /// From `tokio-util`: what graceful tasks are given, and views give out.
 pub use tokio_util::sync::CancellationToken;
