@@ -1,5 +1,4 @@
 //! Bodies with a scope of their own have the same methods, whatever their view.
-#![cfg(feature = "testing")]
 
 use std::{
     sync::{Arc, Mutex},
