@@ -20,6 +20,7 @@
 //! | `bodyguard_closers_run_total` | counter | |
 //! | `bodyguard_closers_failed_total` | counter | |
 //! | `bodyguard_closers_unrun_total` | counter | |
+//! | `bodyguard_tasks_joined_total` | counter | |
 //! | `bodyguard_tasks_failed_total` | counter | |
 //! | `bodyguard_tasks_panicked_total` | counter | |
 //! | `bodyguard_tasks_cancelled_total` | counter | |
@@ -31,7 +32,8 @@
 //!
 //! Durations run from the call to the first data frame, to the start of the end, and from there to the
 //! report. The last five are
-//! those of `CompressionStats`, summed over all layers.
+//! those of `CompressionStats`, summed over all layers. How many responses are live says
+//! [`Supervisor::active`](crate::Supervisor::active).
 
 // | file | what it is |
 // |---|---|

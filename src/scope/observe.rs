@@ -144,6 +144,7 @@ fn measure(report: &EndReport) {
     metrics::counter!("bodyguard_closers_run_total").increment(counts.closers_run);
     metrics::counter!("bodyguard_closers_failed_total").increment(counts.closers_failed);
     metrics::counter!("bodyguard_closers_unrun_total").increment(counts.closers_unrun);
+    metrics::counter!("bodyguard_tasks_joined_total").increment(counts.tasks_joined);
     metrics::counter!("bodyguard_tasks_failed_total").increment(counts.tasks_failed);
     metrics::counter!("bodyguard_tasks_panicked_total").increment(counts.tasks_panicked);
     metrics::counter!("bodyguard_tasks_cancelled_total").increment(counts.tasks_cancelled);
