@@ -18,7 +18,7 @@
     doc = "```ignore"
 )]
 //! use axum::{Router, response::IntoResponse, routing::get};
-//! use bodyguard::{Cleanup, Stack, Supervisor, TaskGroup, net};
+//! use bodyguard::{Cleanup, Stack, TaskGroup, net};
 //!
 //! async fn feed(group: TaskGroup, cleanup: Cleanup) -> impl IntoResponse {
 //!     // Runs exactly once, before the client sees the end, or when the client has left.
@@ -43,13 +43,10 @@
 //!
 //! #[tokio::main]
 //! async fn main() -> std::io::Result<()> {
-//!     let supervisor = Supervisor::new();
-//!     let app = Router::new()
-//!         .route("/feed", get(feed))
-//!         .layer(Stack::new().supervisor(&supervisor));
+//!     let app = Router::new().route("/feed", get(feed)).layer(Stack::new());
 //!     let listener = net::WatchedListener::bind("127.0.0.1:3000").await?;
+//!     // To ask who is live, give the layers and the server one `.supervisor(&supervisor)`.
 //!     let report = net::serve(listener, app)
-//!         .supervisor(&supervisor)
 //!         // A service manager sends SIGTERM: see `tokio::signal::unix`.
 //!         .shutdown(async {
 //!             if tokio::signal::ctrl_c().await.is_err() {
