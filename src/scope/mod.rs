@@ -1,39 +1,6 @@
 //! The one machine under all views: what a request started ends when its body does.
 //!
-//! # What goes out
-//! With the feature `tracing`: for every response the event `response ended`, target `bodyguard`, level
-//! `DEBUG`, or `WARN` if anything failed. Its fields: `scope`, `method`, `path` (no query), `outcome`,
-//! `status`, `bytes`, `frames`, `client_gone`, `first_frame_ms`, `duration_ms`, `teardown_ms`,
-//! `closers_run`, `closers_failed`, `closers_unrun`, `tasks_joined`, `tasks_failed`, `tasks_cancelled`,
-//! `tasks_panicked`, `stuck` (how many), `errors` (how many), `error` (the first). Closers that did not
-//! run to their end, and a hook that panicked, are events of level `ERROR` besides.
-//!
-//! With the feature `metrics`:
-//!
-//! | metric | kind | label |
-//! |---|---|---|
-//! | `bodyguard_responses_total` | counter | `outcome` |
-//! | `bodyguard_response_duration_seconds` | histogram | `outcome` |
-//! | `bodyguard_response_bytes_total` | counter | |
-//! | `bodyguard_first_frame_seconds` | histogram | |
-//! | `bodyguard_teardown_seconds` | histogram | |
-//! | `bodyguard_closers_run_total` | counter | |
-//! | `bodyguard_closers_failed_total` | counter | |
-//! | `bodyguard_closers_unrun_total` | counter | |
-//! | `bodyguard_tasks_joined_total` | counter | |
-//! | `bodyguard_tasks_failed_total` | counter | |
-//! | `bodyguard_tasks_panicked_total` | counter | |
-//! | `bodyguard_tasks_cancelled_total` | counter | |
-//! | `bodyguard_compression_streams` | gauge | |
-//! | `bodyguard_compression_parked` | gauge | |
-//! | `bodyguard_compression_resident` | gauge | |
-//! | `bodyguard_compression_bytes_in_total` | counter | |
-//! | `bodyguard_compression_bytes_out_total` | counter | |
-//!
-//! Durations run from the call to the first data frame, to the start of the end, and from there to the
-//! report. The last five are
-//! those of `CompressionStats`, summed over all layers. How many responses are live says
-//! [`Supervisor::active`](crate::Supervisor::active).
+//! What it tells `tracing` and `metrics` is in [Observability](crate#observability).
 
 // | file | what it is |
 // |---|---|

@@ -8,7 +8,7 @@ use crate::{error::Cause, outcome::EndReport};
 /// Whether anybody listens, so that clocks are worth reading.
 pub(super) const ON: bool = cfg!(any(feature = "tracing", feature = "metrics"));
 
-/// The end report, as the event and the metrics that the `scope` module documents.
+/// The end report, as the event and the metrics that the crate documents under "Observability".
 pub(super) fn ended(report: &EndReport) {
     #[cfg(feature = "tracing")]
     trace(report);
