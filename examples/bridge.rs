@@ -12,7 +12,7 @@ use std::{cell::Cell, convert::Infallible, rc::Rc, time::Duration};
 
 use axum::{Router, body::Body, extract::Request, response::Response, routing::get};
 use bodyguard::{
-    BoxError, Bridge, BridgeLayer, Supervisor,
+    BoxError, Bridge, BridgeLayer,
     bridge::{BridgeError, Cx, Next, NextError, SyncBody, from_fn_sync, sync_handler},
     net,
 };
@@ -59,18 +59,16 @@ async fn rows(bridge: Bridge) -> SyncBody {
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let supervisor = Supervisor::new();
     let app = Router::new()
         .route("/row", get(sync_handler(row)))
         .route("/rows", get(rows))
         .layer(from_fn_sync(open))
-        .layer(BridgeLayer::new().supervisor(&supervisor));
+        .layer(BridgeLayer::new());
 
     let bind = std::env::var("BIND").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
     let listener = net::WatchedListener::bind(&bind).await?;
     println!("listening on http://{}", listener.local_addr()?);
     let report = net::serve(listener, app)
-        .supervisor(&supervisor)
         .shutdown(async { tokio::signal::ctrl_c().await.expect("Ctrl-C is heard") })
         .await?;
     println!("drained: {report}");

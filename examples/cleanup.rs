@@ -11,7 +11,7 @@
 use std::{sync::Arc, sync::atomic::AtomicU32, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use axum::{Router, body::Body, http::StatusCode, routing::get};
-use bodyguard::{BoxError, Cleanup, CleanupLayer, Ending, Supervisor, TaskResult, net};
+use bodyguard::{BoxError, Cleanup, CleanupLayer, Ending, TaskResult, net};
 use futures_util::{StreamExt, stream};
 use tokio::time::sleep;
 
@@ -62,16 +62,14 @@ async fn refused(cleanup: Cleanup) -> (StatusCode, &'static str) {
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let supervisor = Supervisor::new();
     let app = Router::new()
         .route("/import", get(import))
         .route("/refused", get(refused))
-        .layer(CleanupLayer::new().supervisor(&supervisor));
+        .layer(CleanupLayer::new());
     let bind = std::env::var("BIND").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
     let listener = net::WatchedListener::bind(&bind).await?;
     println!("listening on http://{}", listener.local_addr()?);
     let report = net::serve(listener, app)
-        .supervisor(&supervisor)
         .shutdown(async { tokio::signal::ctrl_c().await.expect("Ctrl-C is heard") })
         .await?;
     println!("drained: {report}");

@@ -14,7 +14,7 @@
 //! ```
 
 use axum::{Router, extract::Path, http::StatusCode, routing::get};
-use bodyguard::{BoxError, Disconnect, DisconnectLayer, EndReport, Supervisor, net};
+use bodyguard::{BoxError, Disconnect, DisconnectLayer, EndReport, net};
 
 /// Where a search that gave up had got to.
 struct Stopped(u64);
@@ -57,16 +57,14 @@ fn print(report: &EndReport) {
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let supervisor = Supervisor::new();
     let app = Router::new()
         .route("/factor/{n}", get(factor))
-        .layer(DisconnectLayer::new().supervisor(&supervisor).on_end(print));
+        .layer(DisconnectLayer::new().on_end(print));
 
     let bind = std::env::var("BIND").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
     let listener = net::WatchedListener::bind(&bind).await?;
     println!("listening on http://{}", listener.local_addr()?);
     net::serve(listener, app)
-        .supervisor(&supervisor)
         .shutdown(async { tokio::signal::ctrl_c().await.expect("Ctrl-C is heard") })
         .await?;
     Ok(())

@@ -13,7 +13,7 @@
 use std::time::Duration;
 
 use bodyguard::{
-    BoxError, Cleanup, CleanupLayer, CompressionLayer, Supervisor, TaskGroup, TaskGroupLayer, net,
+    BoxError, Cleanup, CleanupLayer, CompressionLayer, TaskGroup, TaskGroupLayer, net,
     scope::MissingLayer, task_group::GroupBody,
 };
 use http::{HeaderValue, Request, Response, header::CONTENT_TYPE};
@@ -42,12 +42,11 @@ async fn count(request: Request<Incoming>) -> Result<Response<GroupBody>, Missin
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let supervisor = Supervisor::new();
     // The first layer is the outermost. Compression goes outside, so that the others see the
     // handler's own bytes; the order of those among themselves does not matter.
     let service = ServiceBuilder::new()
         .layer(CompressionLayer::new())
-        .layer(CleanupLayer::new().supervisor(&supervisor))
+        .layer(CleanupLayer::new())
         .layer(TaskGroupLayer::new())
         .service_fn(count);
 
@@ -55,7 +54,6 @@ async fn main() -> Result<(), BoxError> {
     let listener = net::WatchedListener::bind(&bind).await?;
     println!("listening on http://{}", listener.local_addr()?);
     let report = net::serve(listener, service)
-        .supervisor(&supervisor)
         .deadline(Duration::from_secs(10))
         .shutdown(async { tokio::signal::ctrl_c().await.expect("Ctrl-C is heard") })
         .await?;

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use axum::{Router, routing::get};
 use bodyguard::{
-    BoxError, EndReport, FrameSender, Supervisor, TaskGroup, TaskGroupBody, TaskGroupLayer,
-    TaskResult, net, task_group::GroupBody,
+    BoxError, EndReport, FrameSender, TaskGroup, TaskGroupBody, TaskGroupLayer, TaskResult, net,
+    task_group::GroupBody,
 };
 use tokio::time::sleep;
 
@@ -61,17 +61,15 @@ fn print(report: &EndReport) {
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let supervisor = Supervisor::new();
     let app = Router::new()
         .route("/", get(merged))
         .route("/alone", get(alone))
         .route("/broken", get(broken))
-        .layer(TaskGroupLayer::new().supervisor(&supervisor).on_end(print));
+        .layer(TaskGroupLayer::new().on_end(print));
     let bind = std::env::var("BIND").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
     let listener = net::WatchedListener::bind(&bind).await?;
     println!("listening on http://{}", listener.local_addr()?);
     let report = net::serve(listener, app)
-        .supervisor(&supervisor)
         .shutdown(async { tokio::signal::ctrl_c().await.expect("Ctrl-C is heard") })
         .await?;
     println!("drained: {report}");

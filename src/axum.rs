@@ -9,10 +9,9 @@ use bytes::Bytes;
 use http::{StatusCode, request::Parts};
 
 use crate::{
-    Cleanup, Disconnect, MissingLayer, TaskGroup, TaskGroupBody,
-    cleanup::CleanupBody,
-    disconnect::{DisconnectBody, NotDetachable},
-    scope::{MovableBody, ScopeBody, View},
+    Cleanup, Disconnect, MissingLayer, TaskGroup,
+    disconnect::NotDetachable,
+    scope::{MovableBody, ScopeBody, Standalone, View, ViewBody},
     task_group::{FrameBody, GroupBody},
 };
 
@@ -73,27 +72,20 @@ macro_rules! respond {
 
 respond!(FrameBody, GroupBody, MovableBody, ScopeBody<B> where B);
 
-// These have a scope of their own, which the layers around have to know.
-impl<B> IntoResponse for CleanupBody<B>
+// These have a scope of their own, which the layers around have to know. One impl for each kind of body
+// and not one for all: it says what data an inner body has to have.
+impl<B, V> IntoResponse for ViewBody<ScopeBody<B>, V>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<crate::BoxError>,
+    V: Standalone + Send + 'static,
 {
     fn into_response(self) -> Response {
         self.into_http().map(Body::new)
     }
 }
 
-impl<T> IntoResponse for DisconnectBody<T>
-where
-    T: http_body::Body<Data = Bytes, Error = crate::BodyError> + Send + 'static,
-{
-    fn into_response(self) -> Response {
-        self.into_http().map(Body::new)
-    }
-}
-
-impl IntoResponse for TaskGroupBody {
+impl<V: Standalone + Send + 'static> IntoResponse for ViewBody<MovableBody, V> {
     fn into_response(self) -> Response {
         self.into_http().map(Body::new)
     }

@@ -18,7 +18,7 @@
     doc = "```ignore"
 )]
 //! use axum::{Router, response::IntoResponse, routing::get};
-//! use bodyguard::{Cleanup, Stack, Supervisor, TaskGroup, net};
+//! use bodyguard::{Cleanup, Stack, TaskGroup, net};
 //!
 //! async fn feed(group: TaskGroup, cleanup: Cleanup) -> impl IntoResponse {
 //!     // Runs exactly once, before the client sees the end, or when the client has left.
@@ -43,13 +43,10 @@
 //!
 //! #[tokio::main]
 //! async fn main() -> std::io::Result<()> {
-//!     let supervisor = Supervisor::new();
-//!     let app = Router::new()
-//!         .route("/feed", get(feed))
-//!         .layer(Stack::new().supervisor(&supervisor));
+//!     let app = Router::new().route("/feed", get(feed)).layer(Stack::new());
 //!     let listener = net::WatchedListener::bind("127.0.0.1:3000").await?;
+//!     // To ask who is live, give the layers and the server one `.supervisor(&supervisor)`.
 //!     let report = net::serve(listener, app)
-//!         .supervisor(&supervisor)
 //!         // A service manager sends SIGTERM: see `tokio::signal::unix`.
 //!         .shutdown(async {
 //!             if tokio::signal::ctrl_c().await.is_err() {
@@ -98,6 +95,46 @@
 //! - A [`GroupBody`](task_group::GroupBody) is judged by the layer of its group: sent as a response from
 //!   outside that layer, it ends cleanly whatever its tasks came to.
 //!
+//! # Observability
+//!
+//! In the process: an [`EndReport`] for each response by [`on_end`](scope::ScopeLayer::on_end), live ones
+//! by [`Supervisor::snapshot`].
+//!
+//! With the feature `tracing`: for every response the event `response ended`, target `bodyguard`, level
+//! `DEBUG`, or `WARN` if anything failed. Its fields: `scope`, `method`, `path` (no query), `outcome`,
+//! `status`, `bytes`, `frames`, `client_gone`, `first_frame_ms`, `duration_ms`, `teardown_ms`,
+//! `closers_run`, `closers_failed`, `closers_unrun`, `tasks_joined`, `tasks_failed`, `tasks_cancelled`,
+//! `tasks_panicked`, `stuck` (how many), `errors` (how many), `error` (the first). Closers that did not
+//! run to their end, closers that failed behind the end, and a hook that panicked, are events of level
+//! `ERROR` besides; so are accepts that fail, and errors of the bridge that become the answer. A connection
+//! that cannot be watched is a `WARN`.
+//!
+//! With the feature `metrics`:
+//!
+//! | metric | kind | label |
+//! |---|---|---|
+//! | `bodyguard_responses_total` | counter | `outcome` |
+//! | `bodyguard_response_duration_seconds` | histogram | `outcome` |
+//! | `bodyguard_response_bytes_total` | counter | |
+//! | `bodyguard_first_frame_seconds` | histogram | |
+//! | `bodyguard_teardown_seconds` | histogram | |
+//! | `bodyguard_closers_run_total` | counter | |
+//! | `bodyguard_closers_failed_total` | counter | |
+//! | `bodyguard_closers_unrun_total` | counter | |
+//! | `bodyguard_tasks_joined_total` | counter | |
+//! | `bodyguard_tasks_failed_total` | counter | |
+//! | `bodyguard_tasks_panicked_total` | counter | |
+//! | `bodyguard_tasks_cancelled_total` | counter | |
+//! | `bodyguard_compression_streams` | gauge | |
+//! | `bodyguard_compression_parked` | gauge | |
+//! | `bodyguard_compression_resident` | gauge | |
+//! | `bodyguard_compression_bytes_in_total` | counter | |
+//! | `bodyguard_compression_bytes_out_total` | counter | |
+//!
+//! Durations run from the call to the first data frame, to the start of the end, and from there to the
+//! report. The last five are those of `CompressionStats`, summed over all layers. How many
+//! responses are live says [`Supervisor::active`].
+//!
 //! # Features
 //!
 //! | feature | default | what |
@@ -107,7 +144,7 @@
 //! | `net` | yes | `net::serve`, `net::WatchedListener` |
 //! | `bridge` | yes | one thread and one event loop per request for sync code |
 //! | `br`, `zstd`, `deflate` | | further codings, each offered once `CompressionLayer` is told so |
-//! | `tracing`, `metrics` | | [an event and counters](scope#what-goes-out) for each end report |
+//! | `tracing`, `metrics` | | [an event and counters](#observability) for each end report |
 //! | `testing` | | scripted bodies, probes, conformance checks |
 //! | `full` | | all of them |
 
@@ -146,9 +183,12 @@ pub use compression::CompressionLayer;
 pub use disconnect::{Disconnect, DisconnectLayer};
 pub use error::{BodyError, BoxError, Cause, TaskResult};
 pub use outcome::{Counts, EndReport, Ending, Outcome};
-pub use scope::{Hold, MissingLayer, Shutdown, close, closing};
+pub use scope::{
+    CloseError, Closing, Failure, FailureKind, FailurePolicy, Hold, MissingLayer, OnLeave,
+    Shutdown, close, closing,
+};
 pub use stack::Stack;
-pub use supervisor::{DrainReport, LiveScope, Supervisor};
+pub use supervisor::{DrainReport, LiveScope, Phase, Supervisor};
 pub use task_group::{FrameSender, TaskGroup, TaskGroupBody, TaskGroupLayer};
 /// From `tokio-util`: what graceful tasks are given, and views give out.
 pub use tokio_util::sync::CancellationToken;

@@ -287,6 +287,7 @@ fn metrics_have_the_names_of_the_documentation() {
         ("bodyguard_responses_total Failed", 1),
         ("bodyguard_tasks_cancelled_total", 0),
         ("bodyguard_tasks_failed_total", 1),
+        ("bodyguard_tasks_joined_total", 3),
         ("bodyguard_tasks_panicked_total", 0),
     ];
     let expected: BTreeMap<_, _> = expected.map(|(name, n)| (name.to_owned(), n)).into();

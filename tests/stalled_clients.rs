@@ -276,7 +276,7 @@ async fn a_body_without_a_layer_stalls_and_closes_its_socket() {
         get(move |request: Request<axum::body::Body>| {
             let report = report.clone();
             async move {
-                assert!(Peer::of(request.extensions()).is_some());
+                assert!(Peer::from_extensions(request.extensions()).is_some());
                 let rows = FrameBody::channel(1 << 16);
                 let (tx, body) = rows;
                 tokio::spawn(async move { while tx.send(vec![b'x'; 8_000]).await.is_ok() {} });

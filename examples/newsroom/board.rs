@@ -197,7 +197,7 @@ impl From<&LiveScope> for Live {
             bytes: scope.bytes,
             tasks: scope.tasks,
             closers: scope.closers,
-            phase: scope.phase,
+            phase: scope.phase.as_str(),
         }
     }
 }

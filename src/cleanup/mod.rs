@@ -72,7 +72,7 @@ pub use body::CleanupBody;
 
 use crate::{
     Cause, Ending, TaskResult,
-    scope::{Closer, Fixed, Hold, MissingLayer, Scope, ScopeLayer, Sealed, View},
+    scope::{Closer, Fixed, Hold, MissingLayer, Scope, ScopeLayer, Sealed, Standalone, View},
 };
 
 /// The layer that gives handlers [`Cleanup`].
@@ -150,10 +150,6 @@ impl Cleanup {
         Hold::on(&self.scope)
     }
 
-    fn scope(&self) -> &Arc<Scope> {
-        &self.scope
-    }
-
     fn register(&self, closer: Closer) -> Key {
         let key = self.scope.defer(closer);
         self.key(key)
@@ -212,6 +208,13 @@ impl Sealed for Cleanup {
     #[allow(private_interfaces, reason = "the trait is sealed")]
     fn through(scope: Arc<Scope>) -> Self {
         Self { scope }
+    }
+}
+
+impl Standalone for Cleanup {
+    #[allow(private_interfaces, reason = "the trait is sealed")]
+    fn scope(&self) -> &Arc<Scope> {
+        &self.scope
     }
 }
 

@@ -28,7 +28,7 @@
 //! other than gzip are switched on one by one, so another crate's features cannot change yours.
 //!
 //! What it counts: [`CompressionStats`], and with the feature `metrics` the last rows of the table in
-//! [`scope`](crate::scope).
+//! [Observability](crate#observability).
 
 mod away;
 mod body;

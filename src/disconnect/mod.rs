@@ -90,7 +90,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Outcome,
-    scope::{Fixed, Hold, MissingLayer, Scope, ScopeLayer, Sealed, View},
+    scope::{Fixed, Hold, MissingLayer, Scope, ScopeLayer, Sealed, Standalone, View},
 };
 
 pub use crate::scope::OnLeave;
@@ -251,6 +251,13 @@ impl Sealed for Disconnect {
     #[allow(private_interfaces, reason = "the trait is sealed")]
     fn through(scope: Arc<Scope>) -> Self {
         Self { scope }
+    }
+}
+
+impl Standalone for Disconnect {
+    #[allow(private_interfaces, reason = "the trait is sealed")]
+    fn scope(&self) -> &Arc<Scope> {
+        &self.scope
     }
 }
 

@@ -81,7 +81,9 @@ impl<S: Sync> FromRequestParts<S> for Peer {
     type Rejection = NotWatched;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, NotWatched> {
-        Self::of(&parts.extensions).cloned().ok_or(NotWatched)
+        Self::from_extensions(&parts.extensions)
+            .cloned()
+            .ok_or(NotWatched)
     }
 }
 
@@ -89,7 +91,7 @@ impl<S: Sync> OptionalFromRequestParts<S> for Peer {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
-        Ok(Self::of(&parts.extensions).cloned())
+        Ok(Self::from_extensions(&parts.extensions).cloned())
     }
 }
 
@@ -139,7 +141,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> S::Future {
-        if let Some(addr) = Peer::of(request.extensions()).map(Peer::addr) {
+        if let Some(addr) = Peer::from_extensions(request.extensions()).map(Peer::addr) {
             request.extensions_mut().insert(ConnectInfo(addr));
         }
         self.inner.call(request)

@@ -111,7 +111,7 @@ impl Peer {
     /// The peer that serves this request, if its extensions name one.
     ///
     /// A `Peer` put there by hand comes first, then (feature `axum`) `ConnectInfo<Peer>`.
-    pub fn of(extensions: &http::Extensions) -> Option<&Self> {
+    pub fn from_extensions(extensions: &http::Extensions) -> Option<&Self> {
         let by_hand = extensions.get::<Self>();
         #[cfg(feature = "axum")]
         let by_hand = by_hand.or_else(|| {

@@ -52,16 +52,14 @@ type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 ///
 /// ```no_run
 /// use axum::{Router, routing::get};
-/// use bodyguard::{Stack, Supervisor, net};
+/// use bodyguard::{Stack, net};
 ///
 /// # async fn run() -> std::io::Result<()> {
-/// let supervisor = Supervisor::new();
 /// let app = Router::new()
 ///     .route("/", get(|| async { "hello" }))
-///     .layer(Stack::new().supervisor(&supervisor));
+///     .layer(Stack::new());
 /// let listener = net::WatchedListener::bind("127.0.0.1:3000").await?;
 /// let report = net::serve(listener, app)
-///     .supervisor(&supervisor)
 ///     .shutdown(async { tokio::signal::ctrl_c().await.expect("signals") })
 ///     .await?;
 /// println!("{report}");
@@ -109,7 +107,7 @@ pub struct Serve<A> {
 }
 
 impl<A> Serve<A> {
-    /// The supervisor to drain: the one that the app's layers were given.
+    /// The supervisor to drain: the one that the app's layers were given, if it is to be asked who is live.
     ///
     /// Layers that were given none use the server's, this one or its own. The scopes of layers that
     /// were given another are waited for, and aborted when the time is up, but their

@@ -32,7 +32,7 @@ impl Connection {
     pub(super) fn of(extensions: &Extensions) -> Self {
         Self {
             #[cfg(feature = "net")]
-            peer: Peer::of(extensions).cloned(),
+            peer: Peer::from_extensions(extensions).cloned(),
             upload: extensions.get().cloned(),
         }
     }

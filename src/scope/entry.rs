@@ -45,6 +45,17 @@ pub(crate) mod sealed {
         )]
         fn through(scope: Arc<Scope>) -> Self;
     }
+
+    /// A view that a body can have without a layer.
+    #[allow(unnameable_types, reason = "sealed: it is not to be named outside")]
+    pub trait Standalone: Sealed {
+        #[doc(hidden)]
+        #[allow(
+            private_interfaces,
+            reason = "sealed: nobody outside implements or calls it"
+        )]
+        fn scope(&self) -> &Arc<Scope>;
+    }
 }
 
 impl<V: sealed::Sealed> View for V {

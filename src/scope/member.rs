@@ -14,7 +14,7 @@ use super::{
 use crate::{
     error::Cause,
     outcome::Outcome,
-    supervisor::{LiveScope, Member},
+    supervisor::{self, LiveScope, Member},
 };
 
 impl Member for Scope {
@@ -31,10 +31,9 @@ impl Member for Scope {
             tasks: work.map_or(0, |work| work.tasks.live()),
             closers: work.map_or(0, |work| work.closers.len() + work.after_end.len()),
             phase: match state.phase {
-                Phase::Live => "live",
-                Phase::Ending => "ending",
-                Phase::Done if state.lingering => "stuck",
-                Phase::Done => "ending",
+                Phase::Live => supervisor::Phase::Live,
+                Phase::Done if state.lingering => supervisor::Phase::Stuck,
+                Phase::Ending | Phase::Done => supervisor::Phase::Ending,
             },
         }
     }

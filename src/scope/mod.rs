@@ -1,37 +1,6 @@
 //! The one machine under all views: what a request started ends when its body does.
 //!
-//! # What goes out
-//! With the feature `tracing`: for every response the event `response ended`, target `bodyguard`, level
-//! `DEBUG`, or `WARN` if anything failed. Its fields: `scope`, `method`, `path` (no query), `outcome`,
-//! `status`, `bytes`, `frames`, `client_gone`, `first_frame_ms`, `duration_ms`, `teardown_ms`,
-//! `closers_run`, `closers_failed`, `closers_unrun`, `tasks_joined`, `tasks_failed`, `tasks_cancelled`,
-//! `tasks_panicked`, `stuck` (how many), `errors` (how many), `error` (the first). Closers that did not
-//! run to their end, and a hook that panicked, are events of level `ERROR` besides.
-//!
-//! With the feature `metrics`:
-//!
-//! | metric | kind | label |
-//! |---|---|---|
-//! | `bodyguard_responses_total` | counter | `outcome` |
-//! | `bodyguard_response_duration_seconds` | histogram | `outcome` |
-//! | `bodyguard_response_bytes_total` | counter | |
-//! | `bodyguard_first_frame_seconds` | histogram | |
-//! | `bodyguard_teardown_seconds` | histogram | |
-//! | `bodyguard_closers_run_total` | counter | |
-//! | `bodyguard_closers_failed_total` | counter | |
-//! | `bodyguard_closers_unrun_total` | counter | |
-//! | `bodyguard_tasks_failed_total` | counter | |
-//! | `bodyguard_tasks_panicked_total` | counter | |
-//! | `bodyguard_tasks_cancelled_total` | counter | |
-//! | `bodyguard_compression_streams` | gauge | |
-//! | `bodyguard_compression_parked` | gauge | |
-//! | `bodyguard_compression_resident` | gauge | |
-//! | `bodyguard_compression_bytes_in_total` | counter | |
-//! | `bodyguard_compression_bytes_out_total` | counter | |
-//!
-//! Durations run from the call to the first data frame, to the start of the end, and from there to the
-//! report. The last five are
-//! those of `CompressionStats`, summed over all layers.
+//! What it tells `tracing` and `metrics` is in [Observability](crate#observability).
 
 // | file | what it is |
 // |---|---|
@@ -60,7 +29,7 @@
 // | `connection`, `upload` | what is known of the client: its connection, its request body |
 // | `member` | a scope as its supervisor sees it: snapshots, shutdown |
 // | `close` | awaited close for consumers inside the process |
-// | `standalone` | a scope for one body without a layer |
+// | `standalone` | bodies with a scope of their own, written once for all views |
 
 mod annex;
 mod body;
@@ -113,7 +82,7 @@ pub use close::{CloseError, Closing, close, closing};
 pub(crate) use closers::Closer;
 #[cfg(feature = "bridge")]
 pub(crate) use closers::Unrun;
-pub(crate) use entry::sealed::Sealed;
+pub(crate) use entry::sealed::{Sealed, Standalone};
 pub use entry::{MissingLayer, View};
 pub(crate) use failure::quietly;
 pub use failure::{Failure, FailureKind};
@@ -130,6 +99,8 @@ pub use movable::{MovableBody, MovableFuture};
 pub use options::{FailurePolicy, OnLeave, Shutdown};
 pub use service::ScopeService;
 pub(crate) use spawning::Refused;
+pub use standalone::ViewBody;
+pub(crate) use standalone::unknown;
 pub(crate) use tasks::{Feed, TaskKey, TaskKind};
 pub use upload::{DrainRequest, DrainRequestService, RequestBody};
 pub(crate) use verdict::LastWords;

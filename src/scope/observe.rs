@@ -8,7 +8,7 @@ use crate::{error::Cause, outcome::EndReport};
 /// Whether anybody listens, so that clocks are worth reading.
 pub(super) const ON: bool = cfg!(any(feature = "tracing", feature = "metrics"));
 
-/// The end report, as the event and the metrics that the `scope` module documents.
+/// The end report, as the event and the metrics that the crate documents under "Observability".
 pub(super) fn ended(report: &EndReport) {
     #[cfg(feature = "tracing")]
     trace(report);
@@ -144,6 +144,7 @@ fn measure(report: &EndReport) {
     metrics::counter!("bodyguard_closers_run_total").increment(counts.closers_run);
     metrics::counter!("bodyguard_closers_failed_total").increment(counts.closers_failed);
     metrics::counter!("bodyguard_closers_unrun_total").increment(counts.closers_unrun);
+    metrics::counter!("bodyguard_tasks_joined_total").increment(counts.tasks_joined);
     metrics::counter!("bodyguard_tasks_failed_total").increment(counts.tasks_failed);
     metrics::counter!("bodyguard_tasks_panicked_total").increment(counts.tasks_panicked);
     metrics::counter!("bodyguard_tasks_cancelled_total").increment(counts.tasks_cancelled);

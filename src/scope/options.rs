@@ -280,18 +280,37 @@ impl Options {
 
     /// Whether nothing is set, so that a joining layer has nothing to merge.
     pub(super) fn is_empty(&self) -> bool {
-        self.closer_limit.is_none()
-            && self.join_limit.is_unset()
-            && self.cancel_grace.is_unset()
-            && self.error_gap.is_none()
-            && self.failure_policy.is_unset()
-            && self.max_tasks.is_unset()
-            && self.shutdown.is_none()
-            && self.succeeded_when.is_none()
-            && self.on_end.is_empty()
-            && self.annex.is_none()
-            && self.stall.is_none()
-            && self.detachable.is_none()
+        // All by name: one that was forgotten here would have no effect on an inner layer.
+        let Self {
+            supervisor: _,
+            clock: _,
+            closer_limit,
+            join_limit,
+            cancel_grace,
+            error_gap,
+            failure_policy,
+            max_tasks,
+            shutdown,
+            succeeded_when,
+            on_end,
+            annex,
+            stall,
+            detachable,
+            passing: _,
+            memo: _,
+        } = self;
+        closer_limit.is_none()
+            && join_limit.is_unset()
+            && cancel_grace.is_unset()
+            && error_gap.is_none()
+            && failure_policy.is_unset()
+            && max_tasks.is_unset()
+            && shutdown.is_none()
+            && succeeded_when.is_none()
+            && on_end.is_empty()
+            && annex.is_none()
+            && stall.is_none()
+            && detachable.is_none()
     }
 
     /// Those of a layer further out, or of a scope, with these of a layer.
@@ -352,6 +371,7 @@ impl fmt::Debug for Options {
             .field("failure_policy", &self.failure_policy())
             .field("max_tasks", &self.max_tasks.get())
             .field("shutdown", &self.shutdown)
+            .field("succeeded_when", &self.succeeded_when.is_some())
             .field("on_end", &self.on_end.len())
             .field("stall", &self.stall)
             .field("detachable", &self.detachable)

@@ -58,6 +58,7 @@ impl Scope {
 
     /// Adds a hook for the end report of a body without a layer.
     pub(crate) fn on_end(&self, hook: impl Fn(&EndReport) + Send + Sync + 'static) {
+        self.opened.get_or_init(Instant::now);
         self.set(|options| options.on_end.push(Arc::new(hook)));
     }
 

@@ -86,7 +86,7 @@ where
             return self.inner.call(request.map(RequestBody::unwatched));
         }
         #[cfg(feature = "net")]
-        let half_close = Peer::of(request.extensions()).is_some_and(Peer::half_close);
+        let half_close = Peer::from_extensions(request.extensions()).is_some_and(Peer::half_close);
         let upload = Arc::new(Upload {
             #[cfg(feature = "net")]
             half_close,

@@ -69,8 +69,37 @@ pub struct LiveScope {
     pub tasks: usize,
     /// Closers registered and not yet run.
     pub closers: usize,
-    /// `"live"`, `"ending"`, or `"stuck"`: reported, with a task that does not stop.
-    pub phase: &'static str,
+    /// How far it has come.
+    pub phase: Phase,
+}
+
+/// How far a response has come that is still there, in a [`LiveScope`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Phase {
+    /// Its handler, its body or a hold is under way.
+    Live,
+    /// Its end has started: tasks are joined, closers run.
+    Ending,
+    /// It was reported, with a task that does not stop.
+    Stuck,
+}
+
+impl Phase {
+    /// The name in lower case, for dashboards: `"live"`, `"ending"`, `"stuck"`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Live => "live",
+            Phase::Ending => "ending",
+            Phase::Stuck => "stuck",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// Knows every live response of the layers it is shared by, and drains them at shutdown.

@@ -7,12 +7,11 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::Bytes;
+use http::Request;
 use http_body::{Body, Frame, SizeHint};
-use pin_project::pin_project;
 
 use super::{
     channel::{ChannelHandle, FrameReceiver, FrameSender, channel},
@@ -21,7 +20,9 @@ use super::{
 };
 use crate::{
     BodyError, TaskResult,
-    scope::{Feed, LastWords, Scope, ScopeBody, Sealed, TaskKey, TaskKind},
+    scope::{
+        Feed, LastWords, Scope, ScopeBody, Sealed, Standalone, TaskKey, TaskKind, ViewBody, unknown,
+    },
 };
 
 /// Bytes that producers may be ahead of the client, unless set otherwise; a larger frame passes alone.
@@ -203,18 +204,13 @@ impl fmt::Debug for GroupBody {
 /// sender. Nothing runs before the first poll. Producers are ahead of the client by 16 KiB at most, and
 /// one larger frame.
 ///
-/// Returned from a layered axum handler, or by [`into_http`](Self::into_http), the group becomes a child
+/// Returned from a layered axum handler, or by [`into_http`](ViewBody::into_http), the group becomes a child
 /// of the request's scope, so that its supervisor waits for it. A `Response::new` around it does not tell
-/// the layers: their drain knows nothing of its tasks.
+/// the layers: their drain knows nothing of its tasks. See [`ViewBody`] for what it has in common with the
+/// bodies of other views.
 ///
 /// **On drop**: all tasks are cancelled and joined by a task on the runtime where it was made.
-#[pin_project]
-#[must_use = "a body does nothing unless it is polled"]
-pub struct TaskGroupBody {
-    #[pin]
-    body: ScopeBody<GroupBody>,
-    group: TaskGroup,
-}
+pub type TaskGroupBody = ViewBody<ScopeBody<GroupBody>, TaskGroup>;
 
 impl TaskGroupBody {
     /// A body fed by the tasks of a group of its own.
@@ -224,16 +220,23 @@ impl TaskGroupBody {
         F: FnOnce(TaskGroup, FrameSender) -> Fut + Send + 'static,
         Fut: Future<Output = TaskResult> + Send + 'static,
     {
-        let scope: Arc<Scope> = Scope::standalone();
+        Self::answering(&unknown(), producer)
+    }
+
+    /// The same as the answer to a request, which reports then name.
+    ///
+    /// A [`net::Peer`](crate::net::Peer) in its extensions confirms that the client has gone.
+    #[track_caller]
+    pub fn answering<R, F, Fut>(request: &Request<R>, producer: F) -> Self
+    where
+        F: FnOnce(TaskGroup, FrameSender) -> Fut + Send + 'static,
+        Fut: Future<Output = TaskResult> + Send + 'static,
+    {
+        let scope = Scope::answering(request, false);
         let group = TaskGroup::through(scope.clone());
         let theirs = group.clone();
-        let body = GroupBody::new(&group, Location::caller(), move |sender| {
-            producer(theirs, sender)
-        });
-        Self {
-            body: ScopeBody::standalone(scope, body),
-            group,
-        }
+        let producer = move |sender| producer(theirs, sender);
+        Self::under(scope, GroupBody::new(&group, Location::caller(), producer))
     }
 
     /// Lets every frame leave as it was sent. Off by default: small ready frames leave merged.
@@ -250,15 +253,6 @@ impl TaskGroupBody {
         if let Some(body) = self.body.inner_mut() {
             body.receiver.set_bound(bytes);
         }
-        self
-    }
-
-    /// How long an error waits behind the last frame (10 ms).
-    ///
-    /// Under a layer its own [`error_gap`](crate::scope::ScopeLayer::error_gap), which says what it is for,
-    /// comes on top.
-    pub fn error_gap(self, gap: Duration) -> Self {
-        self.group.scope().set_error_gap(gap);
         self
     }
 
@@ -284,45 +278,11 @@ impl TaskGroupBody {
         }
         self
     }
+}
 
+impl<T> ViewBody<T, TaskGroup> {
     /// The group, to spawn tasks from outside.
     pub fn group(&self) -> &TaskGroup {
-        &self.group
-    }
-
-    /// The body as a response with status 200, known to the scope of the request it answers.
-    pub fn into_http(self) -> http::Response<Self> {
-        let scope = self.group.scope().clone();
-        let mut response = http::Response::new(self);
-        Scope::announce_in(scope, response.extensions_mut());
-        response
-    }
-}
-
-impl Body for TaskGroupBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.project().body.poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl fmt::Debug for TaskGroupBody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TaskGroupBody")
-            .field("body", &self.body)
-            .finish_non_exhaustive()
+        &self.view
     }
 }

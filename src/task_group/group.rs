@@ -15,8 +15,8 @@ use super::{
 use crate::{
     BoxError, Outcome, TaskResult,
     scope::{
-        FailurePolicy, Fixed, Hold, MissingLayer, Scope, ScopeLayer, Sealed, TaskKind, View,
-        sources,
+        FailurePolicy, Fixed, Hold, MissingLayer, Scope, ScopeLayer, Sealed, Standalone, TaskKind,
+        View, sources,
     },
 };
 
@@ -222,10 +222,6 @@ impl TaskGroup {
         Hold::on(&self.scope)
     }
 
-    pub(super) fn scope(&self) -> &Arc<Scope> {
-        &self.scope
-    }
-
     #[track_caller]
     fn spawn_as<F>(&self, kind: TaskKind, task: F) -> Result<(), SpawnError<F>>
     where
@@ -347,6 +343,13 @@ impl Sealed for TaskGroup {
     #[allow(private_interfaces, reason = "the trait is sealed")]
     fn through(scope: Arc<Scope>) -> Self {
         Self { scope }
+    }
+}
+
+impl Standalone for TaskGroup {
+    #[allow(private_interfaces, reason = "the trait is sealed")]
+    fn scope(&self) -> &Arc<Scope> {
+        &self.scope
     }
 }
 

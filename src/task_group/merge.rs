@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     BoxError, TaskResult,
-    scope::{Failure, Payload, TaskKind, contained},
+    scope::{Failure, Payload, Standalone, TaskKind, contained},
 };
 
 /// Streams to be merged by [`TaskGroup::merge`] or [`TaskGroupBody::merge`], each with a name.

@@ -168,7 +168,7 @@ async fn answer(request: Request<Body>, tx: mpsc::UnboundedSender<Arrived>) -> R
     let (parts, body) = request.into_parts();
     let (respond, response) = tokio::sync::oneshot::channel();
     let arrived = Arrived {
-        peer: Peer::of(&parts.extensions)
+        peer: Peer::from_extensions(&parts.extensions)
             .expect("every request has a peer")
             .clone(),
         body: Some(body),
