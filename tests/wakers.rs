@@ -15,7 +15,7 @@ use std::{
 
 use axum::{Router, routing::get};
 use bodyguard::{
-    Cleanup, Disconnect, Stack, Supervisor, TaskGroup,
+    Cleanup, Disconnect, Phase, Stack, Supervisor, TaskGroup,
     net::{self, WatchedListener},
     testing::Script,
 };
@@ -204,7 +204,7 @@ async fn a_waker_that_panics_keeps_no_scope_on_the_list() {
     let waker = Waker::from(panics.clone());
     let polled = poll_fn(|_| answer.as_mut().poll(&mut Context::from_waker(&waker)));
     drop(within(polled).await);
-    assert_eq!(supervisor.snapshot()[0].phase, "stuck");
+    assert_eq!(supervisor.snapshot()[0].phase, Phase::Stuck);
     panics.armed.store(true, SeqCst);
     release.send(()).unwrap();
     eventually(|| supervisor.active() == 0).await;
