@@ -20,7 +20,7 @@ use super::{
     stream::Stream,
     whole::{self, Collected, Whole},
 };
-use crate::{BoxError, content_length};
+use crate::{BoxError, content_length, scope::Connection};
 
 /// A service whose responses are compressed: made by [`CompressionLayer`](super::CompressionLayer).
 #[derive(Clone, Debug)]
@@ -59,9 +59,11 @@ where
             _ => None,
         };
         let refused = choice == Choice::Nothing && self.core.options.strict;
+        let closes = coding.is_some() && request.version() < Version::HTTP_11;
         let call = Call {
             method: request.method().clone(),
             version: request.version(),
+            connection: closes.then(|| Box::new(Connection::of(request.extensions()))),
             coding,
             only_encoded: accepted.refuses_identity(),
             core: Arc::clone(&self.core),
@@ -103,6 +105,8 @@ enum State<F> {
 struct Call {
     method: Method,
     version: Version,
+    /// That of an HTTP/1.0 client, whose end is that of a stream.
+    connection: Option<Box<Connection>>,
     /// The coding the client would like best, if it accepts any.
     coding: Option<Coding>,
     /// It refuses the plain form.
@@ -206,7 +210,7 @@ impl Call {
         });
         if size.is_none_or(|size| size > whole::LIMIT) {
             let stream = Stream::new(&self.core, coding, source, bytes::Bytes::new());
-            return Ok(streamed(parts, coding, Inner::Plain(body), stream));
+            return Ok(self.streamed(parts, coding, Inner::Plain(body), stream));
         }
         match whole::collect(body, source, cx) {
             Collected::Whole { data, trailers } => {
@@ -222,9 +226,25 @@ impl Call {
                 data,
             } => {
                 let stream = Stream::new(&self.core, coding, source, data);
-                Ok(streamed(parts, coding, inner, stream))
+                Ok(self.streamed(parts, coding, inner, stream))
             }
         }
+    }
+
+    /// The length goes, and with it all that tells an HTTP/1.0 client a broken body from a whole one: but
+    /// for a reset, which a server that has sent all of it takes back.
+    fn streamed<B>(
+        &self,
+        mut parts: Parts,
+        coding: Coding,
+        inner: Inner<B>,
+        stream: Stream,
+    ) -> Response<CompressionBody<B>> {
+        if let Some(connection) = &self.connection {
+            connection.end_in_reset();
+        }
+        headers::encode_head(&mut parts.headers, coding, None);
+        Response::from_parts(parts, CompressionBody::stream(inner, stream))
     }
 
     /// The size of the content as far as the head tells.
@@ -243,16 +263,6 @@ impl Call {
             false => body.size_hint().exact(),
         }
     }
-}
-
-fn streamed<B>(
-    mut parts: Parts,
-    coding: Coding,
-    inner: Inner<B>,
-    stream: Stream,
-) -> Response<CompressionBody<B>> {
-    headers::encode_head(&mut parts.headers, coding, None);
-    Response::from_parts(parts, CompressionBody::stream(inner, stream))
 }
 
 fn not_acceptable<B>() -> Response<CompressionBody<B>> {

@@ -102,6 +102,8 @@ pub use close::{CloseError, Closing, close, closing};
 pub(crate) use closers::Closer;
 #[cfg(feature = "bridge")]
 pub(crate) use closers::Unrun;
+#[cfg(feature = "compression")]
+pub(crate) use connection::Connection;
 pub(crate) use entry::sealed::Sealed;
 pub use entry::{MissingLayer, View};
 pub(crate) use failure::quietly;
