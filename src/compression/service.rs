@@ -13,8 +13,8 @@ use tower_service::Service;
 
 use super::{
     body::CompressionBody,
-    headers::{self, Compress, Verdict},
-    negotiation::{Accepted, Choice, Coding},
+    headers::{self, Compress, Form, Verdict},
+    negotiation::{Accepted, Choice},
     options::Core,
     source::{Account, Inner, Source},
     stream::Stream,
@@ -54,17 +54,17 @@ where
         let lines = request.headers().get_all(header::ACCEPT_ENCODING);
         let accepted = Accepted::parse(lines.into_iter().map(|line| line.as_bytes()));
         let choice = accepted.choose(&self.core.options.codings);
-        let coding = match choice {
-            Choice::Encode(coding) => Some(coding),
+        let form = match choice {
+            Choice::Encode(coding) => Some(Form::new(coding, request.method())),
             _ => None,
         };
         let refused = choice == Choice::Nothing && self.core.options.strict;
-        let closes = coding.is_some() && request.version() < Version::HTTP_11;
+        let closes = form.is_some() && request.version() < Version::HTTP_11;
         let call = Call {
             method: request.method().clone(),
             version: request.version(),
             connection: closes.then(|| Box::new(Connection::of(request.extensions()))),
-            coding,
+            form,
             only_encoded: accepted.refuses_identity(),
             core: Arc::clone(&self.core),
         };
@@ -107,8 +107,8 @@ struct Call {
     version: Version,
     /// That of an HTTP/1.0 client, whose end is that of a stream.
     connection: Option<Box<Connection>>,
-    /// The coding the client would like best, if it accepts any.
-    coding: Option<Coding>,
+    /// What the client would like best, if it accepts any.
+    form: Option<Form>,
     /// It refuses the plain form.
     only_encoded: bool,
     core: Arc<Core>,
@@ -161,7 +161,7 @@ impl Call {
         let wish = response.extensions_mut().remove::<Compress>();
         let size = self.size(&response);
         let nothing_on_offer = options.codings.is_empty();
-        let only_encoded = self.only_encoded && self.coding.is_some();
+        let only_encoded = self.only_encoded && self.form.is_some();
         if nothing_on_offer
             || headers::is_too_small(response.status(), size, wish, only_encoded, options)
         {
@@ -172,18 +172,17 @@ impl Call {
         if verdict != Verdict::LeaveAlone {
             headers::add_vary(&mut parts.headers);
         }
-        match (verdict, self.coding) {
-            (Verdict::Negotiable, Some(coding)) => self.encode(parts, body, size, coding, cx),
-            (verdict, coding) => {
-                if verdict == Verdict::HeadersOnly && coding.is_some() {
-                    headers::forget_plain(&mut parts.headers);
-                    if body.is_end_stream() {
-                        return Ok(Response::from_parts(parts, CompressionBody::head()));
-                    }
+        match (verdict, self.form) {
+            (Verdict::Negotiable, Some(form)) => return self.encode(parts, body, size, form, cx),
+            (Verdict::HeadersOnly, Some(form)) => {
+                form.forget_plain(&mut parts.headers);
+                if body.is_end_stream() {
+                    return Ok(Response::from_parts(parts, CompressionBody::head()));
                 }
-                Ok(Response::from_parts(parts, CompressionBody::plain(body)))
             }
+            _ => {}
         }
+        Ok(Response::from_parts(parts, CompressionBody::plain(body)))
     }
 
     fn encode<B>(
@@ -191,7 +190,7 @@ impl Call {
         mut parts: Parts,
         body: B,
         size: Option<u64>,
-        coding: Coding,
+        form: Form,
         cx: &mut Context<'_>,
     ) -> Result<Response<CompressionBody<B>>, Whole>
     where
@@ -200,7 +199,7 @@ impl Call {
         B::Error: Into<BoxError>,
     {
         if self.method == Method::HEAD {
-            headers::encode_head(&mut parts.headers, coding, None);
+            form.encode_head(&mut parts.headers, None);
             return Ok(Response::from_parts(parts, CompressionBody::head()));
         }
         let source = Source::new(Account {
@@ -209,13 +208,13 @@ impl Call {
             given: 0,
         });
         if size.is_none_or(|size| size > whole::LIMIT) {
-            let stream = Stream::new(&self.core, coding, source, bytes::Bytes::new());
-            return Ok(self.streamed(parts, coding, Inner::Plain(body), stream));
+            let stream = Stream::new(&self.core, form, source, bytes::Bytes::new());
+            return Ok(self.streamed(parts, form, Inner::Plain(body), stream));
         }
         match whole::collect(body, source, cx) {
             Collected::Whole { data, trailers } => {
                 let larger = self.only_encoded;
-                match Whole::start(&self.core, coding, parts, data, trailers, larger) {
+                match Whole::start(&self.core, form, parts, data, trailers, larger) {
                     Ok(away) => Err(away),
                     Err(whole) => Ok(whole.compress_here()),
                 }
@@ -225,8 +224,8 @@ impl Call {
                 source,
                 data,
             } => {
-                let stream = Stream::new(&self.core, coding, source, data);
-                Ok(self.streamed(parts, coding, inner, stream))
+                let stream = Stream::new(&self.core, form, source, data);
+                Ok(self.streamed(parts, form, inner, stream))
             }
         }
     }
@@ -236,14 +235,14 @@ impl Call {
     fn streamed<B>(
         &self,
         mut parts: Parts,
-        coding: Coding,
+        form: Form,
         inner: Inner<B>,
         stream: Stream,
     ) -> Response<CompressionBody<B>> {
         if let Some(connection) = &self.connection {
             connection.end_in_reset();
         }
-        headers::encode_head(&mut parts.headers, coding, None);
+        form.encode_head(&mut parts.headers, None);
         Response::from_parts(parts, CompressionBody::stream(inner, stream))
     }
 

@@ -14,8 +14,7 @@ use super::{
     away::{Away, Stay},
     encoder::{Encoder, FULL, SLICE},
     error::Broken,
-    headers,
-    negotiation::Coding,
+    headers::Form,
     offload::Harvest,
     options::{Core, Flush},
     source::{Event, Inner, Source},
@@ -38,6 +37,7 @@ pub(super) struct Stream {
     /// Taken from the inner body, not yet encoded.
     input: Bytes,
     phase: Phase,
+    form: Form,
     /// Bytes that may still be encoded inline, and as many as they are at the start.
     credit: usize,
     burst: usize,
@@ -102,13 +102,14 @@ enum Step {
 }
 
 impl Stream {
-    pub(super) fn new(core: &Arc<Core>, coding: Coding, source: Source, input: Bytes) -> Self {
-        let burst = core.options.stream_burst(coding);
+    pub(super) fn new(core: &Arc<Core>, form: Form, source: Source, input: Bytes) -> Self {
+        let burst = core.options.stream_burst(form.coding);
         Self {
             source,
-            engine: Engine::Here(Encoder::for_stream(core, coding)),
+            engine: Engine::Here(Encoder::for_stream(core, form.coding)),
             input,
             phase: Phase::Reading,
+            form,
             credit: burst,
             burst,
             polling: false,
@@ -306,7 +307,7 @@ impl Stream {
             Event::Data(data) => self.input = data,
             Event::End => self.phase = Phase::Ended(Ending::Well(None)),
             Event::Trailers(mut trailers) => {
-                headers::encode_trailers(&mut trailers);
+                self.form.encode_trailers(&mut trailers);
                 self.phase = Phase::Ended(Ending::Well(Some(trailers)));
             }
             Event::Failed(error) => self.phase = Phase::Ended(Ending::Failed(error)),
