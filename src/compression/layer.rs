@@ -141,7 +141,8 @@ impl CompressionLayer {
     /// Bodies known to be smaller than this many bytes are left alone. Default: 200.
     ///
     /// 0 counts as 1: an empty body is never compressed. Streams of unknown length are not asked, nor is
-    /// any body for a client that refuses the plain form (`identity;q=0`).
+    /// any body for a client that refuses the plain form (`identity;q=0`). Smaller bodies that go out plain
+    /// have no `Vary`, so a shared cache may still give such a client what it stored for others.
     pub fn min_size(self, bytes: u64) -> Self {
         self.with(|options| options.min_size = bytes)
     }

@@ -149,8 +149,11 @@ impl Whole {
             return Poll::Pending;
         };
         let plain = self.plain.take().expect("looked at above");
-        // No answer means that the worker could not run: the plain form is as good.
-        Poll::Ready(plain.answer(compressed.ok()))
+        // No answer means that the worker could not run: the plain form is as good, where it is wanted.
+        Poll::Ready(match compressed.ok() {
+            None if plain.larger => plain.compress_here(),
+            compressed => plain.answer(compressed),
+        })
     }
 }
 
