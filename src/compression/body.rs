@@ -23,8 +23,8 @@ use crate::{
 ///
 /// # Errors
 ///
-/// The inner body's error, once; or [`LengthMismatch`](super::LengthMismatch) if it gave another
-/// number of bytes than its head had promised. It comes 10 ms behind the last frame (at once on a runtime
+/// The inner body's error, once; or a [`Failure`](crate::scope::Failure), `Truncated` or `Overlong`, if it gave
+/// another number of bytes than its head had promised. It comes 10 ms behind the last frame (at once on a runtime
 /// without timers), or hyper would throw that frame away. After an error the encoded form has no end, so
 /// no client can take it for whole.
 ///

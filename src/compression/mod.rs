@@ -35,7 +35,6 @@ mod body;
 #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
 mod codecs;
 mod encoder;
-mod error;
 mod headers;
 mod layer;
 mod negotiation;
@@ -52,7 +51,6 @@ mod whole;
 mod workers;
 
 pub use body::CompressionBody;
-pub use error::LengthMismatch;
 pub use headers::Compress;
 pub use layer::CompressionLayer;
 pub use negotiation::Coding;

@@ -13,11 +13,10 @@ use http_body::{Body, Frame};
 use super::{
     away::{Away, Stay},
     encoder::{Encoder, FULL, SLICE},
-    error::Broken,
     headers::Form,
     offload::Harvest,
     options::{Core, Flush},
-    source::{Event, Inner, Source},
+    source::{Event, Inner, Source, broken},
     stats::Open,
 };
 use crate::{
@@ -134,7 +133,7 @@ impl Stream {
         B::Error: Into<BoxError>,
     {
         if self.polling {
-            self.fail(inner.as_mut(), Broken.into());
+            self.fail(inner.as_mut(), broken());
         }
         self.polling = true;
         let polled = loop {
@@ -180,7 +179,7 @@ impl Stream {
             return self.encode();
         }
         let Engine::Here(encoder) = &mut self.engine else {
-            return Err(Broken.into());
+            return Err(broken());
         };
         match self.source.poll(inner, cx) {
             Poll::Ready(event) => self.take(event),
@@ -204,7 +203,7 @@ impl Stream {
         let flush_each = self.core.options.flush == Flush::EveryFrame;
         let mut encoder = match std::mem::replace(&mut self.engine, Engine::Gone) {
             Engine::Here(encoder) => encoder,
-            _ => return Err(Broken.into()),
+            _ => return Err(broken()),
         };
         if self.input.len() > self.credit {
             match Away::start(&self.core, encoder) {
@@ -240,7 +239,7 @@ impl Stream {
         B::Error: Into<BoxError>,
     {
         let Engine::Away(away) = &mut self.engine else {
-            return Err(Broken.into());
+            return Err(broken());
         };
         while away.has_room() {
             if away.feed(&mut self.input) {
@@ -276,7 +275,7 @@ impl Stream {
     /// A frame from the worker, or the encoder back once it has done everything.
     fn harvest(&mut self, cx: &mut Context<'_>) -> Result<Step, BoxError> {
         let Engine::Away(away) = &mut self.engine else {
-            return Err(Broken.into());
+            return Err(broken());
         };
         match away.harvest(cx) {
             Poll::Pending => Ok(Step::Wait),
@@ -321,7 +320,7 @@ impl Stream {
             return self.encode();
         }
         let Engine::Here(encoder) = &mut self.engine else {
-            return Err(Broken.into());
+            return Err(broken());
         };
         match std::mem::replace(&mut self.phase, Phase::Done) {
             Phase::Ended(Ending::Well(trailers)) => {

@@ -106,6 +106,8 @@ pub(crate) use closers::Unrun;
 pub(crate) use connection::Connection;
 pub(crate) use entry::sealed::Sealed;
 pub use entry::{MissingLayer, View};
+#[cfg(feature = "compression")]
+pub(crate) use failure::broken_length;
 pub(crate) use failure::quietly;
 pub use failure::{Failure, FailureKind};
 pub(crate) use failure::{MOST_SOURCES, Payload, contained, is_same, sources};

@@ -13,12 +13,12 @@ use http_body::Body;
 use http_body_util::{BodyExt, Full};
 
 use super::{
-    super::LengthMismatch,
     Fixed, Taken, answer, drain, events, get, gunzip, gunzip_prefix, layer, poll,
     script::{Script, Step, data},
     stream,
     streams::random,
 };
+use crate::scope::{Failure, FailureKind};
 
 /// Enough ready text to be encoded by a worker.
 fn sustained() -> Vec<Step> {
@@ -55,11 +55,13 @@ async fn a_short_body_is_an_error_with_workers_too() {
         let mut taken = Taken::default();
         while taken.take(body.frame().await) {}
         let error = taken.error.expect("an error");
+        let produced = text.len() as u64;
         assert_eq!(
-            error
-                .downcast_ref::<LengthMismatch>()
-                .map(LengthMismatch::given),
-            Some(text.len() as u64)
+            error.downcast_ref::<Failure>().map(Failure::kind),
+            Some(&FailureKind::Truncated {
+                produced,
+                promised: produced + 1
+            })
         );
         assert!(gunzip_prefix(&taken.wire) == text);
     }
