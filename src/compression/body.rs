@@ -32,6 +32,7 @@ use crate::{
 ///
 /// The inner body is dropped first, then the compressor goes back to the pool. No end is written.
 #[pin_project::pin_project]
+#[must_use = "a body does nothing unless it is polled"]
 pub struct CompressionBody<B> {
     // Field order is drop order: the inner body goes before the encoder.
     #[pin]

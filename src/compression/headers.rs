@@ -27,7 +27,7 @@ pub enum Compress {
 
 /// What the layer may do with a response, whatever the client accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Treatment {
     /// Nothing here depends on `Accept-Encoding`.
     LeaveAlone,
     /// A 304: its fields are those of the response it stands for (RFC 9110, 15.4.5), and a cache takes
@@ -62,7 +62,7 @@ pub(super) fn judge(
     parts: &Parts,
     wish: Option<Compress>,
     options: &Options,
-) -> Verdict {
+) -> Treatment {
     let status = parts.status;
     let headers = &parts.headers;
     if wish == Some(Compress::Never)
@@ -72,7 +72,7 @@ pub(super) fn judge(
         || is_encoded(headers)
         || forbids_transform(headers)
     {
-        return Verdict::LeaveAlone;
+        return Treatment::LeaveAlone;
     }
     let wanted = wish == Some(Compress::Always)
         || (compressible(headers.get(header::CONTENT_TYPE))
@@ -81,12 +81,12 @@ pub(super) fn judge(
                 .as_ref()
                 .is_none_or(|allows| allows.call(parts)));
     if !wanted {
-        return Verdict::LeaveAlone;
+        return Treatment::LeaveAlone;
     }
     if status == StatusCode::NOT_MODIFIED {
-        return Verdict::HeadersOnly;
+        return Treatment::HeadersOnly;
     }
-    Verdict::Negotiable
+    Treatment::Negotiable
 }
 
 /// Adds `Vary: Accept-Encoding` unless it, or `*`, is there.

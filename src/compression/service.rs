@@ -13,7 +13,7 @@ use tower_service::Service;
 
 use super::{
     body::CompressionBody,
-    headers::{self, Compress, Form, Verdict},
+    headers::{self, Compress, Form, Treatment},
     negotiation::{Accepted, Choice},
     options::Core,
     source::{Account, Inner, Source},
@@ -168,13 +168,13 @@ impl Call {
             return Ok(response.map(CompressionBody::plain));
         }
         let (mut parts, body) = response.into_parts();
-        let verdict = headers::judge(&self.method, &parts, wish, options);
-        if verdict != Verdict::LeaveAlone {
+        let treatment = headers::judge(&self.method, &parts, wish, options);
+        if treatment != Treatment::LeaveAlone {
             headers::add_vary(&mut parts.headers);
         }
-        match (verdict, self.form) {
-            (Verdict::Negotiable, Some(form)) => return self.encode(parts, body, size, form, cx),
-            (Verdict::HeadersOnly, Some(form)) => {
+        match (treatment, self.form) {
+            (Treatment::Negotiable, Some(form)) => return self.encode(parts, body, size, form, cx),
+            (Treatment::HeadersOnly, Some(form)) => {
                 form.forget_plain(&mut parts.headers);
                 if body.is_end_stream() {
                     return Ok(Response::from_parts(parts, CompressionBody::head()));

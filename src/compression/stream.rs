@@ -61,7 +61,7 @@ enum Engine {
 enum Phase {
     Reading,
     /// The inner body has ended like this; what it gave is still being encoded.
-    Ended(Ending),
+    Ended(End),
     Trailers(HeaderMap),
     /// The error comes a gap behind the last frame. The gap of a scope further in may have passed while
     /// its frames were here.
@@ -73,7 +73,7 @@ enum Phase {
 }
 
 #[derive(Debug)]
-enum Ending {
+enum End {
     Well(Option<HeaderMap>),
     Failed(BodyError),
 }
@@ -304,12 +304,12 @@ impl Stream {
     fn take(&mut self, event: Event) {
         match event {
             Event::Data(data) => self.input = data,
-            Event::End => self.phase = Phase::Ended(Ending::Well(None)),
+            Event::End => self.phase = Phase::Ended(End::Well(None)),
             Event::Trailers(mut trailers) => {
                 self.form.encode_trailers(&mut trailers);
-                self.phase = Phase::Ended(Ending::Well(Some(trailers)));
+                self.phase = Phase::Ended(End::Well(Some(trailers)));
             }
-            Event::Failed(error) => self.phase = Phase::Ended(Ending::Failed(error)),
+            Event::Failed(error) => self.phase = Phase::Ended(End::Failed(error)),
         }
     }
 
@@ -323,11 +323,11 @@ impl Stream {
             return Err(broken());
         };
         match std::mem::replace(&mut self.phase, Phase::Done) {
-            Phase::Ended(Ending::Well(trailers)) => {
+            Phase::Ended(End::Well(trailers)) => {
                 encoder.finish()?;
                 self.phase = trailers.map_or(Phase::Done, Phase::Trailers);
             }
-            Phase::Ended(Ending::Failed(error)) => {
+            Phase::Ended(End::Failed(error)) => {
                 encoder.flush()?;
                 self.phase = Phase::failed(error);
             }
