@@ -89,7 +89,8 @@
 //! - To an HTTP/1.0 client the end of the connection is that of a body without a length: there a broken
 //!   one ends in a reset, which takes a `net::WatchedListener` and its `net::Peer` in the request's
 //!   extensions, as under `net::serve`. (nginx before 1.29.7 asks its upstreams so, unless told
-//!   `proxy_http_version 1.1`.)
+//!   `proxy_http_version 1.1`.) A length that a layer of another crate takes away, outside of ours, is
+//!   taken for still there.
 //! - [`FrameBody`](task_group::FrameBody) is only a channel: it ends cleanly when its senders are gone,
 //!   also by a panic of the task that held them.
 //! - A [`GroupBody`](task_group::GroupBody) is judged by the layer of its group: sent as a response from

@@ -159,7 +159,7 @@ async fn what_is_flushed_at_the_end_only_arrives_before_the_error() {
 #[tokio::test]
 async fn what_is_collected_until_the_body_fails_arrives_before_the_error() {
     let (addr, _serving) = serve(CompressionLayer::new()).await;
-    for version in [Version::HTTP_11, Version::HTTP_2] {
+    for version in VERSIONS {
         let wire = read(addr, version, "/short").await;
         assert_eq!(plain(&wire), ONE, "{version:?}");
     }

@@ -13,7 +13,11 @@ use bodyguard::{
     cleanup::CleanupBody,
     scope::{Failure, FailureKind},
 };
-use http::{Request, Response, header::ACCEPT_ENCODING};
+use futures_util::{FutureExt, stream};
+use http::{
+    Request, Response,
+    header::{ACCEPT_ENCODING, CONTENT_LENGTH},
+};
 use http_body_util::BodyExt;
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -129,4 +133,36 @@ async fn so_are_a_cancelled_one_and_one_that_fails() {
     .await;
     assert_eq!(report.outcome(), Outcome::Failed, "{report:?}");
     assert!(error.cause().is::<BodyError>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn so_is_a_broken_length_behind_an_encoder() {
+    const GIVEN: u64 = 400;
+    let short = FailureKind::Truncated {
+        produced: GIVEN,
+        promised: GIVEN + 1,
+    };
+    let long = FailureKind::Overlong {
+        produced: GIVEN,
+        promised: GIVEN - 1,
+    };
+    for (promised, outcome, kind) in [
+        (GIVEN + 1, Outcome::Truncated, short),
+        (GIVEN - 1, Outcome::Failed, long),
+    ] {
+        let (error, report) = broken(move |_| {
+            let handler = service_fn(move |_: Request<()>| async move {
+                let text = stream::iter([Ok::<_, io::Error>("x".repeat(GIVEN as usize))]);
+                let head = Response::builder().header(CONTENT_LENGTH, promised);
+                Ok::<_, Infallible>(head.body(Body::from_stream(text)).unwrap())
+            });
+            let encoded = CompressionLayer::new().layer(handler).oneshot(gzip());
+            encoded.now_or_never().unwrap().unwrap().map(Body::new)
+        })
+        .await;
+        let failure: &Failure = error.downcast_ref().expect("a failure of ours");
+        assert_eq!(*failure.kind(), kind);
+        assert_eq!(report.outcome(), outcome, "{report:?}");
+        assert_eq!(report.errors.len(), 1, "{report:?}");
+    }
 }

@@ -9,6 +9,13 @@
 #[derive(Debug)]
 pub enum BodyError {}
 
+/// A model's own failure is to be seen.
+mod scope {
+    pub(crate) fn quietly(code: impl FnOnce()) {
+        code();
+    }
+}
+
 #[path = "../../src/task_group/channel/mod.rs"]
 mod channel;
 

@@ -10,10 +10,10 @@ use tokio::runtime::Handle;
 
 use super::{
     encoder::Encoder,
-    error::Broken,
     offload::{Harvest, Home, Offload},
     options::{Core, Flush},
     parallel::{LONG_BLOCK, Parallel},
+    source::broken,
 };
 use crate::BoxError;
 
@@ -104,7 +104,7 @@ impl Away {
                         left: Bytes::new(),
                         refused: false,
                     }),
-                    None => Err(Broken.into()),
+                    None => Err(broken()),
                 },
                 Err(error) => Err(error),
             }),

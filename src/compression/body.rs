@@ -23,8 +23,8 @@ use crate::{
 ///
 /// # Errors
 ///
-/// The inner body's error, once; or [`LengthMismatch`](super::LengthMismatch) if it gave another
-/// number of bytes than its head had promised. It comes 10 ms behind the last frame (at once on a runtime
+/// The inner body's error, once; or a [`Failure`](crate::scope::Failure), `Truncated` or `Overlong`, if it gave
+/// another number of bytes than its head had promised. It comes 10 ms behind the last frame (at once on a runtime
 /// without timers), or hyper would throw that frame away. After an error the encoded form has no end, so
 /// no client can take it for whole.
 ///
@@ -32,6 +32,7 @@ use crate::{
 ///
 /// The inner body is dropped first, then the compressor goes back to the pool. No end is written.
 #[pin_project::pin_project]
+#[must_use = "a body does nothing unless it is polled"]
 pub struct CompressionBody<B> {
     // Field order is drop order: the inner body goes before the encoder.
     #[pin]

@@ -27,7 +27,7 @@ pub enum Compress {
 
 /// What the layer may do with a response, whatever the client accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Treatment {
     /// Nothing here depends on `Accept-Encoding`.
     LeaveAlone,
     /// A 304: its fields are those of the response it stands for (RFC 9110, 15.4.5), and a cache takes
@@ -62,7 +62,7 @@ pub(super) fn judge(
     parts: &Parts,
     wish: Option<Compress>,
     options: &Options,
-) -> Verdict {
+) -> Treatment {
     let status = parts.status;
     let headers = &parts.headers;
     if wish == Some(Compress::Never)
@@ -72,7 +72,7 @@ pub(super) fn judge(
         || is_encoded(headers)
         || forbids_transform(headers)
     {
-        return Verdict::LeaveAlone;
+        return Treatment::LeaveAlone;
     }
     let wanted = wish == Some(Compress::Always)
         || (compressible(headers.get(header::CONTENT_TYPE))
@@ -81,12 +81,12 @@ pub(super) fn judge(
                 .as_ref()
                 .is_none_or(|allows| allows.call(parts)));
     if !wanted {
-        return Verdict::LeaveAlone;
+        return Treatment::LeaveAlone;
     }
     if status == StatusCode::NOT_MODIFIED {
-        return Verdict::HeadersOnly;
+        return Treatment::HeadersOnly;
     }
-    Verdict::Negotiable
+    Treatment::Negotiable
 }
 
 /// Adds `Vary: Accept-Encoding` unless it, or `*`, is there.
@@ -107,34 +107,54 @@ static DIGESTS: [HeaderName; 4] = [
     HeaderName::from_static("repr-digest"),
 ];
 
-/// Makes the head that of an encoded representation; `length` if its size is known.
-pub(super) fn encode_head(headers: &mut HeaderMap, coding: Coding, length: Option<u64>) {
-    headers.insert(
-        header::CONTENT_ENCODING,
-        HeaderValue::from_static(coding.as_str()),
-    );
-    // A length beside a transfer coding is a message nobody may send (RFC 9112, 6.2).
-    let length = length.filter(|_| !headers.contains_key(header::TRANSFER_ENCODING));
-    forget_plain(headers);
-    if let Some(length) = length {
-        headers.insert(header::CONTENT_LENGTH, length.into());
-    }
+/// The encoded form that a client would get, and what becomes of the head.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Form {
+    pub(super) coding: Coding,
+    /// The `ETag` is that of the content. In answers to methods that change state it is that of what the
+    /// target has become (RFC 9110, 8.8): to be sent back in an `If-Match`, which takes no weak one.
+    owns_etag: bool,
 }
 
-/// Takes out what a head says of the plain content alone.
-pub(super) fn forget_plain(headers: &mut HeaderMap) {
-    headers.remove(header::CONTENT_LENGTH);
-    // Ranges would count bytes of an encoded form that is different each time.
-    headers.remove(header::ACCEPT_RANGES);
-    encode_trailers(headers);
-}
-
-/// What was said of the plain content does not hold for the encoded one, wherever it is said.
-pub(super) fn encode_trailers(fields: &mut HeaderMap) {
-    for digest in &DIGESTS {
-        fields.remove(digest);
+impl Form {
+    pub(super) fn new(coding: Coding, method: &Method) -> Self {
+        Self {
+            coding,
+            owns_etag: method.is_safe(),
+        }
     }
-    weaken_etag(fields);
+
+    /// Makes the head that of the encoded form; `length` if its size is known.
+    pub(super) fn encode_head(self, headers: &mut HeaderMap, length: Option<u64>) {
+        headers.insert(
+            header::CONTENT_ENCODING,
+            HeaderValue::from_static(self.coding.as_str()),
+        );
+        // A length beside a transfer coding is a message nobody may send (RFC 9112, 6.2).
+        let length = length.filter(|_| !headers.contains_key(header::TRANSFER_ENCODING));
+        self.forget_plain(headers);
+        if let Some(length) = length {
+            headers.insert(header::CONTENT_LENGTH, length.into());
+        }
+    }
+
+    /// Takes out what a head says of the plain content alone.
+    pub(super) fn forget_plain(self, headers: &mut HeaderMap) {
+        headers.remove(header::CONTENT_LENGTH);
+        // Ranges would count bytes of an encoded form that is different each time.
+        headers.remove(header::ACCEPT_RANGES);
+        self.encode_trailers(headers);
+    }
+
+    /// What was said of the plain content does not hold for the encoded one, wherever it is said.
+    pub(super) fn encode_trailers(self, fields: &mut HeaderMap) {
+        for digest in &DIGESTS {
+            fields.remove(digest);
+        }
+        if self.owns_etag {
+            weaken_etag(fields);
+        }
+    }
 }
 
 /// A strong validator promises identical bytes (RFC 9110, 8.8.1), which encoding breaks.

@@ -39,6 +39,11 @@ use super::{
 /// Clones, and the services made by them, share one pool of compressors; each builder method
 /// begins a new one.
 ///
+/// An encoded answer keeps no digest and no `Accept-Ranges` of the plain one, and a strong `ETag` becomes weak
+/// (RFC 9110, 8.8.1), in trailers too. An answer to PUT, PATCH, POST and other methods that are not safe keeps
+/// its `ETag`: that is not of the content but of what the target has become (8.8), and has to be strong in
+/// the next `If-Match` (13.1.1).
+///
 /// Put it *outside* layers that watch how a body ends, so that they judge the handler's own bytes.
 ///
 /// # Compared with `tower_http::compression::CompressionLayer`
@@ -136,7 +141,8 @@ impl CompressionLayer {
     /// Bodies known to be smaller than this many bytes are left alone. Default: 200.
     ///
     /// 0 counts as 1: an empty body is never compressed. Streams of unknown length are not asked, nor is
-    /// any body for a client that refuses the plain form (`identity;q=0`).
+    /// any body for a client that refuses the plain form (`identity;q=0`). Smaller bodies that go out plain
+    /// have no `Vary`, so a shared cache may still give such a client what it stored for others.
     pub fn min_size(self, bytes: u64) -> Self {
         self.with(|options| options.min_size = bytes)
     }

@@ -30,12 +30,25 @@
 //! What it counts: [`CompressionStats`], and with the feature `metrics` the last rows of the table in
 //! [Observability](crate#observability).
 
+// | file | what it is |
+// |---|---|
+// | `layer`, `options` | what a layer is told, and what all its streams share |
+// | `service` | the future that decides what becomes of a response |
+// | `negotiation`, `predicate`, `headers` | pure functions of heads: which coding, which types, what is edited |
+// | `body` | the body: a stream, whole, or as it came |
+// | `whole` | small bodies of known size, compressed at once |
+// | `stream` | one stream: what to do next, given what the inner body said |
+// | `source` | the inner body, and whether it keeps its promises |
+// | `encoder`, `codecs`, `pool` | bytes to bytes: gzip, which can be parked; the others; gzip's compressors |
+// | `away` | a stream's encoder on other threads: `offload` on one at a time, `parallel` on several |
+// | `workers` | those threads, and what is done where there are none |
+// | `stats` | what is counted |
+
 mod away;
 mod body;
 #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
 mod codecs;
 mod encoder;
-mod error;
 mod headers;
 mod layer;
 mod negotiation;
@@ -52,7 +65,6 @@ mod whole;
 mod workers;
 
 pub use body::CompressionBody;
-pub use error::LengthMismatch;
 pub use headers::Compress;
 pub use layer::CompressionLayer;
 pub use negotiation::Coding;

@@ -15,8 +15,8 @@ use tokio::runtime::Handle;
 
 use super::{
     encoder::{Encoder, FULL, SLICE},
-    error::Broken,
     options::Core,
+    source::broken,
     workers::{Job, Patience, Workers},
 };
 use crate::{BoxError, scope::quietly};
@@ -165,7 +165,7 @@ impl Offload {
         }
         if !state.scheduled && !stays && (state.input.is_empty() || state.refused) {
             let Some(encoder) = state.encoder.take() else {
-                return Poll::Ready(Err(Broken.into()));
+                return Poll::Ready(Err(broken()));
             };
             let refused = state.refused;
             let waiting = std::mem::take(&mut state.input);
@@ -336,7 +336,7 @@ impl Job for Station {
         state.scheduled = false;
         state.refused = true;
         if panicked {
-            state.error = Some(Broken.into());
+            state.error = Some(broken());
         }
         let waker = state.waker.take();
         drop(state);

@@ -16,9 +16,9 @@ use tokio::runtime::Handle;
 
 use super::{
     encoder::Gzip,
-    error::Broken,
     options::{Core, WINDOW},
     pool::Lease,
+    source::broken,
     workers::{Job, Patience, Workers},
 };
 use crate::BoxError;
@@ -189,9 +189,9 @@ impl Parallel {
             // No worker could be had: its runtime is gone.
             (Done::Refused, Some(block)) => match block.take() {
                 Some((before, text)) => compress(&self.core, &before, &text)?,
-                None => return Poll::Ready(Err(Broken.into())),
+                None => return Poll::Ready(Err(broken())),
             },
-            (Done::Refused, None) => return Poll::Ready(Err(Broken.into())),
+            (Done::Refused, None) => return Poll::Ready(Err(broken())),
         };
         if let Some(gzip) = &mut self.gzip {
             gzip.append(&crc);
@@ -330,7 +330,7 @@ impl Job for Block {
 
     fn refuse(&self, panicked: bool) {
         self.finish(match panicked {
-            true => Done::Compressed(Err(Broken.into())),
+            true => Done::Compressed(Err(broken())),
             false => Done::Refused,
         });
     }

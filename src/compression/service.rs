@@ -13,14 +13,14 @@ use tower_service::Service;
 
 use super::{
     body::CompressionBody,
-    headers::{self, Compress, Verdict},
-    negotiation::{Accepted, Choice, Coding},
+    headers::{self, Compress, Form, Treatment},
+    negotiation::{Accepted, Choice},
     options::Core,
     source::{Account, Inner, Source},
     stream::Stream,
     whole::{self, Collected, Whole},
 };
-use crate::{BoxError, content_length};
+use crate::{BoxError, content_length, scope::Connection};
 
 /// A service whose responses are compressed: made by [`CompressionLayer`](super::CompressionLayer).
 #[derive(Clone, Debug)]
@@ -54,15 +54,17 @@ where
         let lines = request.headers().get_all(header::ACCEPT_ENCODING);
         let accepted = Accepted::parse(lines.into_iter().map(|line| line.as_bytes()));
         let choice = accepted.choose(&self.core.options.codings);
-        let coding = match choice {
-            Choice::Encode(coding) => Some(coding),
+        let form = match choice {
+            Choice::Encode(coding) => Some(Form::new(coding, request.method())),
             _ => None,
         };
         let refused = choice == Choice::Nothing && self.core.options.strict;
+        let closes = form.is_some() && request.version() < Version::HTTP_11;
         let call = Call {
             method: request.method().clone(),
             version: request.version(),
-            coding,
+            connection: closes.then(|| Box::new(Connection::of(request.extensions()))),
+            form,
             only_encoded: accepted.refuses_identity(),
             core: Arc::clone(&self.core),
         };
@@ -103,8 +105,10 @@ enum State<F> {
 struct Call {
     method: Method,
     version: Version,
-    /// The coding the client would like best, if it accepts any.
-    coding: Option<Coding>,
+    /// That of an HTTP/1.0 client, whose end is that of a stream.
+    connection: Option<Box<Connection>>,
+    /// What the client would like best, if it accepts any.
+    form: Option<Form>,
     /// It refuses the plain form.
     only_encoded: bool,
     core: Arc<Core>,
@@ -157,29 +161,28 @@ impl Call {
         let wish = response.extensions_mut().remove::<Compress>();
         let size = self.size(&response);
         let nothing_on_offer = options.codings.is_empty();
-        let only_encoded = self.only_encoded && self.coding.is_some();
+        let only_encoded = self.only_encoded && self.form.is_some();
         if nothing_on_offer
             || headers::is_too_small(response.status(), size, wish, only_encoded, options)
         {
             return Ok(response.map(CompressionBody::plain));
         }
         let (mut parts, body) = response.into_parts();
-        let verdict = headers::judge(&self.method, &parts, wish, options);
-        if verdict != Verdict::LeaveAlone {
+        let treatment = headers::judge(&self.method, &parts, wish, options);
+        if treatment != Treatment::LeaveAlone {
             headers::add_vary(&mut parts.headers);
         }
-        match (verdict, self.coding) {
-            (Verdict::Negotiable, Some(coding)) => self.encode(parts, body, size, coding, cx),
-            (verdict, coding) => {
-                if verdict == Verdict::HeadersOnly && coding.is_some() {
-                    headers::forget_plain(&mut parts.headers);
-                    if body.is_end_stream() {
-                        return Ok(Response::from_parts(parts, CompressionBody::head()));
-                    }
+        match (treatment, self.form) {
+            (Treatment::Negotiable, Some(form)) => return self.encode(parts, body, size, form, cx),
+            (Treatment::HeadersOnly, Some(form)) => {
+                form.forget_plain(&mut parts.headers);
+                if body.is_end_stream() {
+                    return Ok(Response::from_parts(parts, CompressionBody::head()));
                 }
-                Ok(Response::from_parts(parts, CompressionBody::plain(body)))
             }
+            _ => {}
         }
+        Ok(Response::from_parts(parts, CompressionBody::plain(body)))
     }
 
     fn encode<B>(
@@ -187,7 +190,7 @@ impl Call {
         mut parts: Parts,
         body: B,
         size: Option<u64>,
-        coding: Coding,
+        form: Form,
         cx: &mut Context<'_>,
     ) -> Result<Response<CompressionBody<B>>, Whole>
     where
@@ -196,7 +199,7 @@ impl Call {
         B::Error: Into<BoxError>,
     {
         if self.method == Method::HEAD {
-            headers::encode_head(&mut parts.headers, coding, None);
+            form.encode_head(&mut parts.headers, None);
             return Ok(Response::from_parts(parts, CompressionBody::head()));
         }
         let source = Source::new(Account {
@@ -205,13 +208,13 @@ impl Call {
             given: 0,
         });
         if size.is_none_or(|size| size > whole::LIMIT) {
-            let stream = Stream::new(&self.core, coding, source, bytes::Bytes::new());
-            return Ok(streamed(parts, coding, Inner::Plain(body), stream));
+            let stream = Stream::new(&self.core, form, source, bytes::Bytes::new());
+            return Ok(self.streamed(parts, form, Inner::Plain(body), stream));
         }
         match whole::collect(body, source, cx) {
             Collected::Whole { data, trailers } => {
                 let larger = self.only_encoded;
-                match Whole::start(&self.core, coding, parts, data, trailers, larger) {
+                match Whole::start(&self.core, form, parts, data, trailers, larger) {
                     Ok(away) => Err(away),
                     Err(whole) => Ok(whole.compress_here()),
                 }
@@ -221,10 +224,26 @@ impl Call {
                 source,
                 data,
             } => {
-                let stream = Stream::new(&self.core, coding, source, data);
-                Ok(streamed(parts, coding, inner, stream))
+                let stream = Stream::new(&self.core, form, source, data);
+                Ok(self.streamed(parts, form, inner, stream))
             }
         }
+    }
+
+    /// The length goes, and with it all that tells an HTTP/1.0 client a broken body from a whole one: but
+    /// for a reset, which a server that has sent all of it takes back.
+    fn streamed<B>(
+        &self,
+        mut parts: Parts,
+        form: Form,
+        inner: Inner<B>,
+        stream: Stream,
+    ) -> Response<CompressionBody<B>> {
+        if let Some(connection) = &self.connection {
+            connection.end_in_reset();
+        }
+        form.encode_head(&mut parts.headers, None);
+        Response::from_parts(parts, CompressionBody::stream(inner, stream))
     }
 
     /// The size of the content as far as the head tells.
@@ -243,16 +262,6 @@ impl Call {
             false => body.size_hint().exact(),
         }
     }
-}
-
-fn streamed<B>(
-    mut parts: Parts,
-    coding: Coding,
-    inner: Inner<B>,
-    stream: Stream,
-) -> Response<CompressionBody<B>> {
-    headers::encode_head(&mut parts.headers, coding, None);
-    Response::from_parts(parts, CompressionBody::stream(inner, stream))
 }
 
 fn not_acceptable<B>() -> Response<CompressionBody<B>> {

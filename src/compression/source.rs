@@ -9,8 +9,12 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame};
 
-use super::error::LengthMismatch;
-use crate::{BodyError, BoxError, frames::take_bytes};
+use crate::{
+    BodyError, BoxError, Outcome,
+    error::Cause,
+    frames::take_bytes,
+    scope::{Failure, broken_length},
+};
 
 /// What the inner body has promised, and given so far.
 #[derive(Clone, Copy, Debug)]
@@ -134,8 +138,14 @@ impl Source {
         let Account {
             promised, given, ..
         } = self.account;
-        BodyError::new(LengthMismatch::new(promised.unwrap_or(given), given))
+        broken_length(given, promised.unwrap_or(given))
     }
+}
+
+/// The inner body panicked in an earlier poll, or the encoder did.
+pub(super) fn broken() -> BoxError {
+    let failure = Cause::from(Failure::unseen_panic("response body"));
+    BodyError::from(failure).of(Outcome::Panicked).into()
 }
 
 /// An inner body: as it came, boxed because it has been polled before it moved, or dropped.

@@ -13,12 +13,10 @@ use http_body::{Body, Frame};
 use super::{
     away::{Away, Stay},
     encoder::{Encoder, FULL, SLICE},
-    error::Broken,
-    headers,
-    negotiation::Coding,
+    headers::Form,
     offload::Harvest,
     options::{Core, Flush},
-    source::{Event, Inner, Source},
+    source::{Event, Inner, Source, broken},
     stats::Open,
 };
 use crate::{
@@ -38,6 +36,7 @@ pub(super) struct Stream {
     /// Taken from the inner body, not yet encoded.
     input: Bytes,
     phase: Phase,
+    form: Form,
     /// Bytes that may still be encoded inline, and as many as they are at the start.
     credit: usize,
     burst: usize,
@@ -62,7 +61,7 @@ enum Engine {
 enum Phase {
     Reading,
     /// The inner body has ended like this; what it gave is still being encoded.
-    Ended(Ending),
+    Ended(End),
     Trailers(HeaderMap),
     /// The error comes a gap behind the last frame. The gap of a scope further in may have passed while
     /// its frames were here.
@@ -74,7 +73,7 @@ enum Phase {
 }
 
 #[derive(Debug)]
-enum Ending {
+enum End {
     Well(Option<HeaderMap>),
     Failed(BodyError),
 }
@@ -102,13 +101,14 @@ enum Step {
 }
 
 impl Stream {
-    pub(super) fn new(core: &Arc<Core>, coding: Coding, source: Source, input: Bytes) -> Self {
-        let burst = core.options.stream_burst(coding);
+    pub(super) fn new(core: &Arc<Core>, form: Form, source: Source, input: Bytes) -> Self {
+        let burst = core.options.stream_burst(form.coding);
         Self {
             source,
-            engine: Engine::Here(Encoder::for_stream(core, coding)),
+            engine: Engine::Here(Encoder::for_stream(core, form.coding)),
             input,
             phase: Phase::Reading,
+            form,
             credit: burst,
             burst,
             polling: false,
@@ -133,7 +133,7 @@ impl Stream {
         B::Error: Into<BoxError>,
     {
         if self.polling {
-            self.fail(inner.as_mut(), Broken.into());
+            self.fail(inner.as_mut(), broken());
         }
         self.polling = true;
         let polled = loop {
@@ -179,7 +179,7 @@ impl Stream {
             return self.encode();
         }
         let Engine::Here(encoder) = &mut self.engine else {
-            return Err(Broken.into());
+            return Err(broken());
         };
         match self.source.poll(inner, cx) {
             Poll::Ready(event) => self.take(event),
@@ -203,7 +203,7 @@ impl Stream {
         let flush_each = self.core.options.flush == Flush::EveryFrame;
         let mut encoder = match std::mem::replace(&mut self.engine, Engine::Gone) {
             Engine::Here(encoder) => encoder,
-            _ => return Err(Broken.into()),
+            _ => return Err(broken()),
         };
         if self.input.len() > self.credit {
             match Away::start(&self.core, encoder) {
@@ -239,7 +239,7 @@ impl Stream {
         B::Error: Into<BoxError>,
     {
         let Engine::Away(away) = &mut self.engine else {
-            return Err(Broken.into());
+            return Err(broken());
         };
         while away.has_room() {
             if away.feed(&mut self.input) {
@@ -275,7 +275,7 @@ impl Stream {
     /// A frame from the worker, or the encoder back once it has done everything.
     fn harvest(&mut self, cx: &mut Context<'_>) -> Result<Step, BoxError> {
         let Engine::Away(away) = &mut self.engine else {
-            return Err(Broken.into());
+            return Err(broken());
         };
         match away.harvest(cx) {
             Poll::Pending => Ok(Step::Wait),
@@ -304,12 +304,12 @@ impl Stream {
     fn take(&mut self, event: Event) {
         match event {
             Event::Data(data) => self.input = data,
-            Event::End => self.phase = Phase::Ended(Ending::Well(None)),
+            Event::End => self.phase = Phase::Ended(End::Well(None)),
             Event::Trailers(mut trailers) => {
-                headers::encode_trailers(&mut trailers);
-                self.phase = Phase::Ended(Ending::Well(Some(trailers)));
+                self.form.encode_trailers(&mut trailers);
+                self.phase = Phase::Ended(End::Well(Some(trailers)));
             }
-            Event::Failed(error) => self.phase = Phase::Ended(Ending::Failed(error)),
+            Event::Failed(error) => self.phase = Phase::Ended(End::Failed(error)),
         }
     }
 
@@ -320,14 +320,14 @@ impl Stream {
             return self.encode();
         }
         let Engine::Here(encoder) = &mut self.engine else {
-            return Err(Broken.into());
+            return Err(broken());
         };
         match std::mem::replace(&mut self.phase, Phase::Done) {
-            Phase::Ended(Ending::Well(trailers)) => {
+            Phase::Ended(End::Well(trailers)) => {
                 encoder.finish()?;
                 self.phase = trailers.map_or(Phase::Done, Phase::Trailers);
             }
-            Phase::Ended(Ending::Failed(error)) => {
+            Phase::Ended(End::Failed(error)) => {
                 encoder.flush()?;
                 self.phase = Phase::failed(error);
             }

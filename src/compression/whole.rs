@@ -14,7 +14,7 @@ use tokio::{runtime::Handle, sync::oneshot};
 use super::{
     body::CompressionBody,
     encoder::Encoder,
-    headers,
+    headers::Form,
     negotiation::Coding,
     options::Core,
     source::{Event, Inner, Source},
@@ -95,7 +95,7 @@ pub(super) struct Whole {
 
 pub(super) struct Plain {
     core: Arc<Core>,
-    coding: Coding,
+    form: Form,
     parts: Parts,
     data: Bytes,
     trailers: Option<HeaderMap>,
@@ -107,7 +107,7 @@ impl Whole {
     /// Sends a larger body to a worker; one within a burst, or without a runtime, comes back.
     pub(super) fn start(
         core: &Arc<Core>,
-        coding: Coding,
+        form: Form,
         parts: Parts,
         data: Bytes,
         trailers: Option<HeaderMap>,
@@ -115,13 +115,13 @@ impl Whole {
     ) -> Result<Self, Box<Plain>> {
         let plain = Box::new(Plain {
             core: Arc::clone(core),
-            coding,
+            form,
             parts,
             data,
             trailers,
             larger,
         });
-        if plain.data.len() <= core.options.burst(coding) {
+        if plain.data.len() <= core.options.burst(form.coding) {
             return Err(plain);
         }
         let Ok(handle) = Handle::try_current() else {
@@ -130,7 +130,7 @@ impl Whole {
         let (sender, compressed) = oneshot::channel();
         let job = Task {
             core: Arc::clone(core),
-            coding,
+            coding: form.coding,
             data: plain.data.clone(),
             sender: Mutex::new(Some(sender)),
         };
@@ -149,14 +149,17 @@ impl Whole {
             return Poll::Pending;
         };
         let plain = self.plain.take().expect("looked at above");
-        // No answer means that the worker could not run: the plain form is as good.
-        Poll::Ready(plain.answer(compressed.ok()))
+        // No answer means that the worker could not run: the plain form is as good, where it is wanted.
+        Poll::Ready(match compressed.ok() {
+            None if plain.larger => plain.compress_here(),
+            compressed => plain.answer(compressed),
+        })
     }
 }
 
 impl Plain {
     pub(super) fn compress_here<B>(self) -> Response<CompressionBody<B>> {
-        let compressed = Encoder::whole(&self.core, self.coding, &self.data).ok();
+        let compressed = Encoder::whole(&self.core, self.form.coding, &self.data).ok();
         self.answer(compressed)
     }
 
@@ -167,8 +170,10 @@ impl Plain {
             Some(compressed) if self.larger || compressed.len() < self.data.len() => {
                 let length = compressed.len() as u64;
                 self.core.stats.count(self.data.len() as u64, length);
-                headers::encode_head(&mut parts.headers, self.coding, Some(length));
-                trailers.iter_mut().for_each(headers::encode_trailers);
+                self.form.encode_head(&mut parts.headers, Some(length));
+                if let Some(trailers) = &mut trailers {
+                    self.form.encode_trailers(trailers);
+                }
                 compressed
             }
             _ => self.data,

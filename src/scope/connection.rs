@@ -22,14 +22,14 @@ const ARM_AFTER: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// What is known of a request's connection. Keeps nothing open.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     #[cfg(feature = "net")]
     peer: Option<Peer>,
     upload: Option<Arc<Upload>>,
 }
 
 impl Connection {
-    pub(super) fn of(extensions: &Extensions) -> Self {
+    pub(crate) fn of(extensions: &Extensions) -> Self {
         Self {
             #[cfg(feature = "net")]
             peer: Peer::from_extensions(extensions).cloned(),
@@ -94,7 +94,7 @@ impl Connection {
     }
 
     /// Has the end of the connection be a reset.
-    pub(super) fn end_in_reset(&self) {
+    pub(crate) fn end_in_reset(&self) {
         if let Some(peer) = &self.peer {
             peer.end_in_reset();
         }
@@ -141,7 +141,7 @@ impl Connection {
 
     pub(super) fn reset(&self) {}
 
-    pub(super) fn end_in_reset(&self) {}
+    pub(crate) fn end_in_reset(&self) {}
 }
 
 #[cfg(not(feature = "net"))]

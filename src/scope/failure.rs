@@ -11,7 +11,10 @@ use std::{
 };
 
 use super::verdict::RULE;
-use crate::error::{BodyError, BoxError, Cause};
+use crate::{
+    error::{BodyError, BoxError, Cause},
+    outcome::Outcome,
+};
 
 /// A failure that is not an error of the application's: a panic, a limit, a broken promise.
 ///
@@ -73,7 +76,7 @@ pub enum FailureKind {
     /// The scope was ended from outside: shutdown or cancellation.
     Ended {
         /// How it ended.
-        outcome: crate::Outcome,
+        outcome: Outcome,
     },
 }
 
@@ -90,7 +93,7 @@ impl Failure {
     }
 
     /// A panic that passed by.
-    pub(super) fn unseen_panic(what: &str) -> Self {
+    pub(crate) fn unseen_panic(what: &str) -> Self {
         Self::new(FailureKind::Panicked {
             what: what.to_owned(),
             message: "see the panic's own report".to_owned(),
@@ -148,6 +151,21 @@ impl From<Failure> for Cause {
     fn from(failure: Failure) -> Self {
         Cause::from(BoxError::from(failure))
     }
+}
+
+/// The error of a body that gave this many bytes where another number was promised.
+pub(crate) fn broken_length(produced: u64, promised: u64) -> BodyError {
+    let (outcome, kind) = match produced < promised {
+        true => (
+            Outcome::Truncated,
+            FailureKind::Truncated { produced, promised },
+        ),
+        false => (
+            Outcome::Failed,
+            FailureKind::Overlong { produced, promised },
+        ),
+    };
+    BodyError::from(Cause::from(Failure::new(kind))).of(outcome)
 }
 
 /// What a panic carries. It is the application's, and may panic as it is dropped: that stays in here.

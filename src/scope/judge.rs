@@ -8,7 +8,7 @@ use http_body::Frame;
 
 use super::{
     detector::{Seen, stops_at_length},
-    failure::{Failure, FailureKind},
+    failure::{Failure, FailureKind, broken_length},
     machine::Scope,
     owner::Owner,
     state::ShutBy,
@@ -147,7 +147,7 @@ impl Owner {
                     Seen::LengthReached | Seen::Ended(Outcome::Complete) => {
                         Judged::End(End::complete(Some(data), None))
                     }
-                    Seen::Ended(outcome) => Judged::End(self.broken(outcome)),
+                    Seen::Ended(_) => Judged::End(self.broken()),
                 }
             }
             Next::Trailers(trailers) => Judged::End(self.end_of_stream(None, Some(trailers))),
@@ -185,7 +185,7 @@ impl Owner {
             Next::Data(more) if more.is_empty() => self.end_of_stream(Some(data), None),
             Next::Data(more) => {
                 self.detector.data(more.len() as u64, false);
-                self.broken(Outcome::Failed)
+                self.broken()
             }
             Next::Trailers(trailers) => self.end_of_stream(Some(data), Some(trailers)),
             Next::End => self.end_of_stream(Some(data), None),
@@ -238,19 +238,16 @@ impl Owner {
         }
         match self.detector.end_of_stream() {
             Seen::Ended(Outcome::Complete) => End::complete(data, trailers),
-            _ => self.broken(Outcome::Truncated),
+            _ => self.broken(),
         }
     }
 
     /// The body broke the promise of its length.
-    fn broken(&self, outcome: Outcome) -> End {
+    fn broken(&self) -> End {
         let produced = self.detector.produced();
         let promised = self.detector.promised().unwrap_or(produced);
-        let kind = match outcome {
-            Outcome::Truncated => FailureKind::Truncated { produced, promised },
-            _ => FailureKind::Overlong { produced, promised },
-        };
-        End::failed(outcome, Cause::from(Failure::new(kind)))
+        let error = broken_length(produced, promised);
+        End::failed(error.outcome(), error)
     }
 
     fn inner_error(error: BoxError) -> End {

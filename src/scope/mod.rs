@@ -82,8 +82,12 @@ pub use close::{CloseError, Closing, close, closing};
 pub(crate) use closers::Closer;
 #[cfg(feature = "bridge")]
 pub(crate) use closers::Unrun;
+#[cfg(feature = "compression")]
+pub(crate) use connection::Connection;
 pub(crate) use entry::sealed::{Sealed, Standalone};
 pub use entry::{MissingLayer, View};
+#[cfg(feature = "compression")]
+pub(crate) use failure::broken_length;
 pub(crate) use failure::quietly;
 pub use failure::{Failure, FailureKind};
 pub(crate) use failure::{MOST_SOURCES, Payload, contained, is_same, sources};

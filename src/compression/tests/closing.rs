@@ -10,11 +10,12 @@ use http::Response;
 use http_body::{Body, Frame};
 
 use super::{
-    super::{CompressionLayer, LengthMismatch},
+    super::CompressionLayer,
     Taken, answer, drain, events, get, gunzip_prefix, layer, poll,
     script::{Script, Step, data},
     stream,
 };
+use crate::scope::{Failure, FailureKind};
 
 /// Says at its drop how many compressors the layer had lent then.
 struct Witness {
@@ -117,9 +118,10 @@ fn a_panic_in_the_inner_body_never_becomes_an_end() {
     };
     taken.take(frame);
     assert!(catch_unwind(AssertUnwindSafe(|| poll(body.as_mut()))).is_err());
-    let Poll::Ready(Some(Err(_))) = poll(body.as_mut()) else {
+    let Poll::Ready(Some(Err(error))) = poll(body.as_mut()) else {
         panic!("not an error")
     };
+    assert_eq!(error.outcome(), crate::Outcome::Panicked);
     assert!(matches!(poll(body.as_mut()), Poll::Ready(None)));
     assert_eq!(gunzip_prefix(&taken.wire), b"text");
 }
@@ -161,9 +163,14 @@ fn a_length_that_is_not_kept_is_an_error() {
             assert!(!response.headers().contains_key("content-length"));
             let taken = drain(response.into_body());
             let error = taken.error.expect("an error");
-            let mismatch = error.downcast_ref::<LengthMismatch>().expect("of ours");
-            assert_eq!(mismatch.given(), given as u64);
-            assert_eq!(Some(mismatch.promised()), header.or(hint));
+            let produced = given as u64;
+            let promised = header.or(hint).expect("a promise");
+            let kind = match produced < promised {
+                true => FailureKind::Truncated { produced, promised },
+                false => FailureKind::Overlong { produced, promised },
+            };
+            let failure = error.downcast_ref::<Failure>().expect("of ours");
+            assert_eq!(*failure.kind(), kind);
             gunzip_prefix(&taken.wire);
         }
     }

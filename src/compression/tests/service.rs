@@ -253,3 +253,34 @@ fn trailers_that_speak_of_the_plain_content_are_not_passed_on() {
         );
     }
 }
+
+/// The `ETag` of what answers `method`, in the head and in the trailers.
+fn tags(method: &http::Method, promised: Option<u64>) -> [String; 2] {
+    let tag = http::HeaderMap::from_iter([(http::header::ETAG, "\"2\"".parse().unwrap())]);
+    let mut script = Script::new([data(vec![b'x'; 1_000]), Step::Trailers(tag.clone())]);
+    if let Some(length) = promised {
+        script = script.promising(length);
+    }
+    let mut response = Response::new(script);
+    *response.headers_mut() = tag;
+    let mut request = get("gzip");
+    *request.method_mut() = method.clone();
+    let (head, body) = answer(&layer(), request, response).into_parts();
+    assert_eq!(head.headers["content-encoding"], "gzip");
+    let trailers = drain(body).trailers.expect("trailers");
+    [head.headers, trailers].map(|fields| fields["etag"].to_str().unwrap().to_owned())
+}
+
+#[test]
+fn an_etag_that_is_not_of_the_content_stays_strong() {
+    use http::Method;
+
+    for promised in [None, Some(1_000)] {
+        for method in [Method::GET, Method::OPTIONS] {
+            assert_eq!(tags(&method, promised), ["W/\"2\"", "W/\"2\""], "{method}");
+        }
+        for method in [Method::PUT, Method::PATCH, Method::POST, Method::DELETE] {
+            assert_eq!(tags(&method, promised), ["\"2\"", "\"2\""], "{method}");
+        }
+    }
+}

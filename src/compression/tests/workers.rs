@@ -13,12 +13,12 @@ use http_body::Body;
 use http_body_util::{BodyExt, Full};
 
 use super::{
-    super::LengthMismatch,
-    Fixed, Taken, drain, events, get, gunzip, gunzip_prefix, layer, poll,
+    Fixed, Taken, answer, drain, events, get, gunzip, gunzip_prefix, layer, poll,
     script::{Script, Step, data},
     stream,
     streams::random,
 };
+use crate::scope::{Failure, FailureKind};
 
 /// Enough ready text to be encoded by a worker.
 fn sustained() -> Vec<Step> {
@@ -55,11 +55,13 @@ async fn a_short_body_is_an_error_with_workers_too() {
         let mut taken = Taken::default();
         while taken.take(body.frame().await) {}
         let error = taken.error.expect("an error");
+        let produced = text.len() as u64;
         assert_eq!(
-            error
-                .downcast_ref::<LengthMismatch>()
-                .map(LengthMismatch::given),
-            Some(text.len() as u64)
+            error.downcast_ref::<Failure>().map(Failure::kind),
+            Some(&FailureKind::Truncated {
+                produced,
+                promised: produced + 1
+            })
         );
         assert!(gunzip_prefix(&taken.wire) == text);
     }
@@ -228,5 +230,23 @@ fn a_runtime_that_refuses_its_threads_holds_no_poll_up() {
         let taken = drain(stream(&layer().parallel(parallel), Script::new(frames)));
         assert!(taken.error.is_none());
         assert!(gunzip(&taken.wire) == text);
+    }
+}
+
+#[test]
+fn a_whole_body_that_is_refused_goes_out_in_the_form_that_is_wanted() {
+    let text = events(800).concat();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let handle = runtime.handle().clone();
+    drop(runtime);
+    let _context = handle.enter();
+    for (accept, encoded) in [("gzip", false), ("gzip, identity;q=0", true)] {
+        let response = Response::new(Full::new(Bytes::from(text.clone())));
+        let response = answer(&layer(), get(accept), response);
+        assert_eq!(response.headers().contains_key("content-encoding"), encoded);
+        let wire = drain(response.into_body()).wire;
+        assert!(wire == text || gunzip(&wire) == text, "{accept}");
     }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::buffer::Spent;
+use crate::scope::quietly;
 
 /// What is left to do once the lock is released.
 #[derive(Default)]
@@ -27,13 +28,14 @@ impl After {
         }
     }
 
+    /// A waker that panics keeps it from nobody else: they hold grants, and are not woken again.
     pub(super) fn run(self) {
         if let Some((first, more)) = self.senders {
-            first.wake();
-            more.into_iter().for_each(Waker::wake);
+            quietly(|| first.wake());
+            more.into_iter().for_each(|waker| quietly(|| waker.wake()));
         }
         if let Some(waker) = self.receiver {
-            waker.wake();
+            quietly(|| waker.wake());
         }
     }
 }

@@ -111,12 +111,14 @@ impl Line {
         match *ticket {
             None if self.admits(need, fill) => Poll::Ready(()),
             None => {
+                // First: who holds a ticket and does not wait counts as granted.
+                let waker = cx.waker().clone();
                 let drawn = self.draw();
                 *ticket = Some(drawn);
                 self.waiters.push_back(Waiter {
                     ticket: drawn,
                     need,
-                    waker: cx.waker().clone(),
+                    waker,
                 });
                 Poll::Pending
             }

@@ -26,6 +26,17 @@
 //!
 //! There is one lock and nothing is called under it, so there is no order of locks to get wrong.
 
+// | file | what it is |
+// |---|---|
+// | `state`, `shared` | the whole as one synchronous state, and the lock around it |
+// | `buffer` | what has been accepted and not yet taken |
+// | `line` | who waits for room, and what is granted to them |
+// | `after` | what is woken and dropped once the lock is released |
+// | `sender`, `writer`, `sink` | the producers' end, in three shapes |
+// | `receiver`, `body` | the other end, for the bodies of groups and as one of its own |
+// | `error` | what a producer is told when a frame cannot go in |
+// | `sync` | locks and threads: std's, or loom's |
+
 mod after;
 mod body;
 mod buffer;

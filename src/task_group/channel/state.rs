@@ -259,9 +259,10 @@ impl State {
         match ticket.and_then(|id| self.watchers.iter_mut().find(|watcher| watcher.0 == id)) {
             Some((_, waker)) => refresh(waker, cx, after),
             None => {
+                let waker = cx.waker().clone();
                 let drawn = self.line.draw();
                 *ticket = Some(drawn);
-                self.watchers.push((drawn, cx.waker().clone()));
+                self.watchers.push((drawn, waker));
             }
         }
         Poll::Pending

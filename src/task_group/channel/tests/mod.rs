@@ -3,6 +3,7 @@
 mod cancel;
 mod flow;
 mod given_up;
+mod panics;
 mod stress;
 mod ways;
 
