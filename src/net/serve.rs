@@ -200,7 +200,8 @@ async fn closed(connections: &mut JoinSet<()>) {
     while connections.join_next().await.is_some() {}
 }
 
-/// Serves one connection to its end: gracefully from the shutdown on, not at all once it is aborted.
+/// Serves one connection to its end: gracefully from the shutdown on, not at all once the drain has
+/// answered whom it could.
 async fn connection<A, B>(stream: WatchedStream, app: A, supervisor: Supervisor)
 where
     A: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
@@ -225,7 +226,7 @@ where
     let mut told = false;
     loop {
         tokio::select! {
-            // In this order: what the scopes answer as they are aborted is sent.
+            // In this order: what has just been answered is sent.
             biased;
             // Its error is the client's going or misbehaving: the scopes have their own account.
             _ = served.as_mut() => return,

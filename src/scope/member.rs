@@ -62,6 +62,15 @@ impl Member for Scope {
         self.shut(ShutBy::Abort);
     }
 
+    fn has_an_answer(&self) -> bool {
+        let state = self.lock();
+        match state.phase {
+            Phase::Live => true,
+            Phase::Ending => state.owner_ended,
+            Phase::Done => false,
+        }
+    }
+
     fn still_running(&self) -> Vec<String> {
         let mut state = self.lock();
         let work = state.work();

@@ -74,11 +74,16 @@ fn after(duration: Duration) -> Instant {
     Instant::now() + duration.min(FAR)
 }
 
+/// How often a drain that is out of patience looks whether it is of use to serve on.
+const LOOKS: u32 = 10;
+
 impl Supervisor {
     /// Tells every scope to end, waits for their teardown, and says what was left.
     ///
     /// Each scope's shutdown policy is applied at once. Scopes still live a quarter of the deadline
-    /// (at most 5 s) before it ends are aborted: tasks cancelled, closers run. After the deadline
+    /// (at most 5 s) before it ends are aborted: tasks cancelled, closers run. Their clients are answered,
+    /// and those whose end was under way: connections are [told to close](Self::aborting) only if scopes are
+    /// left that wait for nothing but their servers, or when half of that time is over. After the deadline
     /// nothing of any scope is running, or it is named in the report. Responses that begin
     /// while it drains are ended by the same rules, but that
     /// [`Shutdown::finish_within`](crate::Shutdown::finish_within) is not counted for them: they
@@ -108,13 +113,14 @@ impl Supervisor {
         }
         drop(due);
         if !self.idle_by(abort_at).await {
-            let members = self.inner.registry.members();
-            for member in members.into_iter().chain(self.scopes_in_background()) {
-                member.abort();
+            self.abort_all();
+            if !self.answered_by(end).await {
+                // Those too that have come since.
+                self.abort_all();
+                // Behind them: they may say how their connections are to end.
+                self.inner.aborting.fire();
+                self.idle_by(end).await;
             }
-            // Behind them: they may say how their connections are to end.
-            self.inner.aborting.fire();
-            self.idle_by(end).await;
         }
         let mut report = self.tally().report.clone();
         for member in self.inner.registry.members() {
@@ -126,6 +132,30 @@ impl Supervisor {
             .extend(background.iter().map(|(_, kept)| kept.name.clone()));
         drop(background);
         report
+    }
+
+    fn abort_all(&self) {
+        let members = self.inner.registry.members();
+        for member in members.into_iter().chain(self.scopes_in_background()) {
+            member.abort();
+        }
+    }
+
+    /// Waits until nothing is live (true), or nothing that is has an answer to come, or for half of what
+    /// is left until `end`.
+    async fn answered_by(&self, end: Instant) -> bool {
+        let step = end.saturating_duration_since(Instant::now()) / 2 / LOOKS;
+        for _ in 0..LOOKS {
+            // First of all: who has been aborted has yet to be polled.
+            if self.idle_by(Instant::now() + step).await {
+                return true;
+            }
+            let members = self.inner.registry.members();
+            if !members.iter().any(|member| member.has_an_answer()) {
+                break;
+            }
+        }
+        false
     }
 
     /// Waits until nothing is live, or until `time`; true if nothing is.

@@ -36,6 +36,9 @@ pub(crate) trait Member: Send + Sync {
     fn shut_down(self: Arc<Self>) -> Option<Duration>;
     /// The time is up: end it whatever it does.
     fn abort(self: Arc<Self>);
+    /// Whether its client may yet be answered if its server goes on: not if it has been ended and is not
+    /// asked for that, nor if it was reported.
+    fn has_an_answer(&self) -> bool;
     /// What still runs, by name, for the report.
     fn still_running(&self) -> Vec<String>;
 }
@@ -222,7 +225,8 @@ impl Supervisor {
         self.inner.draining.own.child_token()
     }
 
-    /// Ready when a drain has run out of patience: servers close their connections then.
+    /// Ready when a drain has run out of patience, and who could be answered has been: servers close their
+    /// connections then. Never, if all responses end without that.
     pub fn aborting(&self) -> impl Future<Output = ()> + Send + use<> {
         self.inner.aborting.handed_out.clone().cancelled_owned()
     }
