@@ -118,9 +118,9 @@ async fn who_can_be_answered_is_before_connections_are_closed() {
     assert!(drained.is_clean(), "{drained}");
     assert_eq!((drained.complete, drained.aborted), (4, 3), "{drained}");
     for report in reports.lock().unwrap().iter() {
-        let (outcome, status) = match report.ending.method() {
-            &Method::PUT => (Outcome::Shutdown, 503),
-            &Method::PATCH => (Outcome::Shutdown, 200),
+        let (outcome, status) = match *report.ending.method() {
+            Method::PUT => (Outcome::Shutdown, 503),
+            Method::PATCH => (Outcome::Shutdown, 200),
             _ => (Outcome::Complete, 200),
         };
         assert_eq!(report.outcome(), outcome, "{report:?}");

@@ -220,6 +220,42 @@ fn a_hook_that_panics_is_an_error() {
     assert!(errors.next().is_none());
 }
 
+/// The report has only that it was given up.
+#[test]
+fn a_closer_that_fails_after_it_was_given_up_is_an_error() {
+    let _alone = alone();
+    let events = Events::default();
+    let subscriber = Registry::default().with(events.clone());
+    tracing::subscriber::with_default(subscriber, || {
+        runtime().block_on(async {
+            let (finish, finished) = tokio::sync::oneshot::channel::<()>();
+            let (mut key, mut finished) = (None, Some(finished));
+            let limit = std::time::Duration::from_millis(1);
+            let stack = Stack::new().closer_limit(limit);
+            let service = stack.layer(service_fn(|request: Request<()>| {
+                let finished = finished.take().unwrap();
+                key = Some(Cleanup::of(&request).unwrap().defer(|_| async {
+                    finished.await?;
+                    Err("disk".into())
+                }));
+                std::future::ready(Ok::<_, Infallible>(Response::new(Script::new().data("a"))))
+            }));
+            let response = service.oneshot(Request::new(())).await.unwrap();
+            let mut early = Box::pin(key.unwrap().close_now());
+            assert!(futures_util::poll!(&mut early).is_pending());
+            response.into_body().collect().await.unwrap_err();
+            finish.send(()).unwrap();
+            early.await.unwrap_err();
+        });
+    });
+    let events = events.0.lock().unwrap();
+    let mut errors = events.iter().filter(|(level, _)| *level == Level::ERROR);
+    let (_, fields) = errors.next().unwrap();
+    assert_eq!(fields["message"], "closer failed behind the end report");
+    assert_eq!(fields["error"], "disk");
+    assert!(errors.next().is_none());
+}
+
 /// Its failure is in no report: that has been given to the hooks.
 #[test]
 fn a_closer_that_fails_behind_the_end_is_an_error() {

@@ -199,6 +199,28 @@ async fn last_words_that_panic_in_their_drop() {
     }
 }
 
+/// The words of a body that another takes the place of.
+#[tokio::test]
+async fn last_words_that_panic_in_their_drop_when_others_replace_them() {
+    let service = Stack::new().layer(service_fn(|request: Request<()>| async move {
+        let group = TaskGroup::of(&request).unwrap();
+        let bomb = Bomb;
+        let mut first = group
+            .body(|tx| async move { Ok(tx.send("0").await?) })
+            .on_failure(move |_| {
+                let _ = &bomb;
+                None
+            });
+        first.frame().await.unwrap().unwrap();
+        drop(first);
+        let second = group.body(|tx| async move { Ok(tx.send("1").await?) });
+        Ok::<_, Infallible>(Response::new(second.on_failure(|_| None)))
+    }));
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    let text = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(text, "1");
+}
+
 /// Its reader lets go of it unread.
 struct Unread;
 

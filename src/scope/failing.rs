@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 
 use super::{
     connection::Connection,
-    failure::{Failure, contained},
+    failure::{Failure, contained, quietly},
     limit::{Limit, enter},
     machine::Scope,
     state::{Phase, ShutBy, State},
@@ -71,7 +71,8 @@ impl Scope {
                 std::mem::swap(&mut state.work().last_words, &mut words);
             }
         }
-        drop(words);
+        // The application's: their drop may panic.
+        quietly(|| drop(words));
     }
 
     /// What is shown of a body that is broken while holds keep the scope open.

@@ -102,6 +102,7 @@ pub(crate) use machine::Scope;
 pub use movable::{MovableBody, MovableFuture};
 pub use options::{FailurePolicy, OnLeave, Shutdown};
 pub use service::ScopeService;
+pub(crate) use signals::Lazy;
 pub(crate) use spawning::Refused;
 pub use standalone::ViewBody;
 pub(crate) use standalone::unknown;

@@ -30,8 +30,8 @@ pub(super) fn unrun(scope: &Scope) {
     let _ = scope;
 }
 
-/// A closer has failed that ran behind the end, when the report was out.
-pub(super) fn failed_late(scope: &Scope, cause: &Cause) {
+/// A closer has failed that ran behind the end, when the report was out; `counts` unless that had it.
+pub(super) fn failed_late(scope: &Scope, cause: &Cause, counts: bool) {
     #[cfg(feature = "tracing")]
     tracing::error!(
         target: "bodyguard",
@@ -42,8 +42,8 @@ pub(super) fn failed_late(scope: &Scope, cause: &Cause) {
         "closer failed behind the end report"
     );
     #[cfg(feature = "metrics")]
-    metrics::counter!("bodyguard_closers_failed_total").increment(1);
-    let _ = (scope, cause);
+    metrics::counter!("bodyguard_closers_failed_total").increment(u64::from(counts));
+    let _ = (scope, cause, counts);
 }
 
 /// A hook for end reports has panicked. There is no report left to put that into.

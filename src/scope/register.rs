@@ -1,9 +1,9 @@
 //! Closers as they come and go: registered, taken back, run by their key or late; and how they ended.
 
-use std::{future::poll_fn, mem, sync::Arc, task::Poll};
+use std::{future::poll_fn, sync::Arc, task::Poll};
 
 use super::{
-    closers::{Closer, CloserFailed, Early},
+    closers::{Closer, CloserFailed},
     failure::{Failure, FailureKind, named, quietly},
     machine::Scope,
     state::{Phase, State, Work},
@@ -102,11 +102,11 @@ impl Scope {
             return;
         }
         // Behind the end nobody else tells: hooks have had their report.
-        let late = (state.phase == Phase::Done && !given_up).then(|| failed.cause.clone());
+        let late = (state.phase == Phase::Done).then(|| failed.cause.clone());
         state.note_failure(failed.outcome, failed.cause);
         drop(state);
         if let Some(cause) = late {
-            super::observe::failed_late(self, &cause);
+            super::observe::failed_late(self, &cause, !given_up);
         }
         if !failed.ran {
             self.closer_unrun();
@@ -143,8 +143,9 @@ impl Scope {
     }
 
     /// The teardown cannot wait for them.
-    pub(super) fn forget_early(&self) -> Vec<Early> {
-        mem::take(&mut self.lock().work().early)
+    pub(super) fn forget_early(&self) {
+        // Those that were given up have been counted.
+        self.lock().work().early.retain(|early| early.given_up);
     }
 
     /// The teardown has waited long enough for some of them: whoever runs them does not poll them.

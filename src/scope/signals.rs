@@ -19,14 +19,15 @@ pub(super) struct Signals {
     done: Lazy,
 }
 
+/// A token that is made when somebody asks for it.
 #[derive(Default)]
-struct Lazy {
+pub(crate) struct Lazy {
     fired: bool,
     token: Option<CancellationToken>,
 }
 
 impl Lazy {
-    fn token(&mut self) -> CancellationToken {
+    pub(crate) fn token(&mut self) -> CancellationToken {
         let fired = self.fired;
         let made = || {
             let token = CancellationToken::new();
@@ -39,7 +40,8 @@ impl Lazy {
         self.token.get_or_insert_with(made).clone()
     }
 
-    fn fire(&mut self) -> Option<CancellationToken> {
+    /// What there is to be cancelled, unlocked.
+    pub(crate) fn fire(&mut self) -> Option<CancellationToken> {
         self.fired = true;
         self.token.clone()
     }

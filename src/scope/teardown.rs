@@ -111,7 +111,7 @@ impl Scope {
         self.name_annex();
         loop {
             match self.next_step() {
-                Step::Wait(_) => drop(self.forget_early()),
+                Step::Wait(_) => self.forget_early(),
                 Step::Run(closer, ending) => self.run_or_count(closer, ending),
                 Step::Close(annex) => self.abandon_annex(&annex),
                 // Nobody reads them.

@@ -26,7 +26,7 @@ use registry::Registry;
 
 use drain::Tally;
 
-use crate::scope::quietly;
+use crate::scope::{Lazy, quietly};
 
 /// What the supervisor asks of a scope.
 pub(crate) trait Member: Send + Sync {
@@ -133,14 +133,35 @@ struct Inner {
 /// A token of ours, and one to hand out: whose waker panics there keeps nobody of ours from being told.
 #[derive(Default)]
 struct Signal {
-    own: CancellationToken,
-    handed_out: CancellationToken,
+    own: Token,
+    handed_out: Token,
+}
+
+/// Made when asked for: a body without a layer has a supervisor of its own, whom nobody asks.
+#[derive(Default)]
+struct Token(Mutex<Lazy>);
+
+impl Token {
+    fn get(&self) -> CancellationToken {
+        self.lock().token()
+    }
+
+    fn fire(&self) {
+        let token = self.lock().fire();
+        if let Some(token) = token {
+            quietly(|| token.cancel());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lazy> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Signal {
     fn fire(&self) {
-        quietly(|| self.handed_out.cancel());
-        quietly(|| self.own.cancel());
+        self.handed_out.fire();
+        self.own.fire();
     }
 }
 
@@ -216,25 +237,25 @@ impl Supervisor {
 
     /// A token that fires when the shutdown begins. A child: cancelling it stops nobody else.
     pub fn shutdown_token(&self) -> CancellationToken {
-        self.inner.draining.handed_out.child_token()
+        self.inner.draining.handed_out.get().child_token()
     }
 
     /// The same, for what must not depend on the wakers of others.
     #[cfg(feature = "net")]
     pub(crate) fn own_shutdown_token(&self) -> CancellationToken {
-        self.inner.draining.own.child_token()
+        self.inner.draining.own.get().child_token()
     }
 
     /// Ready when a drain has run out of patience, and who could be answered has been: servers close their
     /// connections then. Never, if all responses end without that.
     pub fn aborting(&self) -> impl Future<Output = ()> + Send + use<> {
-        self.inner.aborting.handed_out.clone().cancelled_owned()
+        self.inner.aborting.handed_out.get().cancelled_owned()
     }
 
     /// The same, for what must not depend on the wakers of others.
     #[cfg(feature = "net")]
     pub(crate) fn own_aborting(&self) -> impl Future<Output = ()> + Send + use<> {
-        self.inner.aborting.own.clone().cancelled_owned()
+        self.inner.aborting.own.get().cancelled_owned()
     }
 
     /// Enters a new scope; `build` makes it around its registration.
