@@ -71,6 +71,10 @@
 //!   [`half_close`](crate::net::WatchedListener::half_close).
 //! - **Time**: a request is watched once it has been pending for 20 ms, so a leave is seen that much late
 //!   at most.
+//! - **The network**: a client that is out of reach sends nothing. On a silent connection TCP asks for it after
+//!   60 s, and gives it up 60 s later ([`tcp_keepalive`](crate::net::WatchedListener::tcp_keepalive)); while a
+//!   stream goes on, it does so after some 15 minutes, or what
+//!   [`tcp_user_timeout`](crate::net::WatchedListener::tcp_user_timeout) says.
 //! - **The request body**: behind an upload larger than the socket buffers that nobody reads, a client's
 //!   close does not arrive. Long polls by POST, and handlers that ignore their body, want
 //!   [`drain_request`](crate::scope::ScopeLayer::drain_request).

@@ -7,7 +7,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::stream::WatchedStream;
+use super::{keepalive, stream::WatchedStream};
 
 /// The first pause after a failed accept; doubled each time, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -18,7 +18,8 @@ type OnError = Box<dyn FnMut(&io::Error) + Send>;
 /// A TCP listener whose connections know when their peer has gone.
 ///
 /// Sets `TCP_NODELAY` on every connection: a body end held back for a closer would otherwise wait
-/// for the client's delayed ACK. It is an `axum::serve::Listener` (feature `axum`), and has an
+/// for the client's delayed ACK. A client that is out of reach sends neither FIN nor RST: silent connections
+/// are probed ([`tcp_keepalive`](Self::tcp_keepalive)). It is an `axum::serve::Listener` (feature `axum`), and has an
 /// [`accept`](Self::accept) of its own for bare hyper.
 ///
 /// Under `axum::serve` the connect info is what brings the [`Peer`](super::Peer) to the layers: without
@@ -40,7 +41,7 @@ type OnError = Box<dyn FnMut(&io::Error) + Send>;
 /// ```
 #[must_use = "a listener that nobody accepts from is closed when dropped"]
 pub struct WatchedListener {
-    tcp: TcpListener,
+    pub(super) tcp: TcpListener,
     half_close: bool,
     pause: Duration,
     on_error: Option<OnError>,
@@ -74,6 +75,29 @@ impl WatchedListener {
     /// like hyper's option of the same name.
     pub fn half_close(mut self, half_close: bool) -> Self {
         self.half_close = half_close;
+        self
+    }
+
+    /// After how long a silence TCP asks whether the client is still there. Default: 60 s.
+    ///
+    /// One that does not answer for as long again is gone, as by RST. It costs a packet each time.
+    /// `None` asks nobody. A socket that came with keep-alive turned on is left as it is.
+    ///
+    /// The seconds between probes and their number (5) are set on Linux only, and it is for the system to hand
+    /// all this on from the listening socket to accepted ones: Linux and the BSDs do.
+    pub fn tcp_keepalive(self, idle: impl Into<Option<Duration>>) -> Self {
+        keepalive::set(&self.tcp, idle.into());
+        self
+    }
+
+    /// How long what was sent may go without an acknowledgement (RFC 5482; Linux only). Default: the
+    /// system's, about 15 minutes.
+    ///
+    /// A client that is out of reach while its stream goes on is gone after this, as by RST. So is one that
+    /// takes nothing for so long, although it is there: choose minutes, and see
+    /// [`stall_timeout`](crate::scope::ScopeLayer::stall_timeout) for those.
+    pub fn tcp_user_timeout(self, limit: impl Into<Option<Duration>>) -> Self {
+        keepalive::set_user_timeout(&self.tcp, limit.into());
         self
     }
 
@@ -141,6 +165,7 @@ impl WatchedListener {
 
 impl From<TcpListener> for WatchedListener {
     fn from(tcp: TcpListener) -> Self {
+        keepalive::set_default(&tcp);
         Self {
             tcp,
             half_close: false,

@@ -34,6 +34,7 @@
 
 #[cfg(feature = "axum")]
 mod connect;
+mod keepalive;
 mod listener;
 mod peer;
 mod serve;
