@@ -24,7 +24,7 @@ use super::{
     verdict::{Verdict, failure_status},
 };
 use crate::{
-    error::{BodyError, BoxError, Cause},
+    error::{BoxError, Cause},
     outcome::Outcome,
 };
 
@@ -92,14 +92,19 @@ where
                 this.owner.marked(|| this.inner.set(None));
                 match result {
                     None => {
-                        end_before_head(this.owner, this.finisher, Outcome::Cancelled, None, ());
+                        let end = End {
+                            outcome: Outcome::Cancelled,
+                            error: None,
+                            held: Held::default(),
+                        };
+                        end_before_head(this.owner, this.finisher, end, ());
                         Last::Interrupted
                     }
                     Some(Err(error)) => {
                         let cause = Cause::from(Failure::new(FailureKind::Service));
                         // What is answered to the error is not ours to say.
                         if let Parting::Leave(_) =
-                            this.owner.end(Outcome::Failed, Some(cause.into()))
+                            this.owner.end(Outcome::Failed, Some(cause.into()), None)
                         {
                             this.finisher.leave_to_holds();
                         }
@@ -242,10 +247,10 @@ fn end_with<B>(
     owner: &mut Owner,
     finisher: &mut Finisher,
 ) -> Over {
-    let broken = end_before_head(owner, finisher, end.outcome, end.error, body);
+    let (held, broken) = end_before_head(owner, finisher, end, body);
     Over {
         parts,
-        held: end.held,
+        held,
         hint,
         broken: broken.map(|verdict| verdict.outcome),
     }
@@ -259,12 +264,12 @@ fn end_with<B>(
 fn end_before_head<B>(
     owner: &mut Owner,
     finisher: &mut Finisher,
-    outcome: Outcome,
-    error: Option<BodyError>,
+    end: End,
     body: B,
-) -> Option<Verdict> {
+) -> (Held, Option<Verdict>) {
     let scope = owner.scope().cloned();
-    let parting = owner.end(outcome, error);
+    let held = end.held;
+    let parting = owner.end(end.outcome, end.error, held.kept());
     let panicked = contained(|| drop(body)).err();
     let panicked = panicked.map(|payload| finisher.body_panicked(payload));
     match parting {
@@ -272,7 +277,7 @@ fn end_before_head<B>(
             if let Some(scope) = scope {
                 scope.lock().before_head = true;
             }
-            None
+            (held, None)
         }
         Parting::Leave(broken) => {
             let broken = broken.or_else(|| finisher.broken_by(panicked?));
@@ -280,7 +285,7 @@ fn end_before_head<B>(
                 scope.lock().status = Some(failure_status(verdict.outcome));
             }
             finisher.leave_to_holds();
-            broken
+            (held, broken)
         }
     }
 }

@@ -95,11 +95,27 @@ impl Held {
         self.data.is_none() && self.trailers.is_none()
     }
 
+    /// Its data, for the account.
+    pub(super) fn kept(&self) -> Option<Kept> {
+        let data = self.data.as_ref()?;
+        Some(Kept {
+            bytes: data.len() as u64,
+            clean: self.clean,
+        })
+    }
+
     /// Takes the next frame of it: data, then trailers.
     pub(super) fn next(&mut self) -> Option<Frame<Bytes>> {
         let data = self.data.take().map(Frame::data);
         data.or_else(|| self.trailers.take().map(|map| Frame::trailers(*map)))
     }
+}
+
+/// Data that is held back, as the scope knows of it.
+#[derive(Clone, Copy)]
+pub(super) struct Kept {
+    pub(super) bytes: u64,
+    pub(super) clean: bool,
 }
 
 impl<D: Buf + 'static, E: Into<BoxError>> From<Option<Result<Frame<D>, E>>> for Next {
@@ -123,14 +139,24 @@ fn trailers<D>(frame: Frame<D>) -> Next {
     }
 }
 
+impl Scope {
+    /// A frame of data goes out, with which it is so many `bytes`; true if it is the first. Only the
+    /// owner counts, and behind it its end.
+    #[inline]
+    pub(super) fn count(&self, bytes: u64) -> bool {
+        let frames = self.frames.load(Ordering::Relaxed) + 1;
+        self.frames.store(frames, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+        frames == 1
+    }
+}
+
 impl Owner {
     /// What one step of the inner body means for the client.
     pub(super) fn judge(&mut self, next: Next, end_hint: impl FnOnce() -> bool) -> Judged {
         match next {
             Next::Data(data) => {
-                let seen = self.detector.data(data.len() as u64, end_hint());
-                self.account();
-                match seen {
+                match self.detector.data(data.len() as u64, end_hint()) {
                     Seen::More => Judged::Pass(data),
                     // Nothing is held back for a scope with nothing registered.
                     Seen::LengthReached if !self.stops_at_length() && !self.is_used() => {
@@ -195,17 +221,13 @@ impl Owner {
         })
     }
 
-    /// Writes down what has passed, where dashboards and the report read it. Only the owner does.
+    /// Writes down what goes to the server now, where dashboards and the report read it.
     #[inline]
-    fn account(&self) {
+    pub(super) fn account(&self) {
         let Some(scope) = self.scope() else {
             return;
         };
-        let frames = scope.frames.load(Ordering::Relaxed) + 1;
-        scope.frames.store(frames, Ordering::Relaxed);
-        let bytes = self.detector.produced();
-        scope.bytes.store(bytes, Ordering::Relaxed);
-        if frames == 1 {
+        if scope.count(self.detector.produced()) {
             if let Some(opened) = scope.opened.get() {
                 scope.lock().first_frame = Some(opened.elapsed());
             }

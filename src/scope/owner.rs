@@ -10,7 +10,8 @@ use super::{
     connection::{Connection, Watch},
     detector::Detector,
     failure::Failure,
-    machine::{Parting, Scope},
+    judge::Kept,
+    machine::{OwnerEnd, Parting, Scope},
 };
 use crate::{
     error::{BodyError, Cause},
@@ -130,8 +131,13 @@ impl Owner {
         }
     }
 
-    /// Tells how the end came.
-    pub(super) fn end(&mut self, outcome: Outcome, error: Option<BodyError>) -> Parting {
+    /// Tells how the end came, and what is kept back for the teardown.
+    pub(super) fn end(
+        &mut self,
+        outcome: Outcome,
+        error: Option<BodyError>,
+        kept: Option<Kept>,
+    ) -> Parting {
         match mem::replace(&mut self.role, Role::Free) {
             Role::Root(scope) => {
                 // Whoever read the upload has seen that before us, and reacted.
@@ -141,7 +147,7 @@ impl Owner {
                 close_upload(&scope);
                 // Under a promised length a further frame would count as content.
                 let speaks = self.body && self.detector.promised().is_none();
-                scope.owner_ended(outcome, error, speaks)
+                scope.owner_ended(outcome, error, OwnerEnd { speaks, kept })
             }
             // There is no teardown to wait for.
             Role::Unreached(_) if outcome.is_complete() => Parting::Leave(None),
@@ -192,7 +198,8 @@ impl Drop for Owner {
                     scope.let_go();
                 }
                 close_upload(&scope);
-                scope.owner_ended(outcome, cause.map(BodyError::from), false);
+                let end = OwnerEnd::default();
+                scope.owner_ended(outcome, cause.map(BodyError::from), end);
             }
             Role::Joined(scope) => scope.lock().handler_lost = true,
             Role::Unreached(_) | Role::Free => {}
