@@ -20,7 +20,7 @@ use super::{
     head::AtHead,
     judge::{End, Held, Judged, Next},
     machine::Parting,
-    owner::Owner,
+    owner::{Owner, Runs},
     verdict::{Verdict, failure_status},
 };
 use crate::{
@@ -89,7 +89,7 @@ where
             Some(last) => *last,
             None => {
                 let result = ready!(poll_handler(this.owner, this.inner.as_mut(), cx));
-                this.owner.marked(|| this.inner.set(None));
+                this.owner.marked(Runs::Handler, || this.inner.set(None));
                 match result {
                     None => {
                         let end = End {
@@ -144,7 +144,7 @@ fn poll_handler<F: Future>(
         // Polled again after its panic was caught: futures are not to be.
         return Poll::Pending;
     }
-    match owner.marked(|| handler.poll(cx)) {
+    match owner.marked(Runs::Handler, || handler.poll(cx)) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
         Poll::Pending if owner.watch(cx) => Poll::Ready(None),
         Poll::Pending => Poll::Pending,
@@ -171,7 +171,9 @@ where
     if head != AtHead::Unreached {
         scope.note_rpc_status(response.headers());
     }
-    let (hint, end_hint) = (response.body().size_hint(), response.body().is_end_stream());
+    let body = response.body();
+    let hints = || (body.size_hint(), body.is_end_stream());
+    let (hint, end_hint) = owner.marked(Runs::Body, hints);
     let seen = Detector::at_head(
         (&scope.method, scope.version),
         response.status(),
@@ -211,7 +213,7 @@ where
     let mut body = Box::pin(body);
     let mut waiting = None;
     loop {
-        let polled = owner.marked(|| body.as_mut().poll_frame(cx));
+        let polled = owner.marked(Runs::Body, || body.as_mut().poll_frame(cx));
         let Poll::Ready(next) = polled.map(Next::from) else {
             let (owner, finisher) = (mem::take(owner), mem::take(finisher));
             let body = ScopeBody::polled_ahead(owner, body, None, waiting, finisher);

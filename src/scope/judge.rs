@@ -10,7 +10,7 @@ use super::{
     detector::{Seen, stops_at_length},
     failure::{Failure, FailureKind, broken_length},
     machine::Scope,
-    owner::Owner,
+    owner::{Owner, Runs},
     state::ShutBy,
 };
 use crate::{
@@ -156,7 +156,8 @@ impl Owner {
     pub(super) fn judge(&mut self, next: Next, end_hint: impl FnOnce() -> bool) -> Judged {
         match next {
             Next::Data(data) => {
-                match self.detector.data(data.len() as u64, end_hint()) {
+                let end_hint = self.marked(Runs::Body, end_hint);
+                match self.detector.data(data.len() as u64, end_hint) {
                     Seen::More => Judged::Pass(data),
                     // Nothing is held back for a scope with nothing registered.
                     Seen::LengthReached if !self.stops_at_length() && !self.is_used() => {
@@ -186,8 +187,8 @@ impl Owner {
 
     /// Whether this is data with more to come; then it is accounted for. Else `judge` decides.
     #[inline]
-    pub(super) fn passes(&mut self, length: usize, end_hint: impl FnOnce() -> bool) -> bool {
-        let passes = self.detector.passes(length as u64, end_hint());
+    pub(super) fn passes(&mut self, length: usize, end_hint: bool) -> bool {
+        let passes = self.detector.passes(length as u64, end_hint);
         if passes {
             self.account();
         }
@@ -203,7 +204,8 @@ impl Owner {
         end_hint: impl FnOnce() -> bool,
     ) -> Option<End> {
         // It says nothing; trailers, or an error, may stand behind it.
-        if matches!(&next, Next::Data(more) if more.is_empty()) && !end_hint() {
+        let says_nothing = matches!(&next, Next::Data(more) if more.is_empty());
+        if says_nothing && !self.marked(Runs::Body, end_hint) {
             return None;
         }
         let data = std::mem::take(data);
