@@ -157,12 +157,14 @@ async fn a_task_that_fails_decides_before_the_truncation_it_causes() {
 async fn the_drain_names_what_a_standalone_body_leaves_running() {
     let supervisor = Supervisor::new();
     let (release, held) = std::sync::mpsc::channel::<()>();
-    let held = Arc::new(std::sync::Mutex::new(Some(held)));
+    let (begin, begun) = std::sync::mpsc::channel();
+    let held = Arc::new(std::sync::Mutex::new(Some((begin, held))));
     let handler = move || {
-        let held = held.lock().unwrap().take().unwrap();
+        let (begin, held) = held.lock().unwrap().take().unwrap();
         async move {
             TaskGroupBody::new(move |group, tx| async move {
                 group.spawn_blocking(move |_ignored| {
+                    begin.send(())?;
                     let _ = held.recv();
                     Ok(())
                 })?;
@@ -177,6 +179,8 @@ async fn the_drain_names_what_a_standalone_body_leaves_running() {
         .layer(Stack::new().supervisor(&supervisor));
     let mut body = app.oneshot(request()).await.unwrap().into_body();
     assert!(body.frame().await.unwrap().is_ok());
+    // Until it has a thread it can be aborted.
+    begun.recv_timeout(Duration::from_secs(20)).unwrap();
     drop(body);
     let report = supervisor.drain(Duration::from_millis(200)).await;
     assert!(!report.stuck.is_empty(), "a thread is running: {report}");

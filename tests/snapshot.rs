@@ -15,6 +15,7 @@ use support::eventually;
 async fn a_response_is_live_then_ending_then_stuck_then_gone() {
     let supervisor = Supervisor::new();
     let (release_task, task_held) = mpsc::channel::<()>();
+    let (begin, begun) = mpsc::channel();
     let (release_closer, closer_held) = oneshot::channel::<()>();
     let held = std::sync::Mutex::new(Some((task_held, closer_held)));
     let service = service_fn(|request: Request<()>| {
@@ -22,7 +23,9 @@ async fn a_response_is_live_then_ending_then_stuck_then_gone() {
         let cleanup = Cleanup::of(&request).unwrap();
         cleanup.defer(|_| async move { Ok(closer_held.await?) });
         let group = TaskGroup::of(&request).unwrap();
+        let begin = begin.clone();
         let stubborn = group.spawn_blocking(move |_| {
+            begin.send(())?;
             let _ = task_held.recv();
             Ok(())
         });
@@ -44,6 +47,8 @@ async fn a_response_is_live_then_ending_then_stuck_then_gone() {
         live.iter().map(|scope| scope.phase).collect::<Vec<_>>()
     };
     assert_eq!(phases(), [Phase::Live]);
+    // Until it has a thread it can be aborted.
+    begun.recv_timeout(Duration::from_secs(20)).unwrap();
     drop(response);
     assert_eq!(phases(), [Phase::Ending]);
     release_closer.send(()).unwrap();

@@ -112,6 +112,10 @@ impl<A> Serve<A> {
     /// Layers that were given none use the server's, this one or its own. The scopes of layers that
     /// were given another are waited for, and aborted when the time is up, but their
     /// [`Shutdown`](crate::Shutdown) is not applied and their endings are not counted.
+    ///
+    /// A supervisor drains once, and servers that share one stop together, so give them one signal: the first
+    /// to stop drains the responses of all, and the others then accept connections only to close them,
+    /// as a rule unanswered. So does a server that is started under one that has drained.
     pub fn supervisor(mut self, supervisor: &Supervisor) -> Self {
         self.supervisor = supervisor.clone();
         self

@@ -20,7 +20,7 @@ use super::{
     inner::{Inner, askable, end_hint, seen},
     judge::Held,
     machine::Scope,
-    owner::Owner,
+    owner::{Owner, Runs},
 };
 use crate::{
     error::{BodyError, BoxError},
@@ -181,19 +181,23 @@ where
             Ok(inner) => inner,
             Err(unasked) => return this.proceed(Some(unasked.into()), cx),
         };
-        let mut polled = this.owner.marked(|| inner.poll_frame(cx));
+        // Under one mark: what its data is taken with is its own code, too.
+        this.owner.mark(Runs::Body);
+        let mut polled = inner.poll_frame(cx);
         // Nearly every poll: data and more to come. It is taken out where it stands, since to move what
         // was only just written costs more than the rest of this.
         if let Poll::Ready(Some(Ok(frame))) = &mut polled {
             if let Some(data) = frame.data_mut() {
                 let length = data.remaining();
-                if this.owner.passes(length, || end_hint(this.inner.as_ref())) {
+                if this.owner.passes(length, end_hint(this.inner.as_ref())) {
                     let data = take_bytes(data);
                     let_go::<B::Data, _>(polled);
+                    this.owner.unmark();
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
             }
         }
+        this.owner.unmark();
         let next = ready!(seen(polled, this.owner, cx));
         this.proceed(Some(next), cx)
     }
@@ -214,8 +218,11 @@ where
                 let promised = self.owner.detector.promised();
                 SizeHint::with_exact(promised.unwrap_or(data.len() as u64))
             }
+            // It is asked nothing more.
+            Stage::Streaming if self.owner.has_panicked() => SizeHint::default(),
             Stage::Streaming | Stage::Passing => {
-                let hint = self.inner.as_ref().map(Inner::size_hint);
+                let ask = || self.inner.as_ref().map(Inner::size_hint);
+                let hint = self.owner.marked(Runs::Body, ask);
                 let hint = hint.unwrap_or_else(|| SizeHint::with_exact(0));
                 // HTTP/1 sends no bytes as a whole response, and never asks how they ended.
                 match hint.exact() == Some(0) && self.owner.shows_its_end() {

@@ -11,7 +11,7 @@ use super::{
     limit::{Limit, enter},
     machine::Scope,
     state::{Phase, ShutBy, State},
-    verdict::{Causes, LastWords, Verdict},
+    verdict::{Causes, LastWords, Verdict, shows},
 };
 use crate::{error::BodyError, outcome::Outcome};
 
@@ -46,9 +46,7 @@ impl Verdict {
     /// The error the body ends with, unless the end is to look whole.
     pub(super) fn failing(self, clean: bool) -> Option<Failing> {
         let outcome = self.outcome;
-        let fault = self
-            .fault
-            .filter(|_| !clean || outcome != Outcome::Shutdown)?;
+        let fault = self.fault.filter(|_| !shows(outcome, clean))?;
         Some(Failing {
             last_frame: fault.last_frame,
             gap: Limit::new(fault.gap),

@@ -1,9 +1,9 @@
 //! The steps of a teardown, and the account at its end.
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering},
     task::Waker,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -13,11 +13,11 @@ use super::{
     machine::Scope,
     options::Options,
     state::{Phase, Release, State},
-    verdict::{Causes, LastWords, Verdict},
+    verdict::{Causes, LastWords, Verdict, shows},
 };
 use crate::{
     error::Cause,
-    outcome::{EndReport, Ending},
+    outcome::{EndReport, Ending, Outcome},
 };
 
 /// What the teardown does next.
@@ -130,6 +130,9 @@ impl Scope {
     fn finish(&self, state: &mut State) -> Finished {
         state.phase = Phase::Done;
         state.settle(self);
+        if !state.owner_gone {
+            state.note_shown(self, state.outcome);
+        }
         state.note_answer();
         if let Some(work) = &mut state.work {
             state.lingering = !work.tasks.close();
@@ -176,5 +179,25 @@ impl Scope {
         };
         report.errors = distinct(report.errors);
         Some(Arc::new(report))
+    }
+}
+
+impl State {
+    /// What the owner shows of a body that ends with this outcome goes into the account ahead of it: the report
+    /// is made before.
+    pub(super) fn note_shown(&mut self, scope: &Scope, outcome: Outcome) {
+        let kept = self.kept.take().filter(|kept| shows(outcome, kept.clean));
+        let said = || Some(self.work.as_ref()?.said.as_ref()?.len() as u64);
+        let Some(more) = kept.map(|kept| kept.bytes).or_else(said) else {
+            return;
+        };
+        let bytes = scope.bytes.load(Ordering::Relaxed) + more;
+        if !self.unread && scope.count(bytes) {
+            let since = |opened: &Instant| {
+                self.ended_at
+                    .map_or_else(|| opened.elapsed(), |at| at - *opened)
+            };
+            self.first_frame = scope.opened.get().map(since);
+        }
     }
 }

@@ -129,7 +129,7 @@ impl Drop for Finisher {
         let Some(scope) = self.scope.take() else {
             return;
         };
-        scope.note_panic_in_drop();
+        scope.note_drop();
         match self.running.take() {
             Some(running) => {
                 scope.let_go();
@@ -157,9 +157,11 @@ impl std::fmt::Debug for Finisher {
 }
 
 impl Scope {
-    /// Between the drops of its owner and of its finisher, a panic that has begun is that of the inner drop.
-    pub(super) fn note_panic_in_drop(&self) {
+    /// The finisher is dropped before the end was shown. A panic that has begun since the drop of the owner is
+    /// that of the inner drop.
+    fn note_drop(&self) {
         let mut state = self.lock();
+        state.unread = true;
         let dropped = state.dropping.take().filter(|_| std::thread::panicking());
         let failure = dropped.map(Failure::unseen_panic);
         let told = failure.map(|failure| state.body_failed(Outcome::Panicked, failure.into()));

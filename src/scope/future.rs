@@ -20,11 +20,11 @@ use super::{
     head::AtHead,
     judge::{End, Held, Judged, Next},
     machine::Parting,
-    owner::Owner,
+    owner::{Owner, Runs},
     verdict::{Verdict, failure_status},
 };
 use crate::{
-    error::{BodyError, BoxError, Cause},
+    error::{BoxError, Cause},
     outcome::Outcome,
 };
 
@@ -89,17 +89,22 @@ where
             Some(last) => *last,
             None => {
                 let result = ready!(poll_handler(this.owner, this.inner.as_mut(), cx));
-                this.owner.marked(|| this.inner.set(None));
+                this.owner.marked(Runs::Handler, || this.inner.set(None));
                 match result {
                     None => {
-                        end_before_head(this.owner, this.finisher, Outcome::Cancelled, None, ());
+                        let end = End {
+                            outcome: Outcome::Cancelled,
+                            error: None,
+                            held: Held::default(),
+                        };
+                        end_before_head(this.owner, this.finisher, end, ());
                         Last::Interrupted
                     }
                     Some(Err(error)) => {
                         let cause = Cause::from(Failure::new(FailureKind::Service));
                         // What is answered to the error is not ours to say.
                         if let Parting::Leave(_) =
-                            this.owner.end(Outcome::Failed, Some(cause.into()))
+                            this.owner.end(Outcome::Failed, Some(cause.into()), None)
                         {
                             this.finisher.leave_to_holds();
                         }
@@ -139,7 +144,7 @@ fn poll_handler<F: Future>(
         // Polled again after its panic was caught: futures are not to be.
         return Poll::Pending;
     }
-    match owner.marked(|| handler.poll(cx)) {
+    match owner.marked(Runs::Handler, || handler.poll(cx)) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
         Poll::Pending if owner.watch(cx) => Poll::Ready(None),
         Poll::Pending => Poll::Pending,
@@ -166,7 +171,9 @@ where
     if head != AtHead::Unreached {
         scope.note_rpc_status(response.headers());
     }
-    let (hint, end_hint) = (response.body().size_hint(), response.body().is_end_stream());
+    let body = response.body();
+    let hints = || (body.size_hint(), body.is_end_stream());
+    let (hint, end_hint) = owner.marked(Runs::Body, hints);
     let seen = Detector::at_head(
         (&scope.method, scope.version),
         response.status(),
@@ -206,7 +213,7 @@ where
     let mut body = Box::pin(body);
     let mut waiting = None;
     loop {
-        let polled = owner.marked(|| body.as_mut().poll_frame(cx));
+        let polled = owner.marked(Runs::Body, || body.as_mut().poll_frame(cx));
         let Poll::Ready(next) = polled.map(Next::from) else {
             let (owner, finisher) = (mem::take(owner), mem::take(finisher));
             let body = ScopeBody::polled_ahead(owner, body, None, waiting, finisher);
@@ -242,10 +249,10 @@ fn end_with<B>(
     owner: &mut Owner,
     finisher: &mut Finisher,
 ) -> Over {
-    let broken = end_before_head(owner, finisher, end.outcome, end.error, body);
+    let (held, broken) = end_before_head(owner, finisher, end, body);
     Over {
         parts,
-        held: end.held,
+        held,
         hint,
         broken: broken.map(|verdict| verdict.outcome),
     }
@@ -259,12 +266,12 @@ fn end_with<B>(
 fn end_before_head<B>(
     owner: &mut Owner,
     finisher: &mut Finisher,
-    outcome: Outcome,
-    error: Option<BodyError>,
+    end: End,
     body: B,
-) -> Option<Verdict> {
+) -> (Held, Option<Verdict>) {
     let scope = owner.scope().cloned();
-    let parting = owner.end(outcome, error);
+    let held = end.held;
+    let parting = owner.end(end.outcome, end.error, held.kept());
     let panicked = contained(|| drop(body)).err();
     let panicked = panicked.map(|payload| finisher.body_panicked(payload));
     match parting {
@@ -272,7 +279,7 @@ fn end_before_head<B>(
             if let Some(scope) = scope {
                 scope.lock().before_head = true;
             }
-            None
+            (held, None)
         }
         Parting::Leave(broken) => {
             let broken = broken.or_else(|| finisher.broken_by(panicked?));
@@ -280,7 +287,7 @@ fn end_before_head<B>(
                 scope.lock().status = Some(failure_status(verdict.outcome));
             }
             finisher.leave_to_holds();
-            broken
+            (held, broken)
         }
     }
 }

@@ -9,7 +9,10 @@ use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
-use super::{judge::Next, owner::Owner};
+use super::{
+    judge::Next,
+    owner::{Owner, Runs},
+};
 use crate::error::BoxError;
 
 /// The inner body; boxed if it was polled before the head was sent.
@@ -107,7 +110,10 @@ where
     B::Error: Into<BoxError>,
 {
     match askable(owner, inner) {
-        Ok(inner) => seen(owner.marked(|| inner.poll_frame(cx)), owner, cx),
+        Ok(inner) => {
+            let polled = owner.marked(Runs::Body, || inner.poll_frame(cx));
+            seen(polled, owner, cx)
+        }
         Err(unasked) => Poll::Ready(unasked.into()),
     }
 }

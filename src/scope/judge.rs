@@ -10,7 +10,7 @@ use super::{
     detector::{Seen, stops_at_length},
     failure::{Failure, FailureKind, broken_length},
     machine::Scope,
-    owner::Owner,
+    owner::{Owner, Runs},
     state::ShutBy,
 };
 use crate::{
@@ -95,11 +95,27 @@ impl Held {
         self.data.is_none() && self.trailers.is_none()
     }
 
+    /// Its data, for the account.
+    pub(super) fn kept(&self) -> Option<Kept> {
+        let data = self.data.as_ref()?;
+        Some(Kept {
+            bytes: data.len() as u64,
+            clean: self.clean,
+        })
+    }
+
     /// Takes the next frame of it: data, then trailers.
     pub(super) fn next(&mut self) -> Option<Frame<Bytes>> {
         let data = self.data.take().map(Frame::data);
         data.or_else(|| self.trailers.take().map(|map| Frame::trailers(*map)))
     }
+}
+
+/// Data that is held back, as the scope knows of it.
+#[derive(Clone, Copy)]
+pub(super) struct Kept {
+    pub(super) bytes: u64,
+    pub(super) clean: bool,
 }
 
 impl<D: Buf + 'static, E: Into<BoxError>> From<Option<Result<Frame<D>, E>>> for Next {
@@ -123,14 +139,25 @@ fn trailers<D>(frame: Frame<D>) -> Next {
     }
 }
 
+impl Scope {
+    /// A frame of data goes out, with which it is so many `bytes`; true if it is the first. Only the
+    /// owner counts, and behind it its end.
+    #[inline]
+    pub(super) fn count(&self, bytes: u64) -> bool {
+        let frames = self.frames.load(Ordering::Relaxed) + 1;
+        self.frames.store(frames, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+        frames == 1
+    }
+}
+
 impl Owner {
     /// What one step of the inner body means for the client.
     pub(super) fn judge(&mut self, next: Next, end_hint: impl FnOnce() -> bool) -> Judged {
         match next {
             Next::Data(data) => {
-                let seen = self.detector.data(data.len() as u64, end_hint());
-                self.account();
-                match seen {
+                let end_hint = self.marked(Runs::Body, end_hint);
+                match self.detector.data(data.len() as u64, end_hint) {
                     Seen::More => Judged::Pass(data),
                     // Nothing is held back for a scope with nothing registered.
                     Seen::LengthReached if !self.stops_at_length() && !self.is_used() => {
@@ -160,8 +187,8 @@ impl Owner {
 
     /// Whether this is data with more to come; then it is accounted for. Else `judge` decides.
     #[inline]
-    pub(super) fn passes(&mut self, length: usize, end_hint: impl FnOnce() -> bool) -> bool {
-        let passes = self.detector.passes(length as u64, end_hint());
+    pub(super) fn passes(&mut self, length: usize, end_hint: bool) -> bool {
+        let passes = self.detector.passes(length as u64, end_hint);
         if passes {
             self.account();
         }
@@ -177,7 +204,8 @@ impl Owner {
         end_hint: impl FnOnce() -> bool,
     ) -> Option<End> {
         // It says nothing; trailers, or an error, may stand behind it.
-        if matches!(&next, Next::Data(more) if more.is_empty()) && !end_hint() {
+        let says_nothing = matches!(&next, Next::Data(more) if more.is_empty());
+        if says_nothing && !self.marked(Runs::Body, end_hint) {
             return None;
         }
         let data = std::mem::take(data);
@@ -195,17 +223,13 @@ impl Owner {
         })
     }
 
-    /// Writes down what has passed, where dashboards and the report read it. Only the owner does.
+    /// Writes down what goes to the server now, where dashboards and the report read it.
     #[inline]
-    fn account(&self) {
+    pub(super) fn account(&self) {
         let Some(scope) = self.scope() else {
             return;
         };
-        let frames = scope.frames.load(Ordering::Relaxed) + 1;
-        scope.frames.store(frames, Ordering::Relaxed);
-        let bytes = self.detector.produced();
-        scope.bytes.store(bytes, Ordering::Relaxed);
-        if frames == 1 {
+        if scope.count(self.detector.produced()) {
             if let Some(opened) = scope.opened.get() {
                 scope.lock().first_frame = Some(opened.elapsed());
             }

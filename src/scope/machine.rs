@@ -26,6 +26,7 @@ use tokio::runtime::Handle;
 use super::{
     connection::Connection,
     failure::{Failure, FailureKind, quietly},
+    judge::Kept,
     options::Options,
     state::{Phase, ShutBy, State},
     teardown,
@@ -237,13 +238,14 @@ impl Scope {
         self: &Arc<Self>,
         outcome: Outcome,
         error: Option<BodyError>,
-        speaks: bool,
+        end: OwnerEnd,
     ) -> Parting {
         let mut state = self.lock();
         // For the last time if there are holds: the client is shown this end now.
         state.look_for_client(self);
         state.owner_ended = true;
-        state.speaks = speaks;
+        state.speaks = end.speaks;
+        state.kept = end.kept;
         let live = state.phase == Phase::Live;
         let Some(work) = state.work.as_mut().filter(|work| live && work.holds > 0) else {
             if !live {
@@ -271,6 +273,11 @@ impl Scope {
     pub(super) fn leave_to_holds(&self) -> bool {
         let mut state = self.lock();
         state.owner_gone = true;
+        // What is shown now waits for no teardown.
+        let ended = state.work.as_ref().and_then(|work| work.body_end.as_ref());
+        if let Some(&(outcome, _)) = ended {
+            state.note_shown(self, outcome);
+        }
         state.phase == Phase::Ending
     }
 
@@ -319,6 +326,15 @@ pub(super) enum Started {
     UnderOwner,
     /// The owner has gone: the caller tears down.
     WithoutOwner,
+}
+
+/// What an owner can still show when it has told its end.
+#[derive(Clone, Copy, Default)]
+pub(super) struct OwnerEnd {
+    /// A frame that nobody promised.
+    pub(super) speaks: bool,
+    /// The last data, once the teardown agrees.
+    pub(super) kept: Option<Kept>,
 }
 
 /// What an owner does that has told its end.

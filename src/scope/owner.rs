@@ -4,13 +4,22 @@
 //! [`Finisher`](super::finisher::Finisher), whose drop tears down. Field order is drop order: signals
 //! fire, then the inner value goes, then closers run.
 
-use std::{mem, sync::Arc, task::Context, thread};
+use std::{
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    task::Context,
+    thread,
+};
 
 use super::{
     connection::{Connection, Watch},
     detector::Detector,
     failure::Failure,
-    machine::{Parting, Scope},
+    judge::Kept,
+    machine::{OwnerEnd, Parting, Scope},
 };
 use crate::{
     error::{BodyError, Cause},
@@ -22,13 +31,22 @@ use crate::{
 pub(super) struct Owner {
     role: Role,
     pub(super) detector: Detector,
-    /// Set before each call into inner code and cleared after: still set means it panicked.
-    mark: bool,
+    /// Set before each call into inner code and cleared after: still set means it panicked. Hints are asked
+    /// for through a shared reference.
+    mark: AtomicU8,
     /// A response head has passed: whoever drops us now drops a body.
     body: bool,
     /// The frame that reaches the promised length waits for what follows it.
     pub(super) withheld: bool,
     watch: Watch,
+}
+
+/// Inner code, as a failure names it.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+pub(super) enum Runs {
+    Handler = 1,
+    Body,
 }
 
 #[derive(Debug)]
@@ -62,7 +80,7 @@ impl Owner {
         Self {
             role,
             detector: Detector::default(),
-            mark: false,
+            mark: AtomicU8::new(0),
             body: false,
             withheld: false,
             watch: Watch::default(),
@@ -71,7 +89,7 @@ impl Owner {
 
     /// Whether there is work left that polling would do.
     pub(super) fn is_under_way(&self) -> bool {
-        !self.mark && !self.is_whole()
+        !self.has_panicked() && !self.is_whole()
     }
 
     /// Every byte that was promised has been given to the server.
@@ -109,11 +127,23 @@ impl Owner {
     }
 
     /// Runs inner code under the mark.
-    pub(super) fn marked<T>(&mut self, inner: impl FnOnce() -> T) -> T {
-        self.mark = true;
+    #[inline]
+    pub(super) fn marked<T>(&self, runs: Runs, inner: impl FnOnce() -> T) -> T {
+        self.mark(runs);
         let result = inner();
-        self.mark = false;
+        self.unmark();
         result
+    }
+
+    /// The same where that is several calls.
+    #[inline]
+    pub(super) fn mark(&self, runs: Runs) {
+        self.mark.store(runs as u8, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn unmark(&self) {
+        self.mark.store(0, Ordering::Relaxed);
     }
 
     /// The head has passed and the body streams, watched by `detector`.
@@ -130,18 +160,23 @@ impl Owner {
         }
     }
 
-    /// Tells how the end came.
-    pub(super) fn end(&mut self, outcome: Outcome, error: Option<BodyError>) -> Parting {
+    /// Tells how the end came, and what is kept back for the teardown.
+    pub(super) fn end(
+        &mut self,
+        outcome: Outcome,
+        error: Option<BodyError>,
+        kept: Option<Kept>,
+    ) -> Parting {
         match mem::replace(&mut self.role, Role::Free) {
             Role::Root(scope) => {
                 // Whoever read the upload has seen that before us, and reacted.
-                if !self.mark && scope.connection.has_aborted() {
+                if !self.has_panicked() && scope.connection.has_aborted() {
                     scope.client_left();
                 }
                 close_upload(&scope);
                 // Under a promised length a further frame would count as content.
                 let speaks = self.body && self.detector.promised().is_none();
-                scope.owner_ended(outcome, error, speaks)
+                scope.owner_ended(outcome, error, OwnerEnd { speaks, kept })
             }
             // There is no teardown to wait for.
             Role::Unreached(_) if outcome.is_complete() => Parting::Leave(None),
@@ -188,11 +223,12 @@ impl Drop for Owner {
             Role::Root(scope) => {
                 scope.lock().dropping = (!thread::panicking()).then(|| self.inner_name());
                 let (outcome, cause) = self.dropped(&scope);
-                if self.body && !self.mark && !outcome.is_complete() {
+                if self.body && !self.has_panicked() && !outcome.is_complete() {
                     scope.let_go();
                 }
                 close_upload(&scope);
-                scope.owner_ended(outcome, cause.map(BodyError::from), false);
+                let end = OwnerEnd::default();
+                scope.owner_ended(outcome, cause.map(BodyError::from), end);
             }
             Role::Joined(scope) => scope.lock().handler_lost = true,
             Role::Unreached(_) | Role::Free => {}
@@ -203,7 +239,7 @@ impl Drop for Owner {
 impl Owner {
     /// What a drop before the end means.
     fn dropped(&self, scope: &Scope) -> (Outcome, Option<Cause>) {
-        if self.mark {
+        if self.has_panicked() {
             (Outcome::Panicked, Some(self.panic_cause()))
         } else if self.is_whole() {
             (Outcome::Complete, None)
@@ -215,17 +251,19 @@ impl Owner {
     }
 
     /// Inner code panicked: the mark was never cleared.
+    #[inline]
     pub(super) fn has_panicked(&self) -> bool {
-        self.mark
+        self.mark.load(Ordering::Relaxed) != 0
     }
 
     pub(super) fn panic_cause(&self) -> Cause {
         Failure::unseen_panic(self.inner_name()).into()
     }
 
-    /// What it owns, as a failure names it.
+    /// What it owns, as a failure names it. A body is asked for its hints before its head has passed.
     fn inner_name(&self) -> &'static str {
-        match self.body {
+        let runs = self.mark.load(Ordering::Relaxed);
+        match self.body || runs == Runs::Body as u8 {
             true => "response body",
             false => "handler",
         }

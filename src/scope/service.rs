@@ -16,7 +16,7 @@ use super::{
     future::ScopeFuture,
     layer::{Fixed, Mode, Movable, ScopeLayer},
     movable::{MovableBody, MovableFuture},
-    owner::Owner,
+    owner::{Owner, Runs},
 };
 use crate::error::BoxError;
 
@@ -62,11 +62,11 @@ impl<S, V: View, M: Mode> ScopeService<S, V, M> {
             movable: M::MOVABLE,
         };
         // Both stand before the call, the owner last, so that a panic in it is seen and torn down.
-        let (finisher, mut owner) = match enter(&mut request, &arriving) {
+        let (finisher, owner) = match enter(&mut request, &arriving) {
             Entered::Opened(scope) => (Finisher::new(Some(scope.clone())), Owner::root(scope)),
             Entered::Joined(scope) => (Finisher::new(None), Owner::joined(scope)),
         };
-        let inner = owner.marked(|| self.inner.call(request));
+        let inner = owner.marked(Runs::Handler, || self.inner.call(request));
         ScopeFuture::new(owner, inner, finisher)
     }
 }

@@ -5,17 +5,16 @@ use std::{future::Future, panic::Location, sync::Arc};
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
-    task::AbortHandle,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    failure::{Failure, FailureKind, contained, quietly},
+    failure::{Failure, FailureKind, quietly},
     machine::Scope,
     options::FailurePolicy,
     state::{Phase, State, Work},
-    tasks::{Cancellation, Feed, Slot, TaskKey, TaskKind},
-    tracked::{TaskEnd, TaskReport, Tracked},
+    tasks::{Abort, Cancellation, Feed, Slot, TaskKey, TaskKind},
+    tracked::{Queued, TaskEnd, TaskReport, Tracked, Turn},
 };
 use crate::{TaskResult, error::Cause, outcome::Outcome};
 
@@ -69,7 +68,7 @@ impl Scope {
             report,
             feed,
         });
-        self.set_abort(key, number, task.abort_handle());
+        self.set_abort(key, number, Abort::Task(task.abort_handle()));
         Ok(TaskKey { key, number })
     }
 
@@ -84,7 +83,7 @@ impl Scope {
             slot.and_then(Slot::abort)
         };
         if let Some(abort) = abort {
-            abort.abort();
+            abort.carry_out();
         }
     }
 
@@ -101,20 +100,21 @@ impl Scope {
         C: FnOnce(CancellationToken) -> TaskResult + Send + 'static,
     {
         let Entered {
-            runtime,
-            mut report,
-            ..
+            runtime, report, ..
         } = match self.enter_task(TaskKind::Blocking, at) {
             Ok(entered) => entered,
             Err(refused) => return Err((refused, code)),
         };
         let (key, number) = (report.key, report.number);
         let cancel = self.task_token();
-        let task = runtime.spawn_blocking(move || {
+        let code = move || {
             let _place = place;
-            report.tell(contained(|| judge(code(cancel))), None);
-        });
-        self.set_abort(key, number, task.abort_handle());
+            judge(code(cancel))
+        };
+        let queued = Arc::new(Queued::new(code, report));
+        self.set_abort(key, number, Abort::Queued(queued.clone()));
+        let turn = Turn(queued);
+        runtime.spawn_blocking(|| turn.take());
         Ok(())
     }
 
@@ -226,8 +226,8 @@ impl Scope {
         })
     }
 
-    /// A task may have ended, or been cancelled, before its handle is known.
-    fn set_abort(&self, key: usize, number: u64, abort: AbortHandle) {
+    /// A task may have ended, or been cancelled, before it is known how to abort it.
+    fn set_abort(&self, key: usize, number: u64, abort: Abort) {
         let mut late = None;
         if let Some(slot) = self.lock().work().tasks.slot_of(key, number) {
             if slot.abort_due {
@@ -237,7 +237,7 @@ impl Scope {
             }
         }
         if let Some(abort) = late {
-            abort.abort();
+            abort.carry_out();
         }
     }
 
@@ -373,7 +373,7 @@ mod tests {
             scope.abandon_tasks();
             let mut task = JoinSet::new();
             let abort = task.spawn(pending::<()>());
-            scope.set_abort(key, number, abort);
+            scope.set_abort(key, number, Abort::Task(abort));
             let ended = timeout(Duration::from_secs(1), task.join_next()).await;
             let ended = ended.expect("it goes on").expect("one task");
             assert!(ended.expect_err("aborted").is_cancelled());

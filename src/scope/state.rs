@@ -15,6 +15,7 @@ use super::{
     cell::Cell,
     closers::{Closer, Early},
     failure::{Failure, FailureKind, is_itself},
+    judge::Kept,
     machine::Scope,
     options::{OnLeave, Options},
     signals::{Fire, Signals},
@@ -63,6 +64,10 @@ pub(super) struct State {
     pub(super) owner_ended: bool,
     /// The owner's body has ended, and can still show a frame that nobody promised.
     pub(super) speaks: bool,
+    /// The last data of the owner's body, which waits for the teardown.
+    pub(super) kept: Option<Kept>,
+    /// The owner has been dropped: what it still had to show, nobody is given.
+    pub(super) unread: bool,
     /// What the owner is dropping, before its end; not if a panic drops it.
     pub(super) dropping: Option<&'static str>,
     /// The owner has gone and left the scope to its holds.
@@ -173,6 +178,8 @@ impl State {
             before_head: false,
             owner_ended: false,
             speaks: false,
+            kept: None,
+            unread: false,
             dropping: None,
             owner_gone: false,
             cell: Weak::new(),

@@ -21,15 +21,38 @@ pub(crate) enum TaskKind {
     Graceful,
     /// Aborted on a natural end too.
     Background,
-    /// On a blocking thread: told, and waited for; it cannot be aborted once it runs.
+    /// On a blocking thread: told, and waited for; aborted only while it has none yet.
     Blocking,
 }
 
 impl TaskKind {
-    /// Cancelled, it is told, and aborted only later.
+    /// Cancelled, it is told, and has time to end by itself.
     fn has_grace(self) -> bool {
         matches!(self, Self::Graceful | Self::Blocking)
     }
+}
+
+/// How a task is made to end that does not look at its token.
+pub(super) enum Abort {
+    Task(AbortHandle),
+    /// Only while it waits for a thread.
+    Queued(Arc<dyn Withdraw>),
+}
+
+impl Abort {
+    /// What it drops there and then is the application's: outside the lock.
+    pub(super) fn carry_out(&self) {
+        match self {
+            Self::Task(task) => task.abort(),
+            Self::Queued(code) => code.withdraw(),
+        }
+    }
+}
+
+/// Code that may not have begun.
+pub(super) trait Withdraw: Send + Sync {
+    /// Then it never does, and has ended.
+    fn withdraw(&self);
 }
 
 /// Finds a task again.
@@ -79,7 +102,7 @@ pub(super) struct Slot {
     pub(super) kind: TaskKind,
     pub(super) at: &'static Location<'static>,
     /// Known once it is spawned.
-    pub(super) abort: Option<AbortHandle>,
+    pub(super) abort: Option<Abort>,
     /// It is to be aborted, as soon as it is known how.
     pub(super) abort_due: bool,
     /// The scope has told it to end, so that its end is no failure.
@@ -89,7 +112,7 @@ pub(super) struct Slot {
 impl Slot {
     /// It has to end. Gives what aborts it, outside the lock; if that is not known yet, whoever comes
     /// with it aborts it.
-    pub(super) fn abort(&mut self) -> Option<AbortHandle> {
+    pub(super) fn abort(&mut self) -> Option<Abort> {
         self.told = true;
         self.abort_due = true;
         self.abort.take()
@@ -194,7 +217,7 @@ impl Tasks {
         }
     }
 
-    /// Cancels all, once: graceful and blocking tasks by their token, the others by abort. What they
+    /// Cancels all, once: graceful tasks and running code by their token, the others by abort. What they
     /// feed takes nothing more.
     pub(super) fn cancel_all(&mut self) -> Cancellation {
         if std::mem::replace(&mut self.cancelling, true) {
@@ -209,7 +232,7 @@ impl Tasks {
             token: self.cancel.clone(),
             feeds: std::mem::take(&mut self.feeds),
             grace,
-            ..self.cancellation(|kind| !kind.has_grace())
+            ..self.cancellation(|kind| kind != TaskKind::Graceful)
         }
     }
 
@@ -228,7 +251,7 @@ impl Tasks {
 #[derive(Default)]
 #[must_use]
 pub(super) struct Cancellation {
-    aborts: Vec<AbortHandle>,
+    aborts: Vec<Abort>,
     token: Option<CancellationToken>,
     feeds: Vec<Arc<dyn Feed>>,
     /// Some have time to end by themselves.
@@ -244,7 +267,7 @@ impl Cancellation {
             quietly(|| token.cancel());
         }
         for abort in self.aborts {
-            quietly(|| abort.abort());
+            quietly(|| abort.carry_out());
         }
         let mut ends = false;
         for feed in self.feeds {

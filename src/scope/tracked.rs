@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
 };
 
@@ -12,7 +12,7 @@ use pin_project::{pin_project, pinned_drop};
 use super::{
     failure::{Payload, contained, panic_message},
     machine::Scope,
-    tasks::Feed,
+    tasks::{Feed, Withdraw},
 };
 use crate::{TaskResult, error::Cause};
 
@@ -97,6 +97,47 @@ impl<F> PinnedDrop for Tracked<F> {
         if let Err(payload) = contained(|| this.future.set(None)) {
             this.report.tell(Err(payload), None);
         }
+    }
+}
+
+/// Blocking code that waits for a thread: that takes it, or a cancellation does, whichever comes first.
+pub(super) struct Queued<C>(Mutex<Option<(C, TaskReport)>>);
+
+impl<C: FnOnce() -> TaskResult + Send> Queued<C> {
+    pub(super) fn new(code: C, report: TaskReport) -> Self {
+        Self(Mutex::new(Some((code, report))))
+    }
+
+    fn take(&self) -> Option<(C, TaskReport)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl<C: FnOnce() -> TaskResult + Send> Withdraw for Queued<C> {
+    fn withdraw(&self) {
+        let Some((code, mut report)) = self.take() else {
+            return;
+        };
+        if let Err(payload) = contained(|| drop(code)) {
+            report.tell(Err(payload), None);
+        }
+    }
+}
+
+/// The place of blocking code in the queue. A pool that shuts down drops it with the code.
+pub(super) struct Turn<C: FnOnce() -> TaskResult + Send>(pub(super) Arc<Queued<C>>);
+
+impl<C: FnOnce() -> TaskResult + Send> Turn<C> {
+    pub(super) fn take(self) {
+        if let Some((code, mut report)) = self.0.take() {
+            report.tell(contained(code), None);
+        }
+    }
+}
+
+impl<C: FnOnce() -> TaskResult + Send> Drop for Turn<C> {
+    fn drop(&mut self) {
+        self.0.withdraw();
     }
 }
 

@@ -69,6 +69,12 @@ pub(super) struct Fault {
 /// Makes the last frame of a body that fails, from its error.
 pub(crate) type LastWords = Arc<dyn Fn(&BodyError) -> Option<Bytes> + Send + Sync>;
 
+/// Whether a body that ends with this outcome shows what it kept back, and no error. One that is ended
+/// `clean` is whole for a shutdown.
+pub(super) fn shows(outcome: Outcome, clean: bool) -> bool {
+    outcome.is_complete() || (clean && outcome == Outcome::Shutdown)
+}
+
 /// The status of a response that failed before its head was sent.
 pub(super) fn failure_status(outcome: Outcome) -> StatusCode {
     match outcome {

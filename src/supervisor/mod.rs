@@ -112,6 +112,9 @@ impl fmt::Display for Phase {
 /// server's, under [`net::serve`](crate::net::serve); elsewhere it has a private one, and nobody can
 /// drain that.
 ///
+/// It drains once: there is no way back from a shutdown, and what is to start anew, or to stop by itself,
+/// has a supervisor of its own.
+///
 /// **On drop**: dropping the last clone stops nothing; scopes keep their supervisor alive.
 #[derive(Clone)]
 pub struct Supervisor {

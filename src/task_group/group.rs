@@ -92,7 +92,8 @@ impl TaskGroup {
     ///
     /// It cannot be aborted: it should look at its token, and it ends at the next
     /// [`FrameSender::send_blocking`] after the client has left. The teardown waits for it up to the
-    /// join limit, then names it in the report.
+    /// join limit, then names it in the report. Code that is cancelled before it has a thread never
+    /// runs, and is dropped at once.
     ///
     /// # Errors
     /// As [`TaskGroup::spawn`], with the code instead of a future.

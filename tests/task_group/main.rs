@@ -9,6 +9,7 @@ mod late_failures;
 mod limits;
 mod merge;
 mod one_response;
+mod queued;
 mod released;
 mod run_ahead;
 mod sides;

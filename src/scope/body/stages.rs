@@ -70,7 +70,10 @@ where
                         return Poll::Ready(None);
                     };
                     match self.owner.judge(next, || end_hint(self.inner.as_ref())) {
-                        Judged::Pass(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                        Judged::Pass(data) => {
+                            self.owner.account();
+                            return Poll::Ready(Some(Ok(Frame::data(data))));
+                        }
                         Judged::Last(data) => {
                             self.inner.set(None);
                             *self.stage = Stage::Done { hint: None };
@@ -87,6 +90,7 @@ where
                 Stage::Ahead(data) => {
                     let data = std::mem::take(&mut **data);
                     *self.stage = Stage::Streaming;
+                    self.owner.account();
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Stage::AtLength(data) => {
@@ -173,7 +177,7 @@ pub(super) fn settle<B>(
             clean: true,
         };
     }
-    let parting = owner.end(end.outcome, end.error);
+    let parting = owner.end(end.outcome, end.error, held.kept());
     let panicked = contained(|| inner.set(None)).err();
     let panicked = panicked.map(|payload| finisher.body_panicked(payload));
     let Parting::Leave(broken) = parting else {
