@@ -94,6 +94,9 @@ impl<V: Standalone> ViewBody<MovableBody, V> {
 impl<T, V: Standalone> ViewBody<T, V> {
     /// Is given the report once the body has ended. See
     /// [`ScopeLayer::on_end`](crate::scope::ScopeLayer::on_end).
+    ///
+    /// Durations in the report of a [`CleanupBody`](crate::cleanup::CleanupBody) or a
+    /// [`TaskGroupBody`](crate::TaskGroupBody) are counted from here, if nobody was to be told before.
     pub fn on_end(self, hook: impl Fn(&EndReport) + Send + Sync + 'static) -> Self {
         self.view.scope().on_end(hook);
         self
