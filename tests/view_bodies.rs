@@ -66,7 +66,10 @@ async fn each_has_a_stall_time_out_and_keeps_its_view() {
         .defer(async move |ending| Ok(tells.send(ending.outcome())?));
     let _: &Cleanup = body.cleanup();
     let report = stalls(body, &reports).await;
-    assert_eq!((report.counts.closers_run, report.counts.closers_failed), (1, 0));
+    assert_eq!(
+        (report.counts.closers_run, report.counts.closers_failed),
+        (1, 0)
+    );
     assert_eq!(told.try_recv(), Ok(Outcome::Stalled));
 
     let producer = |_, tx: bodyguard::FrameSender| async move { Ok(tx.send("a").await?) };

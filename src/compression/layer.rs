@@ -196,7 +196,8 @@ impl CompressionLayer {
     /// - statuses 1xx, 204, 205, 206 and 304, answers to CONNECT, and whatever has a `Content-Range`, a
     ///   `Content-Encoding` other than `identity`, or `Cache-Control: no-transform` (a 304 still gets the
     ///   head of the response it stands for: `Vary`, a weak ETag, no length and no digests);
-    /// - bodies known to be smaller than [`min_size`](Self::min_size);
+    /// - bodies known to be smaller than [`min_size`](Self::min_size), but for clients that refuse the plain
+    ///   form (`identity;q=0`);
     /// - by `Content-Type`: images but SVG and BMP, audio, video, WOFF and WOFF2 fonts, archives
     ///   (zip, gzip, xz, 7z, zstd and the like), gRPC but gRPC-Web. All else, and no type, is compressed.
     ///

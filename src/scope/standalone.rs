@@ -156,8 +156,8 @@ impl<T: fmt::Debug, V: fmt::Debug> fmt::Debug for ViewBody<T, V> {
 }
 
 impl Scope {
-    /// A scope under a supervisor of its own, for the answer to a request; with a clock if somebody is
-    /// told how long it took.
+    /// A scope for the answer to a request, under its server's supervisor or else one of its own; with a
+    /// clock if somebody is told how long it took.
     pub(crate) fn answering<B>(request: &Request<B>, clock: bool) -> Arc<Self> {
         let mut options = Options::default();
         options.clock |= clock;
