@@ -40,9 +40,8 @@ use super::{
 /// begins a new one.
 ///
 /// An encoded answer keeps no digest and no `Accept-Ranges` of the plain one, and a strong `ETag` becomes weak
-/// (RFC 9110, 8.8.1), in trailers too. An answer to PUT, PATCH, POST or DELETE keeps its
-/// `ETag`: that is not of the content but of what the target has become (8.8), and has to be strong in the
-/// next `If-Match` (13.1.1).
+/// (RFC 9110, 8.8.1), in trailers too. An answer to PUT, PATCH, POST or DELETE keeps its `ETag`: that is not of
+/// the content but of what the target has become (8.8), and has to be strong in the next `If-Match` (13.1.1).
 ///
 /// Put it *outside* layers that watch how a body ends, so that they judge the handler's own bytes.
 ///
