@@ -1,7 +1,7 @@
 //! Bodies with a scope of their own have the same methods, whatever their view.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, mpsc},
     time::Duration,
 };
 
@@ -59,15 +59,18 @@ async fn each_has_a_stall_time_out_and_keeps_its_view() {
     let timeout = Duration::from_secs(5);
     let script = || Script::new().data("a").data("b");
 
+    let (tells, told) = mpsc::channel();
     let body = CleanupBody::new(script())
         .stall_timeout(timeout)
         .on_end(note(&reports))
-        .defer(|ending| async move {
-            assert_eq!(ending.outcome(), Outcome::Stalled);
-            Ok(())
-        });
+        .defer(async move |ending| Ok(tells.send(ending.outcome())?));
     let _: &Cleanup = body.cleanup();
-    stalls(body, &reports).await;
+    let report = stalls(body, &reports).await;
+    assert_eq!(
+        (report.counts.closers_run, report.counts.closers_failed),
+        (1, 0)
+    );
+    assert_eq!(told.try_recv(), Ok(Outcome::Stalled));
 
     let producer = |_, tx: bodyguard::FrameSender| async move { Ok(tx.send("a").await?) };
     let body = TaskGroupBody::new(producer).stall_timeout(timeout);
@@ -82,7 +85,7 @@ async fn each_has_a_stall_time_out_and_keeps_its_view() {
 }
 
 /// Its server takes a frame, and asks for no more.
-async fn stalls<T, V>(mut body: ViewBody<T, V>, reports: &Reports)
+async fn stalls<T, V>(mut body: ViewBody<T, V>, reports: &Reports) -> EndReport
 where
     ViewBody<T, V>: Body<Data = Bytes> + Unpin,
     <ViewBody<T, V> as Body>::Error: std::fmt::Debug,
@@ -100,6 +103,8 @@ where
         }
     };
     let report = tokio::time::timeout(Duration::from_secs(60), ended).await;
-    assert_eq!(report.unwrap().outcome(), Outcome::Stalled);
+    let report = report.unwrap();
+    assert_eq!(report.outcome(), Outcome::Stalled);
     assert!(body.frame().await.unwrap().is_err());
+    report
 }

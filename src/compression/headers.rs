@@ -111,16 +111,20 @@ static DIGESTS: [HeaderName; 4] = [
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Form {
     pub(super) coding: Coding,
-    /// The `ETag` is that of the content. In answers to methods that change state it is that of what the
-    /// target has become (RFC 9110, 8.8): to be sent back in an `If-Match`, which takes no weak one.
-    owns_etag: bool,
+    /// The `ETag` is that of what the target has become (RFC 9110, 8.8): to be sent back in an `If-Match`,
+    /// which takes no weak one. Else it is that of the content.
+    etag_of_target: bool,
 }
 
 impl Form {
     pub(super) fn new(coding: Coding, method: &Method) -> Self {
         Self {
             coding,
-            owns_etag: method.is_safe(),
+            // Known to change state. Of others, `is_safe` does not know PROPFIND, REPORT and SEARCH, say.
+            etag_of_target: matches!(
+                *method,
+                Method::PUT | Method::PATCH | Method::POST | Method::DELETE
+            ),
         }
     }
 
@@ -151,7 +155,7 @@ impl Form {
         for digest in &DIGESTS {
             fields.remove(digest);
         }
-        if self.owns_etag {
+        if !self.etag_of_target {
             weaken_etag(fields);
         }
     }

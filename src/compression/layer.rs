@@ -40,9 +40,8 @@ use super::{
 /// begins a new one.
 ///
 /// An encoded answer keeps no digest and no `Accept-Ranges` of the plain one, and a strong `ETag` becomes weak
-/// (RFC 9110, 8.8.1), in trailers too. An answer to PUT, PATCH, POST and other methods that are not safe keeps
-/// its `ETag`: that is not of the content but of what the target has become (8.8), and has to be strong in
-/// the next `If-Match` (13.1.1).
+/// (RFC 9110, 8.8.1), in trailers too. An answer to PUT, PATCH, POST or DELETE keeps its `ETag`: that is not of
+/// the content but of what the target has become (8.8), and has to be strong in the next `If-Match` (13.1.1).
 ///
 /// Put it *outside* layers that watch how a body ends, so that they judge the handler's own bytes.
 ///
@@ -196,7 +195,8 @@ impl CompressionLayer {
     /// - statuses 1xx, 204, 205, 206 and 304, answers to CONNECT, and whatever has a `Content-Range`, a
     ///   `Content-Encoding` other than `identity`, or `Cache-Control: no-transform` (a 304 still gets the
     ///   head of the response it stands for: `Vary`, a weak ETag, no length and no digests);
-    /// - bodies known to be smaller than [`min_size`](Self::min_size);
+    /// - bodies known to be smaller than [`min_size`](Self::min_size), but for clients that refuse the plain
+    ///   form (`identity;q=0`);
     /// - by `Content-Type`: images but SVG and BMP, audio, video, WOFF and WOFF2 fonts, archives
     ///   (zip, gzip, xz, 7z, zstd and the like), gRPC but gRPC-Web. All else, and no type, is compressed.
     ///

@@ -7,14 +7,14 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Response, response::Parts};
+use http::{HeaderMap, Response, StatusCode, response::Parts};
 use http_body::Body;
 use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
     body::CompressionBody,
     encoder::Encoder,
-    headers::Form,
+    headers::{self, Form},
     negotiation::Coding,
     options::Core,
     source::{Event, Inner, Source},
@@ -89,7 +89,8 @@ where
 pub(super) struct Whole {
     /// `None` once answered.
     plain: Option<Box<Plain>>,
-    compressed: oneshot::Receiver<Bytes>,
+    /// `None` if no worker could run; it is closed if one has failed, or panicked.
+    compressed: oneshot::Receiver<Option<Bytes>>,
     patience: Patience,
 }
 
@@ -144,15 +145,15 @@ impl Whole {
 
     pub(super) fn poll<B>(&mut self, cx: &mut Context<'_>) -> Poll<Response<CompressionBody<B>>> {
         let plain = self.plain.as_ref().expect("polled after completion");
-        let Poll::Ready(compressed) = Pin::new(&mut self.compressed).poll(cx) else {
+        let Poll::Ready(told) = Pin::new(&mut self.compressed).poll(cx) else {
             self.patience.poll(&plain.core, cx);
             return Poll::Pending;
         };
         let plain = self.plain.take().expect("looked at above");
-        // No answer means that the worker could not run: the plain form is as good, where it is wanted.
-        Poll::Ready(match compressed.ok() {
-            None if plain.larger => plain.compress_here(),
-            compressed => plain.answer(compressed),
+        Poll::Ready(match told {
+            // Else the plain form is as good.
+            Ok(None) if plain.larger => plain.compress_here(),
+            told => plain.answer(told.ok().flatten()),
         })
     }
 }
@@ -163,7 +164,8 @@ impl Plain {
         self.answer(compressed)
     }
 
-    /// The compressed form if it is smaller, or the only one that is wanted; else the body and the head as they came.
+    /// The compressed form if it is smaller, or the only one that is wanted; else the body and the head as they
+    /// came. Where there is none, and no other is wanted, an empty 500.
     fn answer<B>(self, compressed: Option<Bytes>) -> Response<CompressionBody<B>> {
         let (mut parts, mut trailers) = (self.parts, self.trailers);
         let data = match compressed {
@@ -176,6 +178,13 @@ impl Plain {
                 }
                 compressed
             }
+            None if self.larger => {
+                parts.status = StatusCode::INTERNAL_SERVER_ERROR;
+                parts.headers = HeaderMap::new();
+                headers::add_vary(&mut parts.headers);
+                trailers = None;
+                Bytes::new()
+            }
             _ => self.data,
         };
         Response::from_parts(parts, CompressionBody::whole(data, trailers))
@@ -186,11 +195,11 @@ struct Task {
     core: Arc<Core>,
     coding: Coding,
     data: Bytes,
-    sender: Mutex<Option<oneshot::Sender<Bytes>>>,
+    sender: Mutex<Option<oneshot::Sender<Option<Bytes>>>>,
 }
 
 impl Task {
-    fn sender(&self) -> Option<oneshot::Sender<Bytes>> {
+    fn sender(&self) -> Option<oneshot::Sender<Option<Bytes>>> {
         self.sender
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -203,13 +212,15 @@ impl Job for Task {
         if let Some(sender) = self.sender().filter(|sender| !sender.is_closed()) {
             if let Ok(compressed) = Encoder::whole(&self.core, self.coding, &self.data) {
                 // The client may have left meanwhile.
-                let _ = sender.send(compressed);
+                let _ = sender.send(Some(compressed));
             }
         }
         false
     }
 
-    fn refuse(&self, _panicked: bool) {
-        self.sender();
+    fn refuse(&self, panicked: bool) {
+        if let Some(sender) = self.sender().filter(|_| !panicked) {
+            let _ = sender.send(None);
+        }
     }
 }

@@ -94,6 +94,9 @@ impl<V: Standalone> ViewBody<MovableBody, V> {
 impl<T, V: Standalone> ViewBody<T, V> {
     /// Is given the report once the body has ended. See
     /// [`ScopeLayer::on_end`](crate::scope::ScopeLayer::on_end).
+    ///
+    /// Durations in the report of a [`CleanupBody`](crate::cleanup::CleanupBody) or a
+    /// [`TaskGroupBody`](crate::TaskGroupBody) are counted from here, if nobody was to be told before.
     pub fn on_end(self, hook: impl Fn(&EndReport) + Send + Sync + 'static) -> Self {
         self.view.scope().on_end(hook);
         self
@@ -153,8 +156,8 @@ impl<T: fmt::Debug, V: fmt::Debug> fmt::Debug for ViewBody<T, V> {
 }
 
 impl Scope {
-    /// A scope under a supervisor of its own, for the answer to a request; with a clock if somebody is
-    /// told how long it took.
+    /// A scope for the answer to a request, under its server's supervisor or else one of its own; with a
+    /// clock if somebody is told how long it took.
     pub(crate) fn answering<B>(request: &Request<B>, clock: bool) -> Arc<Self> {
         let mut options = Options::default();
         options.clock |= clock;

@@ -111,6 +111,7 @@ where
 ///
 /// **On drop** before its end: what is left is read away while the response is under way, up to the
 /// layer's limit.
+#[must_use = "a body does nothing unless it is polled"]
 pub struct RequestBody<B>
 where
     B: Body + Unpin + Send + 'static,

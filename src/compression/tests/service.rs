@@ -276,7 +276,8 @@ fn an_etag_that_is_not_of_the_content_stays_strong() {
     use http::Method;
 
     for promised in [None, Some(1_000)] {
-        for method in [Method::GET, Method::OPTIONS] {
+        let search = Method::from_bytes(b"SEARCH").unwrap();
+        for method in [Method::GET, Method::OPTIONS, search] {
             assert_eq!(tags(&method, promised), ["W/\"2\"", "W/\"2\""], "{method}");
         }
         for method in [Method::PUT, Method::PATCH, Method::POST, Method::DELETE] {

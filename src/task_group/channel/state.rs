@@ -188,15 +188,16 @@ impl State {
         if self.end.is_some() {
             return Poll::Ready(None);
         }
-        if self.line.has_loans() {
-            self.call_in(cx, after);
-        }
-        self.buffer.rest();
-        self.line.rest();
+        // First: whoever is called in was granted room, and a clone that panics would keep it from them.
         match &mut self.receiver {
             Some(waker) => refresh(waker, cx, after),
             none => *none = Some(cx.waker().clone()),
         }
+        if self.line.has_loans() {
+            self.call_in(after);
+        }
+        self.buffer.rest();
+        self.line.rest();
         Poll::Pending
     }
 
@@ -293,13 +294,14 @@ impl State {
         }
     }
 
-    /// There is nothing to receive, and loans are out.
-    fn call_in(&mut self, cx: &Context<'_>, after: &mut After) {
+    /// There is nothing to receive, and loans are out: the receiver that waits is to look again.
+    fn call_in(&mut self, after: &mut After) {
         if self.line.call_in() {
             self.serve(after);
         }
-        if self.line.has_loans() {
-            after.stale = after.receiver.replace(cx.waker().clone());
+        // For a new loan it has been taken out.
+        if self.line.has_loans() && self.receiver.is_some() {
+            after.receiver = self.receiver.take();
         }
     }
 
