@@ -181,7 +181,7 @@ where
             Ok(inner) => inner,
             Err(unasked) => return this.proceed(Some(unasked.into()), cx),
         };
-        // Under one mark: what its data is taken with is its own code, too.
+        // Under one mark: its hint is its own code, too.
         this.owner.mark(Runs::Body);
         let mut polled = inner.poll_frame(cx);
         // Nearly every poll: data and more to come. It is taken out where it stands, since to move what
@@ -189,10 +189,11 @@ where
         if let Poll::Ready(Some(Ok(frame))) = &mut polled {
             if let Some(data) = frame.data_mut() {
                 let length = data.remaining();
-                if this.owner.passes(length, end_hint(this.inner.as_ref())) {
+                let hint = end_hint(this.inner.as_ref());
+                this.owner.unmark();
+                if this.owner.passes(length, hint) {
                     let data = take_bytes(data);
                     let_go::<B::Data, _>(polled);
-                    this.owner.unmark();
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
             }

@@ -4,15 +4,7 @@
 //! [`Finisher`](super::finisher::Finisher), whose drop tears down. Field order is drop order: signals
 //! fire, then the inner value goes, then closers run.
 
-use std::{
-    mem,
-    sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
-    },
-    task::Context,
-    thread,
-};
+use std::{cell::Cell, mem, sync::Arc, task::Context, thread};
 
 use super::{
     connection::{Connection, Watch},
@@ -33,7 +25,7 @@ pub(super) struct Owner {
     pub(super) detector: Detector,
     /// Set before each call into inner code and cleared after: still set means it panicked. Hints are asked
     /// for through a shared reference.
-    mark: AtomicU8,
+    mark: Cell<Runs>,
     /// A response head has passed: whoever drops us now drops a body.
     body: bool,
     /// The frame that reaches the promised length waits for what follows it.
@@ -42,10 +34,10 @@ pub(super) struct Owner {
 }
 
 /// Inner code, as a failure names it.
-#[derive(Clone, Copy)]
-#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Runs {
-    Handler = 1,
+    Nothing,
+    Handler,
     Body,
 }
 
@@ -80,7 +72,7 @@ impl Owner {
         Self {
             role,
             detector: Detector::default(),
-            mark: AtomicU8::new(0),
+            mark: Cell::new(Runs::Nothing),
             body: false,
             withheld: false,
             watch: Watch::default(),
@@ -138,12 +130,12 @@ impl Owner {
     /// The same where that is several calls.
     #[inline]
     pub(super) fn mark(&self, runs: Runs) {
-        self.mark.store(runs as u8, Ordering::Relaxed);
+        self.mark.set(runs);
     }
 
     #[inline]
     pub(super) fn unmark(&self) {
-        self.mark.store(0, Ordering::Relaxed);
+        self.mark.set(Runs::Nothing);
     }
 
     /// The head has passed and the body streams, watched by `detector`.
@@ -253,7 +245,7 @@ impl Owner {
     /// Inner code panicked: the mark was never cleared.
     #[inline]
     pub(super) fn has_panicked(&self) -> bool {
-        self.mark.load(Ordering::Relaxed) != 0
+        self.mark.get() != Runs::Nothing
     }
 
     pub(super) fn panic_cause(&self) -> Cause {
@@ -262,8 +254,7 @@ impl Owner {
 
     /// What it owns, as a failure names it. A body is asked for its hints before its head has passed.
     fn inner_name(&self) -> &'static str {
-        let runs = self.mark.load(Ordering::Relaxed);
-        match self.body || runs == Runs::Body as u8 {
+        match self.body || self.mark.get() == Runs::Body {
             true => "response body",
             false => "handler",
         }
