@@ -183,7 +183,8 @@ pub struct EndReport {
     pub uri: Uri,
     /// How it ended; `client_gone`, status and cause are in here.
     pub ending: Ending,
-    /// Body bytes handed to the server (before any compression further out).
+    /// Body bytes handed to the server (before any compression further out), and those that a body gave which
+    /// went on without its client. The last ones count once the teardown has settled that they are shown.
     pub bytes: u64,
     /// Data frames handed to the server.
     pub frames: u64,

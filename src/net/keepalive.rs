@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 pub(super) const IDLE: Duration = Duration::from_secs(60);
 
 /// How many probes go without an answer.
+#[cfg(any(target_os = "linux", target_os = "android"))]
 const PROBES: u32 = 5;
 
 /// Turns probes on unless whoever made the socket has done so.

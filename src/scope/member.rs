@@ -66,7 +66,10 @@ impl Member for Scope {
         let state = self.lock();
         match state.phase {
             Phase::Live => true,
-            Phase::Ending => state.owner_ended,
+            // Not of one that has been answered, or whose body is gone.
+            Phase::Ending => {
+                state.owner_ended && !state.settled && !state.unread && !state.owner_gone
+            }
             Phase::Done => false,
         }
     }

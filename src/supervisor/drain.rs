@@ -1,10 +1,10 @@
 //! The wait for every scope at shutdown, and its report.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 
-use super::{Released, Supervisor};
+use super::{Member, Released, Supervisor};
 
 /// What a drain found: how many scopes ended in which way, and what was left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -112,15 +112,10 @@ impl Supervisor {
             member.abort();
         }
         drop(due);
-        if !self.idle_by(abort_at).await {
-            self.abort_all();
-            if !self.answered_by(end).await {
-                // Those too that have come since.
-                self.abort_all();
-                // Behind them: they may say how their connections are to end.
-                self.inner.aborting.fire();
-                self.idle_by(end).await;
-            }
+        if !self.idle_by(abort_at).await && !self.answered_by(end).await {
+            // Behind the aborts: they may say how their connections are to end.
+            self.inner.aborting.fire();
+            self.idle_by(end).await;
         }
         let mut report = self.tally().report.clone();
         for member in self.inner.registry.members() {
@@ -134,28 +129,28 @@ impl Supervisor {
         report
     }
 
-    fn abort_all(&self) {
-        let members = self.inner.registry.members();
-        for member in members.into_iter().chain(self.scopes_in_background()) {
-            member.abort();
-        }
-    }
-
-    /// Waits until nothing is live (true), or nothing that is has an answer to come, or for half of what
-    /// is left until `end`.
+    /// Aborts all that is live, and waits until nothing is (true), or nothing that is has an answer to come, or
+    /// for half of what is left until `end`.
     async fn answered_by(&self, end: Instant) -> bool {
         let step = end.saturating_duration_since(Instant::now()) / 2 / LOOKS;
         for _ in 0..LOOKS {
-            // First of all: who has been aborted has yet to be polled.
+            // Those too that have come since the last look.
+            self.everyone().for_each(Member::abort);
+            // Before the next: who has been aborted has yet to be polled.
             if self.idle_by(Instant::now() + step).await {
                 return true;
             }
-            let members = self.inner.registry.members();
-            if !members.iter().any(|member| member.has_an_answer()) {
+            if !self.everyone().any(|member| member.has_an_answer()) {
                 break;
             }
         }
         false
+    }
+
+    /// All that is live, under other supervisors too.
+    fn everyone(&self) -> impl Iterator<Item = Arc<dyn Member>> {
+        let members = self.inner.registry.members();
+        members.into_iter().chain(self.scopes_in_background())
     }
 
     /// Waits until nothing is live, or until `time`; true if nothing is.
