@@ -81,7 +81,8 @@ impl WatchedListener {
     /// After how long a silence TCP asks whether the client is still there. Default: 60 s.
     ///
     /// One that does not answer for as long again is gone, as by RST. It costs a packet each time.
-    /// `None` asks nobody. A socket that came with keep-alive turned on is left as it is.
+    /// Counted in whole seconds, at least one. `None` asks nobody. Unless this is called, a listener that
+    /// came with keep-alive turned on is left as it is.
     ///
     /// The seconds between probes and their number (5) are set on Linux only, and it is for the system to hand
     /// all this on from the listening socket to accepted ones: Linux and the BSDs do.
@@ -91,7 +92,7 @@ impl WatchedListener {
     }
 
     /// How long what was sent may go without an acknowledgement (RFC 5482; Linux only). Default: the
-    /// system's, about 15 minutes.
+    /// system's, about 15 minutes; `None` is that again. Counted in milliseconds.
     ///
     /// A client that is out of reach while its stream goes on is gone after this, as by RST. So is one that
     /// takes nothing for so long, although it is there: choose minutes, and see

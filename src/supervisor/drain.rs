@@ -82,8 +82,9 @@ impl Supervisor {
     ///
     /// Each scope's shutdown policy is applied at once. Scopes still live a quarter of the deadline
     /// (at most 5 s) before it ends are aborted: tasks cancelled, closers run. Their clients are answered,
-    /// and those whose end was under way: connections are [told to close](Self::aborting) only if scopes are
-    /// left that wait for nothing but their servers, or when half of that time is over. After the deadline
+    /// and those whose end was under way: connections are [told to close](Self::aborting) only once no scope
+    /// that is left has an answer to come (its client reads nothing, or has it already), or when half of that
+    /// time is over. After the deadline
     /// nothing of any scope is running, or it is named in the report. Responses that begin
     /// while it drains are ended by the same rules, but that
     /// [`Shutdown::finish_within`](crate::Shutdown::finish_within) is not counted for them: they
