@@ -3,7 +3,7 @@
 use std::{
     sync::{Arc, Weak, atomic::Ordering},
     task::Waker,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{
@@ -137,7 +137,7 @@ impl Scope {
         if let Some(work) = &mut state.work {
             state.lingering = !work.tasks.close();
         }
-        state.teardown = state.ended_at.map(|start| start.elapsed());
+        state.done_at = state.now();
         let report = state.is_report_wanted(self).then(|| {
             let report = state.report(self);
             Box::new((report, state.options(self).clone()))
@@ -193,11 +193,7 @@ impl State {
         };
         let bytes = scope.bytes.load(Ordering::Relaxed) + more;
         if !self.unread && scope.count(bytes) {
-            let since = |opened: &Instant| {
-                self.ended_at
-                    .map_or_else(|| opened.elapsed(), |at| at - *opened)
-            };
-            self.first_frame = scope.opened.get().map(since);
+            self.first_frame_at = self.ended_at.or_else(|| self.now());
         }
     }
 }

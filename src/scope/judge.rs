@@ -230,9 +230,8 @@ impl Owner {
             return;
         };
         if scope.count(self.detector.produced()) {
-            if let Some(opened) = scope.opened.get() {
-                scope.lock().first_frame = Some(opened.elapsed());
-            }
+            let mut state = scope.lock();
+            state.first_frame_at = state.now();
         }
     }
 

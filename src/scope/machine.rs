@@ -43,8 +43,6 @@ pub(crate) struct Scope {
     pub(super) method: Method,
     pub(super) uri: Uri,
     pub(super) version: Version,
-    /// Read where somebody is told how long a response took: at the latest as such a layer joins.
-    pub(super) opened: OnceLock<Instant>,
     pub(super) connection: Connection,
     pub(super) runtime: Option<Handle>,
     /// Those it was opened with; see [`State::options`].
@@ -92,10 +90,6 @@ impl Scope {
                 method: opening.method.clone(),
                 uri: opening.uri.clone(),
                 version: opening.version,
-                opened: match clock {
-                    true => Instant::now().into(),
-                    false => OnceLock::new(),
-                },
                 connection,
                 runtime: Handle::try_current().ok(),
                 options: options.clone(),
@@ -108,7 +102,7 @@ impl Scope {
                 left: AtomicBool::new(false),
                 bytes: AtomicU64::new(0),
                 frames: AtomicU64::new(0),
-                state: Mutex::new(State::new()),
+                state: Mutex::new(State::new(clock.then(Instant::now))),
             })
         });
         if let Some(parent) = parent {
@@ -176,7 +170,7 @@ impl Scope {
             drop(state);
             return Started::Before;
         }
-        state.begin(outcome, error.as_ref(), self.opened.get().is_some());
+        state.begin(outcome, error.as_ref());
         // As it is decided: a task may have failed under a body that ended by itself.
         let (outcome, cause) = (state.outcome, state.cause.clone());
         let clean = outcome.is_complete();

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{
@@ -25,7 +25,7 @@ impl Member for Scope {
             id: self.id(),
             method: self.method.clone(),
             uri: self.uri.clone(),
-            age: self.opened.get().map(Instant::elapsed),
+            age: state.opened_at.map(|opened| opened.elapsed()),
             bytes: self.bytes.load(Ordering::Relaxed),
             frames: self.frames.load(Ordering::Relaxed),
             tasks: work.map_or(0, |work| work.tasks.live()),

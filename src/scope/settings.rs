@@ -22,7 +22,7 @@ impl Scope {
             return;
         }
         if inner.clock {
-            self.opened.get_or_init(Instant::now);
+            self.read_clock();
         }
         self.replace_options(|outer| {
             let merged = inner.inside(outer, Hooks::Both);
@@ -58,7 +58,7 @@ impl Scope {
 
     /// Adds a hook for the end report of a body without a layer.
     pub(crate) fn on_end(&self, hook: impl Fn(&EndReport) + Send + Sync + 'static) {
-        self.opened.get_or_init(Instant::now);
+        self.read_clock();
         self.set(|options| options.on_end.push(Arc::new(hook)));
     }
 
@@ -70,6 +70,11 @@ impl Scope {
     /// Sets the stall time-out of a body without a layer; counts once the body is movable.
     pub(crate) fn stall_timeout(&self, timeout: Duration) {
         self.set(|options| options.stall = Some(Arc::new(Watchdog::new(timeout))));
+    }
+
+    /// From now on at the latest somebody is told how long the response takes.
+    fn read_clock(&self) {
+        self.lock().opened_at.get_or_insert_with(Instant::now);
     }
 
     fn set(&self, set: impl FnOnce(&mut Options)) {

@@ -53,7 +53,15 @@ impl Lazy {
 pub(super) struct Fire([Option<CancellationToken>; 3]);
 
 impl Fire {
+    #[inline]
     pub(super) fn fire(self) {
+        if self.0.iter().any(Option::is_some) {
+            self.cancel();
+        }
+    }
+
+    #[cold]
+    fn cancel(self) {
         // A waker that panics keeps nobody from the signals that follow; of who waits for the same, some may
         // not be woken.
         for token in self.0.into_iter().flatten() {

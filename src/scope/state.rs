@@ -4,7 +4,7 @@ use std::{
     panic::Location,
     sync::{Arc, Weak, atomic::Ordering},
     task::Waker,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -84,10 +84,12 @@ pub(super) struct State {
     pub(super) signals: Signals,
     /// Who polls the owner, to be woken by an interruption.
     pub(super) waker: Option<Waker>,
-    pub(super) first_frame: Option<Duration>,
+    /// Read where somebody is told how long a response took: at the latest as such a layer joins.
+    pub(super) opened_at: Option<Instant>,
+    // Read if that was.
+    pub(super) first_frame_at: Option<Instant>,
     pub(super) ended_at: Option<Instant>,
-    /// How long the teardown took.
-    pub(super) teardown: Option<Duration>,
+    pub(super) done_at: Option<Instant>,
     /// Made when first needed, by [`State::work`]: most responses register nothing.
     pub(super) work: Option<Box<Work>>,
 }
@@ -163,7 +165,7 @@ impl Work {
 }
 
 impl State {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(opened_at: Option<Instant>) -> Self {
         Self {
             phase: Phase::Live,
             merged: None,
@@ -189,9 +191,10 @@ impl State {
             encoded: false,
             signals: Signals::default(),
             waker: None,
-            first_frame: None,
+            opened_at,
+            first_frame_at: None,
             ended_at: None,
-            teardown: None,
+            done_at: None,
             work: None,
         }
     }
@@ -251,10 +254,15 @@ impl State {
         }
     }
 
-    pub(super) fn begin(&mut self, outcome: Outcome, error: Option<&BodyError>, clock: bool) {
+    /// Reads the clock, if anybody wants to know.
+    pub(super) fn now(&self) -> Option<Instant> {
+        self.opened_at.map(|_| Instant::now())
+    }
+
+    pub(super) fn begin(&mut self, outcome: Outcome, error: Option<&BodyError>) {
         self.phase = Phase::Ending;
         self.natural = outcome.is_complete();
-        self.ended_at = clock.then(Instant::now);
+        self.ended_at = self.now();
         // The first cause wins, and has decided already.
         let first = self.work.as_mut().and_then(|work| work.first_failure());
         let cause = error.map(BodyError::cause);
@@ -354,9 +362,9 @@ impl State {
             ending,
             bytes: scope.bytes.load(Ordering::Relaxed),
             frames: scope.frames.load(Ordering::Relaxed),
-            first_frame: self.first_frame,
-            duration: since(scope.opened.get().copied(), self.ended_at),
-            teardown: self.teardown,
+            first_frame: since(self.opened_at, self.first_frame_at),
+            duration: since(self.opened_at, self.ended_at),
+            teardown: since(self.ended_at, self.done_at),
             counts: work.map(|work| work.counts).unwrap_or_default(),
             errors: work.map(|work| work.errors.clone()).unwrap_or_default(),
             stuck: work.map(|work| work.stuck.clone()).unwrap_or_default(),

@@ -16,14 +16,17 @@ const SHARDS: usize = 16;
 
 /// Where a scope stands in the registry, and its number.
 #[derive(Debug)]
-pub(crate) struct Registration {
-    /// Given when it is first asked for, where nothing is listed.
-    id: OnceLock<u64>,
-    place: Option<Place>,
+pub(crate) enum Registration {
+    Listed {
+        place: Place,
+        id: u64,
+    },
+    /// Its number is given when it is first asked for.
+    Unlisted(OnceLock<u64>),
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Place {
+pub(crate) struct Place {
     shard: usize,
     key: usize,
 }
@@ -31,7 +34,7 @@ struct Place {
 impl Registration {
     /// Whether the registry holds the scope: one that nobody can ask does not.
     pub(crate) fn is_listed(&self) -> bool {
-        self.place.is_some()
+        matches!(self, Self::Listed { .. })
     }
 }
 
@@ -72,30 +75,28 @@ impl Registry {
         build: impl FnOnce(Registration) -> Arc<M>,
     ) -> Arc<M> {
         if self.lists_nothing() {
-            return build(Registration {
-                id: OnceLock::new(),
-                place: None,
-            });
+            return build(Registration::Unlisted(OnceLock::new()));
         }
         let shard = shard_of_this_thread();
         let mut list = self.lock(shard);
         list.opened += 1;
         let id = list.opened * SHARDS as u64 + shard as u64;
         let entry = list.members.vacant_entry();
-        let member = build(Registration {
-            id: OnceLock::from(id),
-            place: Some(Place {
-                shard,
-                key: entry.key(),
-            }),
-        });
+        let place = Place {
+            shard,
+            key: entry.key(),
+        };
+        let member = build(Registration::Listed { place, id });
         entry.insert(member.clone());
         member
     }
 
     pub(super) fn number(&self, registration: &Registration) -> u64 {
         let next = || self.unlisted.fetch_add(1, Ordering::Relaxed) + 1;
-        *registration.id.get_or_init(next)
+        match registration {
+            Registration::Listed { id, .. } => *id,
+            Registration::Unlisted(id) => *id.get_or_init(next),
+        }
     }
 
     /// The member is handed back, so that it is dropped outside the lock; `account` runs inside.
@@ -104,7 +105,10 @@ impl Registry {
         registration: &Registration,
         account: impl FnOnce(),
     ) -> Option<Arc<dyn Member>> {
-        let Place { shard, key } = registration.place?;
+        let Registration::Listed { place, .. } = registration else {
+            return None;
+        };
+        let Place { shard, key } = *place;
         let mut shard = self.lock(shard);
         let removed = shard.members.try_remove(key)?;
         account();
