@@ -5,12 +5,13 @@ use std::{
     future::{Future, IntoFuture, pending},
     io,
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Extensions, Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper_util::{
@@ -223,7 +224,7 @@ where
         .half_close(half_close)
         .timer(TokioTimer::new());
     builder.http2().timer(TokioTimer::new());
-    let service = TowerToHyperService::new(PerConnection { app, peer });
+    let service = TowerToHyperService::new(PerConnection::new(app, peer));
     let mut served = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let shutdown = supervisor.own_shutdown_token();
     let mut aborting = pin!(supervisor.own_aborting());
@@ -247,7 +248,27 @@ where
 #[derive(Clone)]
 struct PerConnection<A> {
     app: A,
-    peer: Peer,
+    /// What each request starts with.
+    extensions: Arc<Extensions>,
+}
+
+impl<A> PerConnection<A> {
+    fn new(app: A, peer: Peer) -> Self {
+        let mut extensions = Extensions::new();
+        // Copies have the room of the original: with that of four, what a router and the layers add does not
+        // have a map of each request grow.
+        extensions.insert([(); 1]);
+        extensions.insert([(); 2]);
+        #[cfg(feature = "axum")]
+        extensions.insert(axum::extract::ConnectInfo(peer.addr()));
+        extensions.insert(peer);
+        extensions.remove::<[(); 1]>();
+        extensions.remove::<[(); 2]>();
+        Self {
+            app,
+            extensions: Arc::new(extensions),
+        }
+    }
 }
 
 impl<A: Service<Request<Incoming>>> Service<Request<Incoming>> for PerConnection<A> {
@@ -261,9 +282,13 @@ impl<A: Service<Request<Incoming>>> Service<Request<Incoming>> for PerConnection
 
     fn call(&mut self, mut request: Request<Incoming>) -> A::Future {
         let extensions = request.extensions_mut();
-        #[cfg(feature = "axum")]
-        extensions.insert(axum::extract::ConnectInfo(self.peer.addr()));
-        extensions.insert(self.peer.clone());
+        let ours = Extensions::clone(&self.extensions);
+        // hyper has put something there if the request is to be upgraded, for instance.
+        if extensions.is_empty() {
+            *extensions = ours;
+        } else {
+            extensions.extend(ours);
+        }
         self.app.call(request)
     }
 }
