@@ -114,6 +114,7 @@
 //!
 //! | metric | kind | label |
 //! |---|---|---|
+//! | `bodyguard_scopes_live` | gauge | |
 //! | `bodyguard_responses_total` | counter | `outcome` |
 //! | `bodyguard_response_duration_seconds` | histogram | `outcome` |
 //! | `bodyguard_response_bytes_total` | counter | |
@@ -133,8 +134,9 @@
 //! | `bodyguard_compression_bytes_out_total` | counter | |
 //!
 //! Durations run from the call to the first data frame, to the start of the end, and from there to the
-//! report. The last five are those of `CompressionStats`, summed over all layers. How many
-//! responses are live says [`Supervisor::active`].
+//! report. The last five are those of `CompressionStats`, summed over all layers. Live scopes are those of
+//! [`Supervisor::active`], under all supervisors and none: as a rule one for each response that is under way,
+//! up to the end of its teardown and its last task.
 //!
 //! # Features
 //!

@@ -338,6 +338,63 @@ fn metrics_have_the_names_of_the_documentation() {
     assert_eq!(histograms, expected);
 }
 
+/// Up to the release: a task that does not stop keeps its scope live.
+#[test]
+fn live_scopes_are_counted_until_nothing_of_them_runs() {
+    let _alone = alone();
+    let recorder = DebuggingRecorder::new();
+    let snapshots = recorder.snapshotter();
+    let total = std::cell::Cell::new(0.0);
+    // A snapshot takes out what it shows.
+    let live = || {
+        let seen = snapshots.snapshot().into_vec().into_iter();
+        let mut gauges = seen.filter(|(key, ..)| key.key().name() == "bodyguard_scopes_live");
+        match gauges.next() {
+            Some((_, _, _, DebugValue::Gauge(change))) => total.set(total.get() + change.0),
+            _ => panic!("no gauge"),
+        }
+        total.get()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    metrics::with_local_recorder(&recorder, || {
+        runtime.block_on(async {
+            let (stop, stopped) = std::sync::mpsc::channel::<()>();
+            let (runs, mut started) = tokio::sync::mpsc::unbounded_channel();
+            let (ends, mut ended) = tokio::sync::mpsc::unbounded_channel();
+            let stopped = Mutex::new(Some(stopped));
+            let handler = service_fn(|request: Request<()>| {
+                if let Some(stopped) = stopped.lock().unwrap().take() {
+                    let (group, runs) = (TaskGroup::of(&request).unwrap(), runs.clone());
+                    let blocks = group.spawn_blocking(move |_| {
+                        drop(runs.send(()));
+                        drop(stopped.recv());
+                        Ok(())
+                    });
+                    assert!(blocks.is_ok());
+                }
+                std::future::ready(Ok::<_, Infallible>(Response::new(Script::new().hang())))
+            });
+            let limits = Stack::new().join_limit(Duration::from_millis(20));
+            let service = limits.on_end(move |_| drop(ends.send(()))).layer(handler);
+            let first = service.clone().oneshot(Request::new(())).await.unwrap();
+            let second = service.oneshot(Request::new(())).await.unwrap();
+            assert_eq!(live(), 2.0);
+            drop(second);
+            ended.recv().await.unwrap();
+            assert_eq!(live(), 1.0);
+            started.recv().await.unwrap();
+            drop(first);
+            // Its report is out, its code still runs.
+            ended.recv().await.unwrap();
+            assert_eq!(live(), 1.0);
+            drop(stop);
+        });
+    });
+}
+
 #[test]
 fn metrics_of_compression_have_the_names_of_the_documentation() {
     let _alone = alone();

@@ -162,6 +162,7 @@ impl Scope {
     pub(super) fn release(&self, release: Release) {
         self.supervisor()
             .release(&self.registration, release.how, release.unrun);
+        super::observe::released();
         drop(release.adopted);
     }
 

@@ -105,6 +105,7 @@ impl Scope {
                 state: Mutex::new(State::new(clock.then(Instant::now))),
             })
         });
+        super::observe::opened();
         if let Some(parent) = parent {
             parent.adopt(scope.clone());
         } else if let Some(server) = servers.filter(|server| !server.is(scope.supervisor())) {

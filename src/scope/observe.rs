@@ -1,5 +1,7 @@
 //! What goes out through `tracing` and `metrics`, where those features are on.
 
+#[cfg(feature = "metrics")]
+use super::failure::contained;
 use super::machine::Scope;
 #[cfg(feature = "metrics")]
 use crate::outcome::Outcome;
@@ -7,6 +9,24 @@ use crate::{error::Cause, outcome::EndReport};
 
 /// Whether anybody listens, so that clocks are worth reading.
 pub(super) const ON: bool = cfg!(any(feature = "tracing", feature = "metrics"));
+
+/// A scope has been opened.
+pub(super) fn opened() {
+    #[cfg(feature = "metrics")]
+    count(1.0);
+}
+
+/// Nothing of a scope runs any more.
+pub(super) fn released() {
+    #[cfg(feature = "metrics")]
+    count(-1.0);
+}
+
+/// A recorder is the application's, and this runs in the middle of a life.
+#[cfg(feature = "metrics")]
+fn count(change: f64) {
+    let _ = contained(|| metrics::gauge!("bodyguard_scopes_live").increment(change));
+}
 
 /// The end report, as the event and the metrics that the crate documents under "Observability".
 pub(super) fn ended(report: &EndReport) {
