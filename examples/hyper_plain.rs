@@ -1,5 +1,5 @@
 //! Bare hyper, HTTP/1.1 and HTTP/2, on an accept loop of one's own: the pattern for TLS, Unix sockets and
-//! hyper's options. It shuts down as `net::serve` does.
+//! hyper's options. It shuts down as `net::serve` does, but that silent clients have all of the time.
 //!
 //! `cargo run --example hyper_plain`, then try:
 //! ```text

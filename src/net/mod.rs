@@ -36,6 +36,7 @@
 mod connect;
 mod keepalive;
 mod listener;
+mod owed;
 mod peer;
 mod serve;
 mod stream;

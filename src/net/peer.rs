@@ -108,6 +108,16 @@ impl Peer {
         self.supervisor.as_ref()
     }
 
+    /// From here on it counts what is [heard](Self::was_heard).
+    pub(super) fn listen_anew(&self) {
+        self.connection.hear(false);
+    }
+
+    /// Whether it has sent anything since, or has held up a write, so that bytes are on their way.
+    pub(super) fn was_heard(&self) -> bool {
+        self.connection.was_heard()
+    }
+
     /// The peer that serves this request, if its extensions name one.
     ///
     /// A `Peer` put there by hand comes first, then (feature `axum`) `ConnectInfo<Peer>`.

@@ -5,13 +5,11 @@ use std::{
     future::{Future, IntoFuture, pending},
     io,
     pin::{Pin, pin},
-    sync::Arc,
-    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{Extensions, Request, Response};
+use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper_util::{
@@ -21,11 +19,15 @@ use hyper_util::{
 };
 use tokio::{
     task::JoinSet,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-use super::{Peer, WatchedListener, WatchedStream};
+use super::{
+    WatchedListener, WatchedStream,
+    owed::{Owed, PerConnection},
+};
 use crate::{BoxError, DrainReport, Supervisor};
 
 /// How long a drain may take unless [`Serve::deadline`] says otherwise.
@@ -39,6 +41,9 @@ const TEARDOWN: Duration = Duration::from_secs(1);
 
 /// What they have at the least, if the deadline is over.
 const LEAST: Duration = Duration::from_millis(100);
+
+/// The longest patience with silent clients; it is a quarter of the deadline.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -76,7 +81,8 @@ type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// was made with [`half_close`](WatchedListener::half_close).
 ///
 /// It serves plain TCP with hyper's defaults: no TLS, no Unix sockets, none of hyper's options. With an
-/// accept loop of your own the pattern is `examples/hyper_plain.rs`, which shuts down as this does.
+/// accept loop of your own the pattern is `examples/hyper_plain.rs`, which shuts down as this does, but that
+/// silent clients have all of its time (see [`Serve::deadline`]).
 ///
 /// Compared with `axum::serve`: a shutdown reaches the bodies, and a stalled connection cannot keep
 /// the process from ending.
@@ -123,6 +129,11 @@ impl<A> Serve<A> {
     }
 
     /// How long the drain may take, all in all (30 s).
+    ///
+    /// Connections whose clients say nothing do not hold it up: once every response is torn down, one that
+    /// has no response under way and no bytes that its client is slow to take, and from which nothing has
+    /// come since it was told of the shutdown, is closed after a quarter of the deadline, at most 5 s. Such a client
+    /// has sent half a request head, or speaks HTTP/2 and is not there any more.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
@@ -166,6 +177,12 @@ where
         deadline,
         mut signal,
     } = serve;
+    let deadline = deadline.min(FAR);
+    let drained = CancellationToken::new();
+    let silence = Silence {
+        drained: drained.clone(),
+        patience: (deadline / 4).clamp(LEAST, PATIENCE),
+    };
     let mut connections = JoinSet::new();
     let ended = loop {
         tokio::select! {
@@ -175,19 +192,20 @@ where
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(connection(stream, app.clone(), supervisor.clone()));
+                    let (app, supervisor) = (app.clone(), supervisor.clone());
+                    connections.spawn(connection(stream, app, supervisor, silence.clone()));
                 }
                 Err(error) => break Err(error),
             }
         }
     };
     drop(listener);
-    let deadline = deadline.min(FAR);
     let end = Instant::now() + deadline;
     supervisor.drain(deadline).await;
+    drained.cancel();
     // Every response so far is torn down. Bytes may be on their way, and a request that was half
     // read at the signal may have come since: these have the rest of the time, but for a little to
-    // tear down in.
+    // tear down in. The silent ones have less.
     let _ = timeout_at(
         end - (deadline / 10).min(TEARDOWN),
         closed(&mut connections),
@@ -205,9 +223,33 @@ async fn closed(connections: &mut JoinSet<()>) {
     while connections.join_next().await.is_some() {}
 }
 
+/// When a connection is given up whose client says nothing more.
+#[derive(Clone)]
+struct Silence {
+    /// The supervisor's responses are torn down.
+    drained: CancellationToken,
+    patience: Duration,
+}
+
+impl Silence {
+    /// Ready once the client is owed nothing, if it was not heard.
+    async fn of(self, owed: &Owed) {
+        self.drained.cancelled_owned().await;
+        loop {
+            sleep(self.patience).await;
+            if owed.peer().was_heard() {
+                return pending().await;
+            }
+            if owed.nothing() {
+                return;
+            }
+        }
+    }
+}
+
 /// Serves one connection to its end: gracefully from the shutdown on, not at all once the drain has
-/// answered whom it could.
-async fn connection<A, B>(stream: WatchedStream, app: A, supervisor: Supervisor)
+/// answered whom it could, or nothing comes any more.
+async fn connection<A, B>(stream: WatchedStream, app: A, supervisor: Supervisor, silence: Silence)
 where
     A: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     A::Error: Into<BoxError>,
@@ -224,72 +266,27 @@ where
         .half_close(half_close)
         .timer(TokioTimer::new());
     builder.http2().timer(TokioTimer::new());
-    let service = TowerToHyperService::new(PerConnection::new(app, peer));
+    let (app, owed) = PerConnection::new(app, peer);
+    let service = TowerToHyperService::new(app);
     let mut served = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let shutdown = supervisor.own_shutdown_token();
+    tokio::select! {
+        // In this order: what has just been answered is sent.
+        biased;
+        // Its error is the client's going or misbehaving: the scopes have their own account.
+        _ = served.as_mut() => return,
+        () = shutdown.cancelled() => {}
+    }
+    owed.peer().listen_anew();
+    served.as_mut().graceful_shutdown();
+    // Both come behind the telling.
     let mut aborting = pin!(supervisor.own_aborting());
-    let mut told = false;
-    loop {
-        tokio::select! {
-            // In this order: what has just been answered is sent.
-            biased;
-            // Its error is the client's going or misbehaving: the scopes have their own account.
-            _ = served.as_mut() => return,
-            () = shutdown.cancelled(), if !told => {
-                told = true;
-                served.as_mut().graceful_shutdown();
-            }
-            () = aborting.as_mut() => return,
-        }
-    }
-}
-
-/// The app of one connection: its requests carry the peer.
-#[derive(Clone)]
-struct PerConnection<A> {
-    app: A,
-    /// What each request starts with.
-    extensions: Arc<Extensions>,
-}
-
-impl<A> PerConnection<A> {
-    fn new(app: A, peer: Peer) -> Self {
-        let mut extensions = Extensions::new();
-        // Copies have the room of the original: with that of four, what a router and the layers add does not
-        // have a map of each request grow.
-        extensions.insert([(); 1]);
-        extensions.insert([(); 2]);
-        #[cfg(feature = "axum")]
-        extensions.insert(axum::extract::ConnectInfo(peer.addr()));
-        extensions.insert(peer);
-        extensions.remove::<[(); 1]>();
-        extensions.remove::<[(); 2]>();
-        Self {
-            app,
-            extensions: Arc::new(extensions),
-        }
-    }
-}
-
-impl<A: Service<Request<Incoming>>> Service<Request<Incoming>> for PerConnection<A> {
-    type Response = A::Response;
-    type Error = A::Error;
-    type Future = A::Future;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), A::Error>> {
-        self.app.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: Request<Incoming>) -> A::Future {
-        let extensions = request.extensions_mut();
-        let ours = Extensions::clone(&self.extensions);
-        // hyper has put something there if the request is to be upgraded, for instance.
-        if extensions.is_empty() {
-            *extensions = ours;
-        } else {
-            extensions.extend(ours);
-        }
-        self.app.call(request)
+    let mut silent = pin!(silence.of(&owed));
+    tokio::select! {
+        biased;
+        _ = served => {}
+        () = aborting.as_mut() => {}
+        () = silent.as_mut() => {}
     }
 }
 

@@ -144,6 +144,7 @@ impl WatchedStream {
 
     /// True once the client, who does not read, is known to have gone.
     fn poll_held_up(&mut self, cx: &mut Context<'_>) -> bool {
+        self.connection.hear(true);
         if let HeldUp::No = self.held_up {
             self.held_up = HeldUp::Watched(self.peer().gone_after(HELD_UP_AFTER));
         }
@@ -178,6 +179,9 @@ impl AsyncRead for WatchedStream {
         let room = buf.remaining();
         let polled = Pin::new(self.reader.as_mut().expect(OPEN)).poll_read(cx, buf);
         let end_of_file = room > 0 && buf.remaining() == room;
+        if buf.remaining() < room {
+            self.connection.hear(true);
+        }
         if end_of_file && !self.connection.half_close && matches!(polled, Poll::Ready(Ok(()))) {
             self.connection.note(PeerEnd::Fin);
         }

@@ -45,6 +45,8 @@ pub(super) struct Connection {
     finished: AtomicBool,
     /// Something that failed wants the client to see a reset.
     cut_off: AtomicBool,
+    /// The peer has sent something, or held up a write, since this was last cleared.
+    heard: AtomicBool,
     /// 0, or a `PeerEnd`; first one wins.
     end: AtomicU8,
     /// Shared with peers, who shut it down or duplicate it; the stream reads without this lock.
@@ -73,6 +75,7 @@ impl Connection {
             runtime: Handle::current(),
             finished: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
+            heard: AtomicBool::new(false),
             end: AtomicU8::new(0),
             writer: Mutex::new(Some(writer)),
             state: Mutex::new(State::default()),
@@ -103,6 +106,15 @@ impl Connection {
     /// Runs `f` on the writer; `None` once the stream has been dropped.
     pub(super) fn with_writer<R>(&self, f: impl FnOnce(&mut OwnedWriteHalf) -> R) -> Option<R> {
         self.writer().as_mut().map(f)
+    }
+
+    /// Relaxed: who clears it and asks is the task that reads and writes.
+    pub(super) fn hear(&self, heard: bool) {
+        self.heard.store(heard, Ordering::Relaxed);
+    }
+
+    pub(super) fn was_heard(&self) -> bool {
+        self.heard.load(Ordering::Relaxed)
     }
 
     /// Our side is about to send its FIN.
