@@ -12,7 +12,7 @@ use crate::{
     Cleanup, Disconnect, MissingLayer, TaskGroup,
     disconnect::NotDetachable,
     scope::{MovableBody, ScopeBody, Standalone, View, ViewBody},
-    task_group::{FrameBody, GroupBody},
+    task_group::{FrameBody, GroupBody, SpawnError},
 };
 
 impl IntoResponse for MissingLayer {
@@ -24,6 +24,13 @@ impl IntoResponse for MissingLayer {
 impl IntoResponse for NotDetachable {
     fn into_response(self) -> Response {
         (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+    }
+}
+
+/// 503: the response is ending, or has as many tasks as it may.
+impl<T> IntoResponse for SpawnError<T> {
+    fn into_response(self) -> Response {
+        (StatusCode::SERVICE_UNAVAILABLE, self.to_string()).into_response()
     }
 }
 

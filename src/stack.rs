@@ -140,12 +140,12 @@ impl<M> Stack<M> {
         self.scope(|scope| scope.error_gap(gap))
     }
 
-    /// See [`ScopeLayer::stall_timeout`].
+    /// See [`ScopeLayer::stall_timeout`], and [`ScopeLayer`] for a `Stack` that is armed or not.
     pub fn stall_timeout(self, timeout: Duration) -> Stack<Movable> {
         self.scope(|scope| scope.stall_timeout(timeout))
     }
 
-    /// See [`ScopeLayer::detachable`].
+    /// See [`ScopeLayer::detachable`], and [`ScopeLayer`] for a `Stack` that is armed or not.
     pub fn detachable(self, limit: Duration) -> Stack<Movable> {
         self.scope(|scope| scope.detachable(limit))
     }

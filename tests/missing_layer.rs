@@ -154,3 +154,22 @@ async fn plain_tower_services_are_told_the_same() {
     assert_eq!(ask(CleanupLayer::new().layer(service())).await, here());
     assert_eq!(ask(Stack::new().layer(service_fn(plain))).await, here());
 }
+
+/// Nobody has to map it: `?` does.
+#[tokio::test]
+async fn a_task_that_is_refused_is_a_503_that_says_why() {
+    use bodyguard::task_group::SpawnError;
+    type Task = std::future::Ready<bodyguard::TaskResult>;
+    async fn handler(group: TaskGroup) -> Result<&'static str, SpawnError<Task>> {
+        group.spawn(std::future::ready(Ok(())))?;
+        Ok("spawned")
+    }
+    let app = |max| {
+        let router = Router::new().route("/", get(handler));
+        router.layer(TaskGroupLayer::new().max_tasks(max))
+    };
+    assert_eq!(ask(app(1)).await, (StatusCode::OK, "spawned".to_owned()));
+    let text = "task refused: as many run as `max_tasks` allows; `spawn_when_free` waits";
+    let refused = (StatusCode::SERVICE_UNAVAILABLE, text.to_owned());
+    assert_eq!(ask(app(0)).await, refused);
+}

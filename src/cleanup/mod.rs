@@ -3,7 +3,7 @@
 //! ```
 //! use std::sync::Arc;
 //! use axum::{Router, http::StatusCode, routing::get};
-//! use bodyguard::{BoxError, Cleanup, Stack, TaskGroup, TaskResult, task_group::GroupBody};
+//! use bodyguard::{BoxError, Cleanup, Stack, TaskGroup, task_group::GroupBody};
 //! use tokio::sync::Mutex;
 //! # struct Transaction(u32);
 //! # impl Transaction {
@@ -12,8 +12,8 @@
 //! #         self.0 += 1;
 //! #         Ok((self.0 < 3).then(|| format!("{}\n", self.0)))
 //! #     }
-//! #     async fn commit(self) -> TaskResult { Ok(()) }
-//! #     async fn rollback(self) -> TaskResult { Ok(()) }
+//! #     async fn commit(self) -> Result<(), std::io::Error> { Ok(()) }
+//! #     async fn rollback(self) -> Result<(), std::io::Error> { Ok(()) }
 //! # }
 //!
 //! async fn export(group: TaskGroup, cleanup: Cleanup) -> Result<GroupBody, StatusCode> {
@@ -24,10 +24,11 @@
 //!     let closing = shared.clone();
 //!     cleanup.defer(move |ending| async move {
 //!         match closing.lock().await.take() {
-//!             Some(transaction) if ending.succeeded() => transaction.commit().await,
-//!             Some(transaction) => transaction.rollback().await,
-//!             None => Ok(()),
+//!             Some(transaction) if ending.succeeded() => transaction.commit().await?,
+//!             Some(transaction) => transaction.rollback().await?,
+//!             None => {}
 //!         }
+//!         Ok(())
 //!     });
 //!     Ok(group.body(move |tx| async move {
 //!         let mut shared = shared.lock().await;
@@ -56,11 +57,14 @@
 //! [`Ending::succeeded`] says that the handler's part is done, no more:
 //!
 //! - [`Complete`](crate::Outcome::Complete) is *handed to the server*, not received by the client:
-//!   several hundred KB may be on their way, and be lost. What must not be done twice, or not be lost,
+//!   what the sockets' buffers take is on its way, and may be lost. That is megabytes: Linux lets them grow to 4 MB
+//!   on this side (`net.ipv4.tcp_wmem`) and 6 MB on the client's, and each proxy adds its own, so a smaller
+//!   response is complete also for a client that reads nothing. What must not be done twice, or not be lost,
 //!   wants an acknowledgement from the client in a request of its own.
-//! - A response to HEAD, which axum's `get` answers too, is complete with an empty body: its producer
-//!   was never polled. Code that commits what a body has done asks for
-//!   [`Ending::method`](crate::Ending::method), or for what was done.
+//! - A response to HEAD, which axum's `get` answers too, is complete with an empty body: the handler
+//!   has run, and its producer was never polled. Where that is no success, `ending.succeeded() &&
+//!   ending.method() != Method::HEAD` says so; or the handler answers GET alone, with a 405 in
+//!   `get(export).head(..)`.
 
 mod body;
 

@@ -107,12 +107,19 @@ impl<S: Sync> OptionalFromRequestParts<S> for Peer {
 /// # async fn old_handler(ConnectInfo(addr): ConnectInfo<SocketAddr>) -> String { addr.to_string() }
 /// let app = Router::new()
 ///     .route("/", get(old_handler))
-///     .layer(PeerAddrLayer)
+///     .layer(PeerAddrLayer::new())
 ///     .into_make_service_with_connect_info::<Peer>();
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
 #[must_use = "a layer does nothing unless it is applied to a service"]
 pub struct PeerAddrLayer;
+
+impl PeerAddrLayer {
+    /// The layer. It has no options.
+    pub const fn new() -> Self {
+        Self
+    }
+}
 
 /// The service of [`PeerAddrLayer`].
 #[derive(Clone, Copy, Debug)]

@@ -181,17 +181,20 @@ impl<V, M> ScopeLayer<V, M> {
         })
     }
 
-    /// Ends a response as [`Stalled`](Outcome::Stalled) once its server has asked for nothing this long.
+    /// Ends a response as [`Stalled`](Outcome::Stalled) once its server has asked for nothing this long
+    /// (off unless it is set).
     ///
-    /// For clients that stop reading and stay connected. Counted from when the server stops asking: it
-    /// takes several hundred KB first, and so do the sockets' buffers. The inner body is dropped,
+    /// For clients that stop reading and stay connected, which without it hold what the response holds for as
+    /// long as they like: 30 to 60 s is a value for downloads. Counted from when the server stops asking: it
+    /// takes some hundred KB first, and the sockets' buffers megabytes. The inner body is dropped,
     /// tasks are cancelled and closers run although the server still holds the response; its next
     /// poll fails. With a watched connection ([`net::Peer`](crate::net::Peer)) over HTTP/1 the socket is
     /// closed too. Over HTTP/2 the client hears of it when its window opens; streams that share a full
     /// connection window stall together.
     ///
     /// A slow reader is left alone as long as the server's buffers empty within the time-out: socket
-    /// buffers empty in large steps, so do not set it in seconds for readers of a few KB a second.
+    /// buffers empty in large steps, so do not set it in seconds for readers of a few KB a second. A limit for
+    /// the whole of a response is a `tokio::time::timeout` in its producer.
     ///
     /// It works under an encoder, too, that has asked for more than its server takes. A stream that is idle is
     /// asked for a frame once in half a time-out, to see whether its server is there.
@@ -205,7 +208,7 @@ impl<V, M> ScopeLayer<V, M> {
         armed.into_mode()
     }
 
-    /// Lets handlers choose to run on, for at most `limit`, when their client has left.
+    /// Lets handlers choose to run on, for at most `limit`, when their client has left (off unless it is set).
     ///
     /// Changes nothing by itself: a handler asks for it with
     /// [`Disconnect::on_leave`](crate::Disconnect::on_leave). Whoever drops the response before
@@ -234,7 +237,7 @@ impl<V, M> ScopeLayer<V, M> {
     }
 
     /// Reads request bodies away that the handler drops unread, up to `bytes`, and notices aborted
-    /// uploads.
+    /// uploads (off unless it is set).
     ///
     /// A client's close stands behind the bytes it has sent: behind an upload that nobody reads,
     /// neither the server nor a watched connection comes to it. The rest is read while the response
