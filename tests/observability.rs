@@ -369,8 +369,8 @@ fn live_scopes_are_counted_until_nothing_of_them_runs() {
                 if let Some(stopped) = stopped.lock().unwrap().take() {
                     let (group, runs) = (TaskGroup::of(&request).unwrap(), runs.clone());
                     let blocks = group.spawn_blocking(move |_| {
-                        drop(runs.send(()));
-                        drop(stopped.recv());
+                        let _ = runs.send(());
+                        let _ = stopped.recv();
                         Ok(())
                     });
                     assert!(blocks.is_ok());
@@ -378,7 +378,11 @@ fn live_scopes_are_counted_until_nothing_of_them_runs() {
                 std::future::ready(Ok::<_, Infallible>(Response::new(Script::new().hang())))
             });
             let limits = Stack::new().join_limit(Duration::from_millis(20));
-            let service = limits.on_end(move |_| drop(ends.send(()))).layer(handler);
+            let service = limits
+                .on_end(move |_| {
+                    let _ = ends.send(());
+                })
+                .layer(handler);
             let first = service.clone().oneshot(Request::new(())).await.unwrap();
             let second = service.oneshot(Request::new(())).await.unwrap();
             assert_eq!(live(), 2.0);

@@ -1,7 +1,8 @@
 //! The inner body, read by the rules of what may follow what.
 
 use std::{
-    pin::Pin,
+    future::Future,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
 };
 
@@ -16,6 +17,9 @@ use crate::{
     scope::{Failure, broken_length},
 };
 
+/// Frames taken from an inner body in one poll of its stream.
+const AT_ONCE: u32 = 32;
+
 /// What the inner body has promised, and given so far.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Account {
@@ -29,6 +33,8 @@ pub(super) struct Account {
 #[derive(Debug)]
 pub(super) struct Source {
     account: Account,
+    /// Frames that may still be taken before others have their turn.
+    turn: u32,
     /// A failure met before the stream began, still to be told.
     failure: Option<BodyError>,
 }
@@ -46,8 +52,20 @@ impl Source {
     pub(super) fn new(account: Account) -> Self {
         Self {
             account,
+            turn: AT_ONCE,
             failure: None,
         }
+    }
+
+    /// A poll of the stream begins.
+    pub(super) fn begin_turn(&mut self) {
+        self.turn = AT_ONCE;
+    }
+
+    /// What has come of this poll is to be handed on, and others have their turn: an inner body that is
+    /// always ready may still take its time for each frame.
+    pub(super) fn is_turn_over(&self) -> bool {
+        self.turn == 0
     }
 
     pub(super) fn given(&self) -> u64 {
@@ -90,6 +108,7 @@ impl Source {
                         return Poll::Ready(Event::Failed(self.mismatch()));
                     }
                     if !data.is_empty() {
+                        self.turn = self.turn.saturating_sub(1);
                         return Poll::Ready(Event::Data(data));
                     }
                 }
@@ -177,4 +196,10 @@ impl<B: Body> Inner<B> {
     fn is_end_stream(&self) -> bool {
         self.get().is_none_or(Body::is_end_stream)
     }
+}
+
+/// Comes back behind the runtime's sockets and timers: a task that only wakes itself has 60 turns more before
+/// tokio looks at these.
+pub(super) fn give_way(cx: &mut Context<'_>) {
+    let _ = pin!(tokio::task::yield_now()).poll(cx);
 }

@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use super::{
     headers::Form,
     offload::Harvest,
     options::{Core, Flush},
-    source::{Event, Inner, Source, broken},
+    source::{Event, Inner, Source, broken, give_way},
     stats::Open,
 };
 use crate::{
@@ -136,6 +136,7 @@ impl Stream {
             self.fail(inner.as_mut(), broken());
         }
         self.polling = true;
+        self.source.begin_turn();
         let polled = loop {
             let step = match self.phase {
                 Phase::Reading => match self.engine {
@@ -181,6 +182,10 @@ impl Stream {
         let Engine::Here(encoder) = &mut self.engine else {
             return Err(broken());
         };
+        if self.source.is_turn_over() {
+            give_way(cx);
+            return Ok(Step::Wait);
+        }
         match self.source.poll(inner, cx) {
             Poll::Ready(event) => self.take(event),
             Poll::Pending => {
@@ -241,9 +246,15 @@ impl Stream {
         let Engine::Away(away) = &mut self.engine else {
             return Err(broken());
         };
+        let mut over = false;
         while away.has_room() {
             if away.feed(&mut self.input) {
                 continue;
+            }
+            over = self.source.is_turn_over();
+            if over {
+                away.idle();
+                break;
             }
             match self.source.poll(inner.as_mut(), cx) {
                 Poll::Ready(Event::Data(data)) => self.input = data,
@@ -258,7 +269,16 @@ impl Stream {
                 }
             }
         }
-        self.harvest(cx)
+        if !over {
+            return self.harvest(cx);
+        }
+        // Not woken by the worker: it may be done before the others have had their turn.
+        let step = self.harvest(&mut Context::from_waker(Waker::noop()))?;
+        // A frame is as good: whoever has it asks for the next.
+        if matches!(step, Step::Wait) {
+            give_way(cx);
+        }
+        Ok(step)
     }
 
     /// The same for what the inner body gave last.

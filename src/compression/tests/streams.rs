@@ -1,8 +1,18 @@
-use std::{pin::pin, task::Poll};
+use std::{
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Wake},
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use http_body::Body;
+use http_body_util::BodyExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
     super::{CompressionLayer, Flush},
@@ -201,6 +211,143 @@ fn output_is_a_function_of_input_without_padding_and_varies_in_length_with_it() 
         lengths.iter().all(|length| (base..=most).contains(length)),
         "{base}: {lengths:?}"
     );
+}
+
+/// Rows that are always ready, and cost their maker time.
+struct Rows {
+    left: usize,
+    made: Arc<AtomicUsize>,
+    costs: Duration,
+}
+
+impl Body for Rows {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        let Some(left) = self.left.checked_sub(1) else {
+            return Poll::Ready(None);
+        };
+        let begun = Instant::now();
+        while begun.elapsed() < self.costs {
+            std::hint::spin_loop();
+        }
+        self.left = left;
+        self.made.fetch_add(1, Relaxed);
+        Poll::Ready(Some(Ok(http_body::Frame::data(vec![b'x'; 1000].into()))))
+    }
+}
+
+/// So many are made for one poll, and no more.
+#[test]
+fn one_poll_takes_a_few_frames_and_then_others_have_their_turn() {
+    const ROWS: usize = 5_000;
+    let layers = || {
+        let flushes = [Flush::WhenIdle, Flush::EveryFrame, Flush::Never].into_iter();
+        flushes.flat_map(|flush| [false, true].map(|many| layer().flush(flush).parallel(many)))
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .build()
+        .unwrap();
+    for (layer, away) in layers().flat_map(|layer| [(layer.clone(), false), (layer, true)]) {
+        let all = async {
+            let made = Arc::<AtomicUsize>::default();
+            let rows = Rows {
+                left: ROWS,
+                made: made.clone(),
+                costs: Duration::ZERO,
+            };
+            let mut body = pin!(stream(&layer, rows));
+            let mut taken = Taken::default();
+            let mut most = 0;
+            std::future::poll_fn(|cx| {
+                loop {
+                    let polled = body.as_mut().poll_frame(cx);
+                    most = most.max(made.swap(0, Relaxed));
+                    match polled {
+                        Poll::Ready(frame) => {
+                            if !taken.take(frame) {
+                                return Poll::Ready(());
+                            }
+                        }
+                        Poll::Pending => return Poll::Pending,
+                    }
+                }
+            })
+            .await;
+            assert_eq!(gunzip(&taken.wire).len(), 1000 * ROWS);
+            assert!(most <= 32, "{most} in one poll, away: {away}, {layer:?}");
+        };
+        match away {
+            true => runtime.block_on(all),
+            false => {
+                // Woken by itself, or it would stand still.
+                let waker = Arc::new(Woken::default());
+                let mut all = pin!(all);
+                let handle = Arc::clone(&waker).into();
+                let mut cx = Context::from_waker(&handle);
+                while all.as_mut().poll(&mut cx).is_pending() {
+                    assert!(waker.0.swap(false, Relaxed));
+                }
+            }
+        }
+    }
+}
+
+/// Others are those too who wait for a socket, of which a runtime hears only once its tasks rest.
+#[test]
+fn sockets_have_their_turn_beside_a_body_that_is_always_ready() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let (mut one, mut other) = {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let addr = listener.local_addr().unwrap();
+            let connects = tokio::net::TcpStream::connect(addr);
+            let (one, other) = tokio::join!(connects, listener.accept());
+            (one.unwrap(), other.unwrap().0)
+        };
+        let mut echo = tokio::task::JoinSet::new();
+        echo.spawn(async move {
+            let (mut reader, mut writer) = other.split();
+            tokio::io::copy(&mut reader, &mut writer).await
+        });
+        let rows = Rows {
+            left: 5_000,
+            made: Arc::default(),
+            costs: Duration::from_micros(50),
+        };
+        let mut bodies = tokio::task::JoinSet::new();
+        bodies.spawn(stream(&layer(), rows).collect());
+        let mut there_and_back = 0;
+        while !bodies.is_empty() {
+            let pings = async {
+                one.write_all(b"?").await.unwrap();
+                one.read_exact(&mut [0]).await.unwrap();
+            };
+            tokio::select! {
+                biased;
+                () = pings => there_and_back += 1,
+                Some(body) = bodies.join_next() => drop(body.unwrap().unwrap()),
+            }
+        }
+        assert!(there_and_back >= 20, "{there_and_back}");
+    });
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Relaxed);
+    }
 }
 
 #[test]
