@@ -107,5 +107,6 @@ pub(crate) use spawning::Refused;
 pub use standalone::ViewBody;
 pub(crate) use standalone::unknown;
 pub(crate) use tasks::{Feed, TaskKey, TaskKind};
+pub(crate) use tracked::Panicked;
 pub use upload::{DrainRequest, DrainRequestService, RequestBody};
 pub(crate) use verdict::LastWords;
