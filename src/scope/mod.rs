@@ -94,10 +94,11 @@ pub(crate) use failure::{MOST_SOURCES, Payload, contained, is_same, sources};
 pub use future::ScopeFuture;
 pub use hold::Hold;
 pub use layer::{Fixed, Mode, Movable, ScopeLayer};
+#[cfg(any(feature = "bridge", feature = "compression"))]
+pub(crate) use limit::ERROR_GAP;
+pub(crate) use limit::Limit;
 #[cfg(feature = "net")]
 pub(crate) use limit::timer;
-#[cfg(any(feature = "bridge", feature = "compression"))]
-pub(crate) use limit::{ERROR_GAP, Limit};
 pub(crate) use machine::Scope;
 pub use movable::{MovableBody, MovableFuture};
 pub use options::{FailurePolicy, OnLeave, Shutdown};
