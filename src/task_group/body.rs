@@ -137,8 +137,9 @@ impl GroupBody {
     /// there is none: not in the teardown, nor behind trailers, a failure or the last frame of a shutdown.
     ///
     /// A server that does not ask gets none, and one at most once it does. It is content like any other
-    /// frame: counted in the report, flushed by compression further out, and not for a body of a promised
-    /// length. None is given without timers in the runtime, for an `every` of zero, or if `frame` is empty.
+    /// frame: counted in the report, encoded and flushed by compression further out, and not for a body of a
+    /// promised length or of frames that are encoded already. None is given without timers in the runtime, for
+    /// an `every` of zero, or if `frame` is empty.
     pub fn keep_alive(mut self, every: Duration, frame: impl Into<Bytes>) -> Self {
         self.keep_alive = KeepAlive::new(every, frame.into());
         self

@@ -39,6 +39,11 @@ async fn paced(tx: FrameSender, pace: &'static [u64], silent: u64) -> TaskResult
     Ok(())
 }
 
+async fn silent_for(time: u64) -> TaskResult {
+    sleep(secs(time)).await;
+    Ok(())
+}
+
 /// The frames, and the seconds at which they came.
 async fn timed<B>(body: B) -> Vec<(u64, String)>
 where
@@ -152,10 +157,10 @@ async fn nothing_is_given_behind_the_last_frame_of_its_producers() {
     for fails in [false, true] {
         let app = App::new(move |group: TaskGroup, cleanup: Cleanup| async move {
             group.set_cancel_grace(secs(25));
-            cleanup.defer(|_| async { Ok(sleep(secs(16)).await) });
+            cleanup.defer(|_| silent_for(16));
             let tasks = group.clone();
             let body = group.body(move |tx| async move {
-                tasks.spawn_graceful(|_| async { Ok(sleep(secs(10)).await) })?;
+                tasks.spawn_graceful(|_| silent_for(10))?;
                 tx.send("x").await?;
                 if fails { Err(boom("disk")) } else { Ok(()) }
             });
@@ -178,7 +183,7 @@ async fn nothing_is_given_behind_trailers() {
         let tasks = group.clone();
         let body = group.body(move |tx| async move {
             tx.send("x").await?;
-            tasks.spawn(async { Ok(sleep(secs(20)).await) })?;
+            tasks.spawn(silent_for(20))?;
             let mut trailers = HeaderMap::new();
             trailers.insert("x-sum", "1".parse()?);
             Ok(tx.send_trailers(trailers).await?)
@@ -196,7 +201,7 @@ async fn nothing_is_given_behind_the_last_frame_of_a_shutdown() {
     let supervisor = Supervisor::new();
     let goodbye = Shutdown::end_now().last_frame("text/event-stream", BYE);
     let handler = |group: TaskGroup, cleanup: Cleanup| async move {
-        cleanup.defer(|_| async { Ok(sleep(secs(20)).await) });
+        cleanup.defer(|_| silent_for(20));
         let body = group.body(|tx| async move {
             tx.send("x").await?;
             pending().await
