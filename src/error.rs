@@ -1,10 +1,10 @@
 //! The one error our bodies fail with.
 
-use std::{error::Error as StdError, fmt, iter, sync::Arc};
+use std::{error::Error as StdError, fmt, sync::Arc};
 
 use crate::{
     outcome::Outcome,
-    scope::{MOST_SOURCES, is_same, sources},
+    scope::{MOST_SOURCES, contained, is_same, sources},
 };
 
 /// Any error, owned: what fallible closures and inner bodies hand us.
@@ -23,8 +23,9 @@ pub type Cause = Arc<dyn StdError + Send + Sync + 'static>;
 /// the error is in the report only: closers of `defer_after_end`, and a scope that holds keep open. Ask
 /// for a concrete type with [`BodyError::downcast_ref`].
 ///
-/// The first cause is the [`source`](StdError::source), and so in what printers of error chains write;
-/// the others are in the error's own text, with their sources:
+/// The first cause is the [`source`](StdError::source), and so what printers of error chains write behind the
+/// error's own text, which only counts the causes. The alternate form (`{:#}`) tells all of it, the first
+/// cause with its sources, then the others with theirs:
 ///
 /// ```
 /// # use bodyguard::TaskGroupBody;
@@ -42,7 +43,11 @@ pub type Cause = Arc<dyn StdError + Send + Sync + 'static>;
 /// });
 /// let error = body.collect().await.unwrap_err();
 ///
-/// assert_eq!(error.to_string(), "response body failed (also: weather: not flushed)");
+/// assert_eq!(error.to_string(), "response body failed (2 causes)");
+/// assert_eq!(
+///     format!("{error:#}"),
+///     "response body failed: news: connection reset (also: weather: not flushed)",
+/// );
 /// assert_eq!(error.cause().to_string(), "news: connection reset");
 /// assert_eq!(error.causes().len(), 2);
 /// # }
@@ -61,7 +66,7 @@ struct Parts {
     causes: Vec<Cause>,
 }
 
-/// How many causes are written out behind the first.
+/// How many causes are told behind the first.
 const MOST_NAMED: usize = 4;
 
 impl BodyError {
@@ -77,9 +82,14 @@ impl BodyError {
         }
     }
 
-    /// The first cause of this concrete type.
+    /// The first error of this concrete type, among the causes and their sources.
+    ///
+    /// Each cause is looked through to its root before the next, the error that an `io::Error` wraps
+    /// included, but no further than 16 errors down. What a
+    /// [`SourceError`](crate::task_group::SourceError) tells of is found so.
     pub fn downcast_ref<E: StdError + 'static>(&self) -> Option<&E> {
-        self.causes().iter().find_map(|cause| cause.downcast_ref())
+        let mut all = self.causes().iter().flat_map(|cause| sources(&**cause));
+        all.find_map(|error| error.downcast_ref())
     }
 
     /// The first cause, to be kept or shared.
@@ -166,13 +176,18 @@ impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("response body failed")?;
         let further = &self.causes()[1..];
+        if !f.alternate() {
+            // Its source is the first cause, and is told by whoever tells sources.
+            return match further.len() {
+                0 => Ok(()),
+                more => write!(f, " ({} causes)", more + 1),
+            };
+        }
+        f.write_str(": ")?;
+        tell(self.cause(), f)?;
         for (at, cause) in further.iter().take(MOST_NAMED).enumerate() {
-            let before = if at == 0 { " (also: " } else { "; " };
-            write!(f, "{before}{cause}")?;
-            let sources = iter::successors(cause.source(), |&error| error.source());
-            for source in sources.take(MOST_SOURCES) {
-                write!(f, ": {source}")?;
-            }
+            f.write_str(if at == 0 { " (also: " } else { "; " })?;
+            tell(cause, f)?;
         }
         match further.len() {
             0 => Ok(()),
@@ -180,6 +195,24 @@ impl fmt::Display for BodyError {
             all => write!(f, "; {} more)", all - MOST_NAMED),
         }
     }
+}
+
+/// Writes an error and its sources. They are the application's own code, which may panic, or not come to
+/// an end.
+fn tell(cause: &Cause, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let mut next: Option<&(dyn StdError + 'static)> = Some(&**cause);
+    for at in 0..MOST_SOURCES {
+        let Some(error) = next else { break };
+        if at > 0 {
+            f.write_str(": ")?;
+        }
+        match contained(|| write!(f, "{error}")) {
+            Ok(written) => written?,
+            Err(_) => f.write_str("(its text panicked)")?,
+        }
+        next = contained(|| error.source()).ok().flatten();
+    }
+    Ok(())
 }
 
 impl StdError for BodyError {
@@ -212,19 +245,84 @@ mod tests {
     }
 
     #[test]
-    fn names_the_first_cause_as_its_source_and_the_others_itself() {
+    fn counts_its_causes_and_leaves_the_first_to_be_its_source() {
         let mut error = BodyError::from(cause("a"));
         assert_eq!(error.to_string(), "response body failed");
-        let nested = Cause::from(BoxError::from(BodyError::new("behind")));
-        error = error.and(&[cause("b"), nested]);
-        assert_eq!(texts(&error), ["a", "b", "response body failed"]);
-        assert_eq!(
-            error.to_string(),
-            "response body failed (also: b; response body failed: behind)"
-        );
+        error = error.and(&[cause("b")]);
+        assert_eq!(error.to_string(), "response body failed (2 causes)");
         assert_eq!(error.source().unwrap().to_string(), "a");
+        assert_eq!(texts(&error), ["a", "b"]);
+    }
+
+    #[test]
+    fn tells_all_of_it_in_the_alternate_form() {
+        let wrapped = |text: &str| std::io::Error::other(Around(text.into()));
+        let mut error = BodyError::new(wrapped("a"));
+        assert_eq!(format!("{error:#}"), "response body failed: around: a");
+        let nested = Cause::from(BoxError::from(BodyError::new("behind")));
+        error = error.and(&[Cause::from(BoxError::from(wrapped("b"))), nested]);
+        assert_eq!(
+            format!("{error:#}"),
+            "response body failed: around: a (also: around: b; response body failed: behind)"
+        );
         error = error.and(&[cause("c"), cause("d"), cause("e"), cause("f")]);
-        assert!(error.to_string().ends_with("; c; d; 2 more)"), "{error}");
+        let told = format!("{error:#}");
+        assert!(told.ends_with("; c; d; 2 more)"), "{told}");
+    }
+
+    /// An error with another behind it.
+    #[derive(Debug)]
+    struct Around(BoxError);
+
+    impl fmt::Display for Around {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("around")
+        }
+    }
+
+    impl StdError for Around {
+        fn source(&self) -> Option<&(dyn StdError + 'static)> {
+            Some(&*self.0)
+        }
+    }
+
+    /// An error of an application that went wrong itself.
+    #[derive(Debug)]
+    enum Odd {
+        Endless,
+        Mute,
+        Rootless,
+    }
+
+    impl fmt::Display for Odd {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            match self {
+                Self::Mute => panic!("no words"),
+                _ => write!(f, "{self:?}"),
+            }
+        }
+    }
+
+    impl StdError for Odd {
+        fn source(&self) -> Option<&(dyn StdError + 'static)> {
+            match self {
+                Self::Endless => Some(self),
+                Self::Rootless => panic!("no root"),
+                Self::Mute => None,
+            }
+        }
+    }
+
+    #[test]
+    fn errors_that_panic_or_never_end_are_told_as_far_as_they_go() {
+        let causes = [Odd::Mute, Odd::Rootless, Odd::Endless].map(|odd| Around(odd.into()));
+        let causes = causes.map(|error| Cause::from(BoxError::from(error)));
+        let error = BodyError::from(causes[0].clone()).and(&causes[1..]);
+        let told = format!("{error:#}");
+        let begin = "response body failed: around: (its text panicked) (also: around: Rootless; around: Endless: ";
+        assert!(told.starts_with(begin), "{told}");
+        assert_eq!(told.matches("Endless").count(), MOST_SOURCES - 1);
+        assert!(error.downcast_ref::<fmt::Error>().is_none());
     }
 
     #[test]
@@ -235,6 +333,16 @@ mod tests {
         assert_eq!(texts(&error), ["a", "disk"]);
         assert!(error.downcast_ref::<std::io::Error>().is_some());
         assert!(error.downcast_ref::<fmt::Error>().is_none());
+    }
+
+    #[test]
+    fn finds_a_type_behind_a_cause() {
+        let io = std::io::Error::other(Around(Box::new(fmt::Error)));
+        let error =
+            BodyError::from(cause("a")).and(&[Cause::from(BoxError::from(Around(io.into())))]);
+        assert!(error.downcast_ref::<Around>().is_some());
+        assert!(error.downcast_ref::<std::io::Error>().is_some());
+        assert!(error.downcast_ref::<fmt::Error>().is_some());
     }
 
     #[test]

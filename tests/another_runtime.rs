@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bodyguard::{Cleanup, CleanupLayer, EndReport, Outcome, close, testing::Script};
+use bodyguard::{Cleanup, CleanupLayer, EndReport, Outcome, TaskGroupBody, close, testing::Script};
+use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use tokio::runtime::{Builder, Runtime};
@@ -150,4 +151,47 @@ fn a_runtime_that_goes_while_the_end_is_under_way() {
             assert_eq!(panics() - before, 0, "{what}");
         }
     }
+}
+
+#[test]
+fn a_silent_body_is_kept_alive_by_the_timers_there_are() {
+    const EVERY: Duration = Duration::from_millis(5);
+    for reader in Reader::ALL {
+        for goes in [false, true] {
+            let (before, home) = (panics(), runtime());
+            let mut body = home.block_on(async {
+                let body = TaskGroupBody::new(|_, tx| async move {
+                    tx.send("x").await?;
+                    std::future::pending().await
+                });
+                let mut body = Box::pin(body.keep_alive(EVERY, ":"));
+                // One on its own runtime, with the timer that it makes there.
+                for due in ["x", ":"] {
+                    assert_eq!(next(&mut body).await.expect("alive"), due);
+                }
+                body
+            });
+            let away = match goes {
+                true => {
+                    home.shutdown_timeout(LIMIT);
+                    None
+                }
+                false => Some(home),
+            };
+            reader.run(async {
+                // Its producers go with their runtime.
+                let given = next(&mut body).await;
+                assert_eq!(given.as_deref(), (!goes).then_some(&b":"[..]));
+            });
+            drop(body);
+            drop(away);
+            assert_eq!(panics() - before, 0, "{reader:?} {goes}");
+        }
+    }
+}
+
+/// The next data; none once it has ended or failed.
+async fn next(body: &mut Pin<Box<TaskGroupBody>>) -> Option<Bytes> {
+    let frame = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await;
+    frame?.ok()?.into_data().ok()
 }

@@ -17,7 +17,7 @@ use std::{
 
 use axum::{Router, routing::get};
 use bodyguard::{
-    Cleanup, CompressionLayer, Stack,
+    Cleanup, CompressionLayer, Stack, TaskGroupBody,
     net::{Peer, WatchedListener},
 };
 use bytes::Bytes;
@@ -67,6 +67,25 @@ fn a_runtime_is_tried_once_and_not_by_each_large_body() {
             let response = service.oneshot(request.body(()).unwrap()).await.unwrap();
             let body = response.into_body().collect().await.unwrap();
             assert!(body.to_bytes().starts_with(&[0x1f, 0x8b]));
+        }
+    });
+    assert!(tries <= 1, "{tries} panics");
+}
+
+#[test]
+fn a_body_that_cannot_be_kept_alive_goes_on() {
+    let tries = without_timers(|| async {
+        for _ in 0..5 {
+            let body = TaskGroupBody::new(|_, tx| async move {
+                for _ in 0..5 {
+                    tx.send("x").await?;
+                    let wait = || thread::sleep(Duration::from_millis(2));
+                    tokio::task::spawn_blocking(wait).await?;
+                }
+                Ok(())
+            });
+            let body = body.keep_alive(Duration::from_millis(1), ":");
+            assert_eq!(body.collect().await.unwrap().to_bytes(), "xxxxx");
         }
     });
     assert!(tries <= 1, "{tries} panics");

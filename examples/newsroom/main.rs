@@ -16,6 +16,7 @@ use axum::{
 };
 use bodyguard::{
     BoxError, Cleanup, DisconnectLayer, FrameSender, Shutdown, Stack, Supervisor, TaskGroup, net,
+    task_group::event,
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::{task::JoinSet, time::interval};
@@ -25,7 +26,6 @@ mod board;
 mod db;
 mod feeds;
 mod report;
-mod sse;
 
 use board::Board;
 use db::Db;
@@ -166,7 +166,7 @@ async fn stream(State(newsroom): Shared, group: TaskGroup, cleanup: Cleanup) -> 
 async fn relay(url: String, name: &'static str, tx: FrameSender) -> Result<(), BoxError> {
     let mut items = feeds::subscribe(url).await?;
     while let Some(item) = items.next().await {
-        tx.send(sse::event(name, &item?)).await?;
+        tx.send(event(name, &item?)).await?;
     }
     Err(format!("the {name} feed has ended").into())
 }

@@ -78,6 +78,23 @@ impl Limit {
         }
     }
 
+    /// Counts anew, from now on; what cannot be kept stays so.
+    pub(crate) fn restart(&mut self, duration: Duration) {
+        self.duration = duration;
+        // Where that is too far to be told, the timer's own makes the best of it.
+        let until = tokio::time::Instant::now().checked_add(duration);
+        let reset = match (&mut self.state, until) {
+            (Timer::Unset | Timer::Broken, _) => return,
+            (Timer::Running(sleep, on), Some(until)) if is_kept_by(on) => {
+                contained(|| sleep.as_mut().reset(until)).is_ok()
+            }
+            (Timer::Running(..), _) => false,
+        };
+        if !reset {
+            self.state = Timer::Unset;
+        }
+    }
+
     /// How long a timer has to be set for, if one has: none is, or it is that of a runtime we have left,
     /// which may have gone.
     fn to_be_set(&self) -> Option<Duration> {

@@ -21,12 +21,13 @@ use std::{
 };
 
 use http::{Extensions, Method, Uri, Version};
-use tokio::runtime::Handle;
+use tokio::runtime::{EnterGuard, Handle};
 
 use super::{
     connection::Connection,
     failure::{Failure, FailureKind, quietly},
     judge::Kept,
+    limit,
     options::Options,
     state::{Phase, ShutBy, State},
     teardown,
@@ -278,6 +279,11 @@ impl Scope {
 
     pub(super) fn ending(&self) -> Ending {
         self.lock().ending(self)
+    }
+
+    /// Goes into the runtime of the call: see [`limit::enter`].
+    pub(crate) fn enter(&self) -> Option<EnterGuard<'_>> {
+        limit::enter(self.runtime.as_ref())
     }
 
     /// Remembers who polls the owner. The caller looks at `interrupted` again afterwards.

@@ -94,10 +94,11 @@ pub(crate) use failure::{MOST_SOURCES, Payload, contained, is_same, sources};
 pub use future::ScopeFuture;
 pub use hold::Hold;
 pub use layer::{Fixed, Mode, Movable, ScopeLayer};
+#[cfg(any(feature = "bridge", feature = "compression"))]
+pub(crate) use limit::ERROR_GAP;
+pub(crate) use limit::Limit;
 #[cfg(feature = "net")]
 pub(crate) use limit::timer;
-#[cfg(any(feature = "bridge", feature = "compression"))]
-pub(crate) use limit::{ERROR_GAP, Limit};
 pub(crate) use machine::Scope;
 pub use movable::{MovableBody, MovableFuture};
 pub use options::{FailurePolicy, OnLeave, Shutdown};
@@ -107,5 +108,6 @@ pub(crate) use spawning::Refused;
 pub use standalone::ViewBody;
 pub(crate) use standalone::unknown;
 pub(crate) use tasks::{Feed, TaskKey, TaskKind};
+pub(crate) use tracked::Panicked;
 pub use upload::{DrainRequest, DrainRequestService, RequestBody};
 pub(crate) use verdict::LastWords;

@@ -341,6 +341,10 @@ impl State {
                 counts.tasks_panicked += 1;
                 Some((Outcome::Panicked, slot.panicked(message).into()))
             }
+            TaskEnd::Caught(cause) => {
+                counts.tasks_panicked += 1;
+                Some((Outcome::Panicked, cause))
+            }
             TaskEnd::Dropped if slot.told => {
                 counts.tasks_cancelled += 1;
                 None

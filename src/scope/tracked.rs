@@ -1,6 +1,8 @@
 //! One task, and the account it gives of its end whatever becomes of it.
 
 use std::{
+    error::Error,
+    fmt,
     future::Future,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -14,14 +16,47 @@ use super::{
     machine::Scope,
     tasks::{Feed, Withdraw},
 };
-use crate::{TaskResult, error::Cause};
+use crate::{
+    TaskResult,
+    error::{BoxError, Cause},
+};
+
+/// Returned by a task that has caught a panic: it counts as its own, and this is what it is told as.
+#[derive(Debug)]
+pub(crate) struct Panicked(pub(crate) BoxError);
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("task panicked")
+    }
+}
+
+impl Error for Panicked {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.0)
+    }
+}
 
 /// How one task came out. Nothing in it runs the application's code when it drops.
 pub(super) enum TaskEnd {
     Returned(Result<(), Cause>),
     /// With the panic's message.
     Panicked(String),
+    /// It says itself what panicked.
+    Caught(Cause),
     Dropped,
+}
+
+impl TaskEnd {
+    fn returned(result: TaskResult) -> Self {
+        let Err(error) = result else {
+            return Self::Returned(Ok(()));
+        };
+        match error.downcast::<Panicked>() {
+            Ok(panicked) => Self::Caught(panicked.0.into()),
+            Err(error) => Self::Returned(Err(error.into())),
+        }
+    }
 }
 
 /// Tells the scope how a task came out, also when the task is just dropped.
@@ -39,7 +74,7 @@ impl TaskReport {
             told => told,
         };
         let (end, payload) = match result {
-            Ok(result) => (TaskEnd::Returned(result.map_err(Cause::from)), None),
+            Ok(result) => (TaskEnd::returned(result), None),
             Err(payload) => (TaskEnd::Panicked(panic_message(&*payload)), Some(payload)),
         };
         self.tell_end(end, burst.as_deref().map(panic_message));

@@ -6,7 +6,8 @@ use std::{
     panic::Location,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use super::{
     channel::{ChannelHandle, FrameReceiver, FrameSender, channel},
     group::{Forgiving, TaskGroup},
+    keep_alive::KeepAlive,
     merge::Sources,
 };
 use crate::{
@@ -43,6 +45,7 @@ pub struct GroupBody {
     scope: Arc<Scope>,
     start: Option<Start>,
     last_words: Option<LastWords>,
+    keep_alive: Option<Box<KeepAlive>>,
     producer: Producer,
 }
 
@@ -90,6 +93,7 @@ impl GroupBody {
             scope,
             start: Some(start),
             last_words: None,
+            keep_alive: None,
             producer: Producer(None),
         }
     }
@@ -108,12 +112,57 @@ impl GroupBody {
         self
     }
 
+    /// Gives `frame` by itself where nothing was given for `every`, so that proxies do not end a silent stream.
+    ///
+    /// For event streams that is a comment, which clients pass over, every 15 s or so:
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use bodyguard::{TaskGroup, task_group::{GroupBody, event}};
+    /// # use tokio::sync::mpsc;
+    /// fn feed(group: &TaskGroup, mut news: mpsc::Receiver<String>) -> GroupBody {
+    ///     let body = group.body(|tx| async move {
+    ///         while let Some(item) = news.recv().await {
+    ///             tx.send(event("news", &item)).await?;
+    ///         }
+    ///         Ok(())
+    ///     });
+    ///     body.keep_alive(Duration::from_secs(15), ":\n\n")
+    /// }
+    /// ```
+    ///
+    /// Counted from the last frame that was given, such a one included, or from the first wait. It stands
+    /// between frames as they were sent, so these have to be whole events; what goes through a
+    /// [`FrameWriter`](super::FrameWriter) is cut where the buffer is full. Once senders are gone or refused
+    /// there is none: not in the teardown, nor behind trailers, a failure or the last frame of a shutdown.
+    ///
+    /// A server that does not ask gets none, and one at most once it does. It is content like any other
+    /// frame: counted in the report, encoded and flushed by compression further out, and not for a body of a
+    /// promised length or of frames that are encoded already. None is given without timers in the runtime, for
+    /// an `every` of zero, or if `frame` is empty.
+    pub fn keep_alive(mut self, every: Duration, frame: impl Into<Bytes>) -> Self {
+        self.keep_alive = KeepAlive::new(every, frame.into());
+        self
+    }
+
     /// What a body that fails says to its client last: for event streams, an `error` event.
+    ///
+    /// ```
+    /// # use bodyguard::{TaskGroup, task_group::{GroupBody, event}};
+    /// # fn feed(group: &TaskGroup) -> GroupBody {
+    /// let body = group.body(|tx| async move { Ok(tx.send(event("news", "rain")).await?) });
+    /// body.on_failure(|error| Some(event("error", &format!("{error:#}")).into()))
+    /// # }
+    /// ```
+    ///
+    /// So the client reads the text of the application's own errors, all of them: where that is not for
+    /// strangers, say less, as `error.downcast_ref` tells. `{error}` alone says only that the body failed,
+    /// and [`event`](super::event) keeps a text of several lines one event.
     ///
     /// `words` sees the error, whatever the reason of the failure, once closers have run. Its frame follows
     /// all frames sent before, and the error follows it after the layer's `error_gap`, so that the transfer
-    /// is still a broken one. Its panic is contained, and a further cause of the error. Frames that may end in the middle of an event call for one that begins with
-    /// `\n\n`. Not called under a promised length, nor if the client has gone, nor for a body with a
+    /// is still a broken one. Its panic is contained, and a further cause of the error. Frames that may end in
+    /// the middle of an event call for one that begins with `\n\n`. Not called under a promised length, nor if the client has gone, nor for a body with a
     /// Content-Encoding at the head of its scope: plain text would be no part of it, so compression goes
     /// outside of the scope's layers. The frame does not count among the report's bytes.
     pub fn on_failure<F>(mut self, words: F) -> Self
@@ -122,6 +171,46 @@ impl GroupBody {
     {
         self.last_words = Some(Arc::new(words));
         self
+    }
+}
+
+impl GroupBody {
+    /// At the first poll.
+    #[cold]
+    fn begin(&mut self) -> Result<(), NotStarted> {
+        let Some(start) = self.start.take() else {
+            return Ok(());
+        };
+        // Not before: a body that was replaced speaks for no other.
+        if let Some(words) = self.last_words.take() {
+            self.scope.on_failure(words);
+        }
+        match start(&self.scope) {
+            Some(task) => self.producer = Producer(Some((self.scope.clone(), task))),
+            // The stream is refused, and the scope knows why it fails.
+            None if self.scope.has_failed_task() => {}
+            None => {
+                // No runtime, or a scope that has ended while its body lives on elsewhere: an
+                // empty stream would look whole.
+                self.receiver.close();
+                return Err(NotStarted);
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing is there to be given.
+    fn poll_silent(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.keep_alive {
+            Some(keep_alive) => {
+                let frame = keep_alive.poll(&self.scope, cx);
+                frame.map(|frame| Some(Ok(Frame::data(frame))))
+            }
+            None => Poll::Pending,
+        }
     }
 }
 
@@ -145,24 +234,17 @@ impl Body for GroupBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(start) = self.start.take() {
-            // Not before the first poll: a body that was replaced speaks for no other.
-            if let Some(words) = self.last_words.take() {
-                self.scope.on_failure(words);
-            }
-            match start(&self.scope) {
-                Some(task) => self.producer = Producer(Some((self.scope.clone(), task))),
-                // The stream is refused, and the scope knows why it fails.
-                None if self.scope.has_failed_task() => {}
-                None => {
-                    // No runtime, or a scope that has ended while its body lives on elsewhere: an
-                    // empty stream would look whole.
-                    self.receiver.close();
-                    return Poll::Ready(Some(Err(BodyError::new(NotStarted))));
-                }
+        if self.start.is_some() {
+            if let Err(error) = self.begin() {
+                return Poll::Ready(Some(Err(BodyError::new(error))));
             }
         }
-        let next = ready!(self.receiver.poll_frame(cx));
+        let Poll::Ready(next) = self.receiver.poll_frame(cx) else {
+            return self.poll_silent(cx);
+        };
+        if let Some(keep_alive) = &mut self.keep_alive {
+            keep_alive.note_given();
+        }
         if next.as_ref().is_none_or(Frame::is_trailers) {
             self.producer.0 = None;
         }
@@ -263,6 +345,14 @@ impl TaskGroupBody {
             sources.start(&group, tx);
             async { Ok(()) }
         })
+    }
+
+    /// Gives `frame` by itself where nothing was given for `every`. See [`GroupBody::keep_alive`].
+    pub fn keep_alive(mut self, every: Duration, frame: impl Into<Bytes>) -> Self {
+        if let Some(body) = self.body.inner_mut() {
+            body.keep_alive = KeepAlive::new(every, frame.into());
+        }
+        self
     }
 
     /// What the body says to its client last if it fails. See [`GroupBody::on_failure`].

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     BoxError, TaskResult,
-    scope::{Failure, Payload, Standalone, TaskKind, contained},
+    scope::{Failure, Panicked, Payload, Standalone, TaskKind, contained},
 };
 
 /// Streams to be merged by [`TaskGroup::merge`] or [`TaskGroupBody::merge`], each with a name.
@@ -66,7 +66,8 @@ impl Sources {
 
     /// Adds a source whose failure fails the group.
     ///
-    /// The error is a [`SourceError`] with its name; a panic's message begins with the name.
+    /// The error is a [`SourceError`] with its name. So is that of a panic, which has a [`Failure`] as its
+    /// source, and counts as the panic it is.
     #[track_caller]
     pub fn source<S, T, E>(self, name: impl Into<Cow<'static, str>>, stream: S) -> Self
     where
@@ -77,21 +78,22 @@ impl Sources {
         let (name, at) = (name.into(), Location::caller());
         self.starting(move |group, tx| {
             start(group, at, async move {
-                match feed(stream, tx).await {
-                    Ok(()) => Ok(()),
-                    Err(End::Failed(error)) => Err(SourceError { name, error }.into()),
+                feed(stream, tx).await.map_err(|end| match end {
+                    End::Failed(error) => SourceError { name, error }.into(),
                     // As a panic of its task, it makes the outcome what it is.
-                    Err(End::Panicked(failure)) => {
-                        std::panic::resume_unwind(Box::new(format!("source {name}: {failure}")))
+                    End::Panicked(failure) => {
+                        let error = failure.into();
+                        Panicked(SourceError { name, error }.into()).into()
                     }
-                }
+                })
             });
         })
     }
 
     /// Adds a source whose failure, or panic, ends only itself: the others go on.
     ///
-    /// The failure is kept as a [`SourceError`] in the end report, and does not change the outcome.
+    /// The failure is kept as a [`SourceError`] in the end report, and does not change the outcome; nor does
+    /// a panic, which is its [`Failure`] there, or the counts.
     #[track_caller]
     pub fn optional<S, T, E>(self, name: impl Into<Cow<'static, str>>, stream: S) -> Self
     where
@@ -198,7 +200,7 @@ where
     }
 }
 
-/// A merged source failed: which, and why.
+/// A merged source failed, or panicked: which, and why.
 #[derive(Debug)]
 pub struct SourceError {
     name: Cow<'static, str>,

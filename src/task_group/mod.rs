@@ -31,32 +31,24 @@
 //!
 //! # Event streams
 //! Frames are bytes. What is sent as an event has to be one, with a `data:` field for each line of the
-//! text; and where nothing is sent for long, a comment shows proxies that the stream lives.
+//! text, as [`event`] makes it; and where nothing is sent for long, a comment shows proxies that the stream
+//! lives: [`keep_alive`](GroupBody::keep_alive) gives one.
 //!
 #![cfg_attr(feature = "axum", doc = "```")]
 #![cfg_attr(not(feature = "axum"), doc = "```ignore")]
 //! use std::time::Duration;
 //! use axum::{Router, extract::State, response::IntoResponse, routing::get};
-//! use bodyguard::{Stack, TaskGroup};
-//! use tokio::{sync::broadcast, time::timeout};
-//!
-//! fn event(text: &str) -> String {
-//!     // A lone `\r` ends a line in an event stream, too.
-//!     let text = text.replace("\r\n", "\n");
-//!     let lines = text.split(['\r', '\n']).map(|line| format!("data: {line}\n"));
-//!     lines.chain(["\n".to_owned()]).collect()
-//! }
+//! use bodyguard::{Stack, TaskGroup, task_group::event};
+//! use tokio::sync::broadcast;
 //!
 //! async fn feed(State(news): State<broadcast::Sender<String>>, group: TaskGroup) -> impl IntoResponse {
 //!     let mut news = news.subscribe();
 //!     let body = group.body(|tx| async move {
 //!         loop {
-//!             match timeout(Duration::from_secs(15), news.recv()).await {
-//!                 Ok(item) => tx.send(event(&item?)).await?,
-//!                 Err(_) => tx.send(":\n\n").await?,
-//!             }
+//!             tx.send(event("news", &news.recv().await?)).await?;
 //!         }
 //!     });
+//!     let body = body.keep_alive(Duration::from_secs(15), ":\n\n");
 //!     ([("content-type", "text/event-stream"), ("cache-control", "no-cache")], body)
 //! }
 //!
@@ -65,15 +57,18 @@
 //!     .route("/feed", get(feed))
 //!     .layer(Stack::new())
 //!     .with_state(news);
-//! # assert_eq!(event("two\r\nlines"), "data: two\ndata: lines\n\n");
 //! ```
+//!
+//! What an event stream says last if it fails: [`on_failure`](GroupBody::on_failure).
 //!
 //! axum's `Sse` does both by itself, and goes with a group as any response does: feed its stream from a
 //! task of [`TaskGroup::spawn`], whose failure then breaks the response off.
 
 mod body;
 mod channel;
+mod event;
 mod group;
+mod keep_alive;
 mod merge;
 mod spawn_error;
 
@@ -81,6 +76,7 @@ pub use body::{GroupBody, TaskGroupBody};
 pub use channel::{
     Closed, FrameBody, FrameSender, FrameSink, FrameWriter, SendFrame, TrySendError,
 };
+pub use event::event;
 pub use group::{TaskGroup, TaskGroupLayer};
 pub use merge::{SourceError, Sources};
 pub use spawn_error::SpawnError;

@@ -8,7 +8,10 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use tower_service::Service;
 
-use crate::{BoxError, EndReport, scope::closing};
+use crate::{
+    BodyError, BoxError, EndReport,
+    scope::{closing, sources},
+};
 
 /// What a client got before it left, and how the response ended then.
 #[derive(Debug)]
@@ -113,15 +116,37 @@ impl Taken {
         self.frames.concat().into()
     }
 
-    /// The body's error as a concrete type, wherever it stands in the chain of sources.
+    /// The body's error as a concrete type, wherever it stands among the sources, and all causes of a
+    /// [`BodyError`].
     pub fn error_as<E: Error + 'static>(&self) -> Option<&E> {
-        let mut next: Option<&(dyn Error + 'static)> = Some(&**self.error.as_ref()?);
-        while let Some(error) = next {
-            if let Some(found) = error.downcast_ref() {
-                return Some(found);
-            }
-            next = error.source();
-        }
-        None
+        sources(&**self.error.as_ref()?).find_map(|error| {
+            let behind = || error.downcast_ref::<BodyError>()?.downcast_ref();
+            error.downcast_ref().or_else(behind)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fmt, io};
+
+    use super::*;
+
+    #[test]
+    fn an_error_is_found_behind_any_cause() {
+        let further = BoxError::from(io::Error::other(fmt::Error));
+        let error = BodyError::new("first").and(&[further.into()]);
+        let taken = Taken {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            frames: Vec::new(),
+            trailers: None,
+            error: Some(io::Error::other(error).into()),
+            ended: false,
+            report: None,
+        };
+        assert!(taken.error_as::<fmt::Error>().is_some());
+        assert!(taken.error_as::<BodyError>().is_some());
+        assert!(taken.error_as::<std::num::ParseIntError>().is_none());
     }
 }

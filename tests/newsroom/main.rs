@@ -23,5 +23,4 @@ mod parts {
     mod db;
     mod feeds;
     mod report;
-    mod sse;
 }

@@ -74,8 +74,9 @@ async fn siblings_that_fail_while_they_are_cancelled_are_causes_too() {
     assert_eq!(texts(&error), ["first", "second", "panic: third"]);
     assert_eq!(error.cause().to_string(), "first");
     assert!(error.downcast_ref::<Second>().is_some());
-    let told = error.to_string();
-    let begins = "response body failed (also: second; task at ";
+    assert_eq!(error.to_string(), "response body failed (3 causes)");
+    let told = format!("{error:#}");
+    let begins = "response body failed: first (also: second; task at ";
     assert!(told.starts_with(begins), "{told}");
     // They are those of the report, and no copies.
     let report = app.report().await;
@@ -207,10 +208,10 @@ async fn merged_sources_that_fail_are_causes_by_name() {
     let names: Vec<_> = error.causes().iter().map(name).collect();
     // What made it fail comes first; the rest as it was seen.
     assert_eq!(names, ["news", "traffic", "weather"]);
-    let told = error.to_string();
     assert_eq!(
-        told,
-        "response body failed (also: source traffic failed: jam; source weather failed: no sky)"
+        format!("{error:#}"),
+        "response body failed: source news failed: no paper \
+         (also: source traffic failed: jam; source weather failed: no sky)"
     );
 }
 

@@ -4,6 +4,7 @@ mod cancellation;
 mod causes;
 mod encoded;
 mod failures;
+mod keep_alive;
 mod last_words;
 mod late_failures;
 mod limits;

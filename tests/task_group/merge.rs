@@ -81,6 +81,7 @@ async fn a_failing_optional_source_ends_alone_and_is_in_the_report() {
         let failed = report.errors[0].downcast_ref::<SourceError>().unwrap();
         let cause = failed.source().unwrap().to_string();
         assert_eq!(failed.name(), "weather");
+        assert_eq!(failed.source().unwrap().is::<Failure>(), panics);
         assert_eq!(
             cause,
             if panics {
@@ -100,12 +101,44 @@ async fn a_panicking_source_is_a_panic_that_names_it() {
     });
     let (_, error) = drain(app.get().await.into_body()).await;
     let error = error.unwrap();
-    match error.downcast_ref::<Failure>().unwrap().kind() {
-        FailureKind::Panicked { message, .. } => {
-            assert_eq!(message, "source weather: stream panicked: storm");
+    let failed = error.cause().downcast_ref::<SourceError>().unwrap();
+    assert_eq!(failed.name(), "weather");
+    let failure = failed.source().unwrap().downcast_ref().map(Failure::kind);
+    match failure.unwrap() {
+        FailureKind::Panicked { what, message } => {
+            assert_eq!((what.as_str(), message.as_str()), ("stream", "storm"));
         }
         other => panic!("{other:?}"),
     }
+    assert!(error.downcast_ref::<Failure>().is_some());
+    assert_eq!(
+        format!("{error:#}"),
+        "response body failed: source weather failed: stream panicked: storm"
+    );
+    let report = app.report().await;
+    assert_eq!(report.outcome(), Outcome::Panicked);
+    assert_eq!(report.counts.tasks_panicked, 1);
+    assert_eq!(report.counts.tasks_failed, 0);
+    assert_eq!(report.errors.len(), 1);
+    assert!(report.errors[0].is::<SourceError>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_whose_destructor_panics_is_named_too() {
+    struct Bursts;
+    impl Drop for Bursts {
+        fn drop(&mut self) {
+            panic!("storm");
+        }
+    }
+    let app = App::new(|group: TaskGroup| async move {
+        let bad = stream::once(async { Ok::<_, Infallible>("w0 ") });
+        let bad = bad.chain(stream::unfold(Bursts, |_kept| async { None }));
+        group.merge(Sources::new().source("weather", bad))
+    });
+    let (text, error) = drain(app.get().await.into_body()).await;
+    assert_eq!(text, "w0 ");
+    assert!(error.unwrap().cause().is::<SourceError>());
     assert_eq!(app.report().await.outcome(), Outcome::Panicked);
 }
 
