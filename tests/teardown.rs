@@ -1086,15 +1086,43 @@ async fn a_drain_ends_streams_by_their_policy() {
             "{policy:?}: {report}"
         );
         assert_eq!(lines(&outcomes), ["Shutdown"], "{policy:?}");
-        // Those that begin while it drains go the same way, at once if the policy says so.
+        // Those that begin while it drains go the same way, with a time of their own if the policy has one.
         let (response, ()) = respond(&stack, hang(), |request| {
             cleanup(request).defer_sync(|_| {});
         })
         .await;
         let left = tokio::time::timeout(Duration::from_secs(5), response.into_body().collect());
-        let at_once = left.await.is_ok();
-        let waits = format!("{policy:?}").contains("Finish");
-        assert_eq!(at_once, !waits, "{policy:?}");
+        let soon = left.await.is_ok();
+        let waits = format!("{policy:?}").contains("within: None");
+        assert_eq!(soon, !waits, "{policy:?}");
+    }
+}
+
+/// A shutdown goes by the policies from its announcement on, with a drain or without.
+#[tokio::test(start_paused = true)]
+async fn a_limit_counts_from_the_announcement() {
+    let second = Duration::from_secs(1);
+    for dropped_drain in [false, true] {
+        let supervisor = Supervisor::new();
+        let policy = Shutdown::finish_within(second);
+        let stack = Stack::new().supervisor(&supervisor).shutdown(policy);
+        let (response, ()) = respond(&stack, Script::new().data("a").hang(), |request| {
+            cleanup(request).defer_sync(|_| {});
+        })
+        .await;
+        let mut body = std::pin::pin!(response.into_body().collect());
+        if dropped_drain {
+            let drain = supervisor.drain(60 * second);
+            assert!(tokio::time::timeout(second / 10, drain).await.is_err());
+        } else {
+            supervisor.begin_shutdown();
+        }
+        let early = tokio::time::timeout(second / 2, body.as_mut()).await;
+        assert!(early.is_err(), "it has a second");
+        supervisor.begin_shutdown();
+        let late = tokio::time::timeout(second * 6 / 10, body).await;
+        assert!(late.expect("no second begins anew").is_err());
+        assert_eq!(supervisor.active(), 0);
     }
 }
 

@@ -43,14 +43,14 @@ impl Scope {
             OWN_HANDLES + usize::from(self.registration.is_listed()) + usize::from(has_parent);
         // Counted before the lock is taken: whoever went before has left its word in there.
         let views = Arc::strong_count(self) > own || Arc::weak_count(self) > 0;
-        let (used, untouched, end_now) = {
+        let (used, untouched, has_policy) = {
             let mut state = self.lock();
             state.used |= adopted;
             state.status = Some(response.status());
             let is_encoded = || content_encoding::is_encoded(response.headers());
             state.encoded = (state.used || views) && is_encoded();
             let policy = state.options(self).shutdown.clone();
-            let end_now = match policy.as_deref().map(|policy| (policy, &policy.kind)) {
+            let has_policy = match policy.as_deref().map(|policy| (policy, &policy.kind)) {
                 Some((policy, ShutdownKind::EndNow { .. })) => {
                     let content_type = response.headers().get(http::header::CONTENT_TYPE);
                     let content_type = content_type.and_then(|value| value.to_str().ok());
@@ -58,17 +58,17 @@ impl Scope {
                     state.work().last_frame = frame.filter(|_| !is_encoded());
                     true
                 }
-                Some((_, ShutdownKind::Abort)) => true,
-                Some((_, ShutdownKind::Finish { .. })) | None => false,
+                Some((_, ShutdownKind::Abort | ShutdownKind::Finish { within: Some(_) })) => true,
+                Some((_, ShutdownKind::Finish { within: None })) | None => false,
             };
-            (state.used, state.is_untouched(self), end_now)
+            (state.used, state.is_untouched(self), has_policy)
         };
         let told = has_child || (has_parent && self.movable);
         if used || told || views {
             let extensions = response.extensions_mut();
             extensions.insert(ResponseScope::new(self.clone()));
         }
-        if end_now && self.supervisor().is_draining() {
+        if has_policy && self.supervisor().is_draining() {
             self.clone().shut_down();
         }
         let alone = own == OWN_HANDLES && !self.movable && self.connection.upload().is_none();

@@ -1,12 +1,15 @@
 //! A scope as its supervisor, or a scope around it, sees it: what it holds, and how it is shut down.
 
 use std::{
+    future::pending,
+    mem,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use super::{
     failure::{Failure, FailureKind, named, quietly},
+    limit::within,
     machine::Scope,
     options::ShutdownKind,
     state::{Phase, ShutBy},
@@ -38,16 +41,25 @@ impl Member for Scope {
         }
     }
 
-    fn shut_down(self: Arc<Self>) -> Option<Duration> {
+    fn shut_down(self: Arc<Self>) {
         let shut_by = {
             let mut state = self.lock();
             let policy = state.options(&self).shutdown.clone();
             let policy = policy.as_deref();
             match policy.map(|policy| &policy.kind) {
-                None => return None,
-                Some(ShutdownKind::Finish { within }) => return *within,
+                None | Some(ShutdownKind::Finish { within: None }) => return,
+                Some(&ShutdownKind::Finish {
+                    within: Some(within),
+                }) => {
+                    let told = mem::replace(&mut state.finishing, true);
+                    drop(state);
+                    if !told {
+                        self.abort_after(within);
+                    }
+                    return;
+                }
                 // Without a head there is no body to end: `at_head` comes back to it.
-                Some(ShutdownKind::EndNow { .. }) if state.status.is_none() => return None,
+                Some(ShutdownKind::EndNow { .. }) if state.status.is_none() => return,
                 Some(ShutdownKind::EndNow { .. }) => {
                     ShutBy::EndNow(state.work().last_frame.clone())
                 }
@@ -55,7 +67,6 @@ impl Member for Scope {
             }
         };
         self.shut(shut_by);
-        None
     }
 
     fn abort(self: Arc<Self>) {
@@ -96,6 +107,20 @@ impl Member for Scope {
 }
 
 impl Scope {
+    /// Without a runtime, or one with timers, it is left to whoever drains.
+    fn abort_after(self: &Arc<Self>, time: Duration) {
+        let Some(runtime) = &self.runtime else {
+            return;
+        };
+        let scope = Arc::downgrade(self);
+        runtime.spawn(async move {
+            within(time, pending::<()>()).await;
+            if let Some(scope) = scope.upgrade() {
+                scope.abort();
+            }
+        });
+    }
+
     fn shut(self: &Arc<Self>, by: ShutBy) {
         let aborts = by == ShutBy::Abort;
         self.note_shutdown(by);

@@ -73,7 +73,8 @@ impl Shutdown {
         Self::of(ShutdownKind::Finish { within: None })
     }
 
-    /// Lets streams end by themselves for this long, then aborts them.
+    /// Lets streams end by themselves for this long from the start of the shutdown, then aborts them; one that
+    /// begins later has this long from its head. A drain that runs out of time aborts it earlier.
     pub fn finish_within(within: Duration) -> Self {
         Self::of(ShutdownKind::Finish {
             within: Some(within),

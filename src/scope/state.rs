@@ -77,6 +77,8 @@ pub(super) struct State {
     pub(super) on_leave: OnLeave,
     /// Something was registered once: the response is worth a handle for `close`.
     pub(super) used: bool,
+    /// Its shutdown has begun, and lets it finish.
+    pub(super) finishing: bool,
     /// Done, but a task does not stop: released when it does.
     pub(super) lingering: bool,
     /// The body comes encoded from further in: a frame of plain text would be no part of it.
@@ -187,6 +189,7 @@ impl State {
             cell: Weak::new(),
             on_leave: OnLeave::default(),
             used: false,
+            finishing: false,
             lingering: false,
             encoded: false,
             signals: Signals::default(),

@@ -86,33 +86,13 @@ impl Supervisor {
     /// that is left has an answer to come (its client reads nothing, or has it already), or when half of that
     /// time is over. After the deadline
     /// nothing of any scope is running, or it is named in the report. Responses that begin
-    /// while it drains are ended by the same rules, but that
-    /// [`Shutdown::finish_within`](crate::Shutdown::finish_within) is not counted for them: they
-    /// have until the rest is aborted.
+    /// while it drains are ended by the same rules, counted from their head.
     ///
     /// **On drop**: a dropped drain waits no longer; the shutdown goes on.
     pub async fn drain(&self, deadline: Duration) -> DrainReport {
         let end = after(deadline);
         let abort_at = end - (deadline / 4).min(Duration::from_secs(5));
-        self.announce();
-        let mut due: Vec<_> = self
-            .inner
-            .registry
-            .members()
-            .into_iter()
-            .filter_map(|member| {
-                let within = member.clone().shut_down()?;
-                Some((after(within), member))
-            })
-            .collect();
-        due.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
-        while let Some((at, member)) = due.pop() {
-            if at >= abort_at || self.idle_by(at).await {
-                break;
-            }
-            member.abort();
-        }
-        drop(due);
+        self.begin_shutdown();
         if !self.idle_by(abort_at).await && !self.answered_by(end).await {
             // Behind the aborts: they may say how their connections are to end.
             self.inner.aborting.fire();

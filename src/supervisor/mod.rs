@@ -32,8 +32,8 @@ use crate::scope::{Lazy, quietly};
 pub(crate) trait Member: Send + Sync {
     /// What it holds right now.
     fn snapshot(&self) -> LiveScope;
-    /// The drain has started: apply the shutdown policy. Says when to abort, if the policy does.
-    fn shut_down(self: Arc<Self>) -> Option<Duration>;
+    /// The shutdown has started: apply the policy.
+    fn shut_down(self: Arc<Self>);
     /// The time is up: end it whatever it does.
     fn abort(self: Arc<Self>);
     /// Whether its client may yet be answered if its server goes on: not if it has been ended and is not
@@ -223,7 +223,8 @@ impl Supervisor {
         self.inner.is_draining.load(Ordering::Acquire)
     }
 
-    /// Starts the shutdown without waiting: signals fire and each scope's policy is applied.
+    /// Starts the shutdown without waiting: signals fire and each scope's policy is applied, limits
+    /// ([`Shutdown::finish_within`](crate::Shutdown::finish_within)) counting from now.
     ///
     /// [`Supervisor::drain`] does this first; call it yourself to announce a shutdown earlier.
     pub fn begin_shutdown(&self) {
