@@ -88,7 +88,11 @@ pub(crate) struct EndingParts {
 
 /// The default rule for [`Ending::succeeded`].
 pub(crate) fn succeeded(outcome: Outcome, status: Option<StatusCode>) -> bool {
-    outcome.is_complete() && status.is_none_or(|status| status.as_u16() < 400)
+    // No final status (RFC 9110, 15.2): hyper answers 500 in its place.
+    let interim =
+        |status: StatusCode| status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS;
+    let fine = |status: StatusCode| status.as_u16() < 400 && !interim(status);
+    outcome.is_complete() && status.is_none_or(fine)
 }
 
 impl Ending {
@@ -138,7 +142,8 @@ impl Ending {
         self.inner.cause.as_ref()
     }
 
-    /// What commit-or-rollback code branches on: complete, a status below 400, no failed gRPC call.
+    /// What commit-or-rollback code branches on: complete, a status below 400, no failed gRPC call. An
+    /// interim status but 101 is none to answer with: the server makes a 500 of it.
     ///
     /// A response to HEAD is complete although its body was never polled: code that commits what a
     /// body has done asks that too (axum's `get` answers HEAD).

@@ -176,6 +176,36 @@ async fn only_a_status_that_was_sent_is_reported() {
     }
 }
 
+/// hyper sends an empty 500 in place of an interim status; 101 is final.
+#[tokio::test(start_paused = true)]
+async fn an_interim_status_is_no_success() {
+    for (status, succeeded) in [
+        (100, false),
+        (103, false),
+        (101, true),
+        (200, true),
+        (304, true),
+    ] {
+        let seen = Arc::new(Mutex::new(None));
+        let told = seen.clone();
+        let handler = service_fn(move |request: Request<()>| {
+            let told = told.clone();
+            let cleanup = Cleanup::of(&request).unwrap();
+            cleanup.defer_sync(move |ending| *told.lock().unwrap() = Some(ending.succeeded()));
+            let response = Response::builder().status(status);
+            std::future::ready(Ok::<_, Infallible>(
+                response.body(Script::new().end_hint()).unwrap(),
+            ))
+        });
+        let answer = CleanupLayer::new()
+            .layer(handler)
+            .oneshot(Request::new(()))
+            .await;
+        drop(answer);
+        assert_eq!(*seen.lock().unwrap(), Some(succeeded), "{status}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn short_and_long_bodies_are_broken() {
     let short = ok(Script::new().data("ab").hint(SizeHint::with_exact(3)));

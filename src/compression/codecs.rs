@@ -9,8 +9,11 @@ use async_compression::{
 
 use super::{
     negotiation::Coding,
-    options::{Core, Options},
+    options::{Core, Flush, Options},
 };
+
+/// Input after which a stream is flushed that has given nothing: Brotli gathers some 3 MB.
+const MOST_HELD: usize = 128 << 10;
 
 /// Room made for output at a time.
 const GROWTH: usize = 16 << 10;
@@ -24,6 +27,8 @@ pub(super) struct Codec {
     output: Vec<u8>,
     /// Written to since the last flush.
     dirty: bool,
+    /// Input since the last output.
+    held: usize,
 }
 
 impl Codec {
@@ -34,6 +39,7 @@ impl Codec {
             core,
             output: Vec::new(),
             dirty: false,
+            held: 0,
         }
     }
 
@@ -42,7 +48,12 @@ impl Codec {
     }
 
     pub(super) fn write(&mut self, input: &[u8]) -> io::Result<()> {
+        // Ahead of the next, so that what comes in one piece is flushed by its end alone.
+        if self.held >= MOST_HELD && self.core.options.flush != Flush::Never {
+            self.flush()?;
+        }
         self.dirty |= !input.is_empty();
+        self.held += input.len();
         let mut input = PartialBuffer::new(input);
         while !input.unwritten().is_empty() {
             self.step(|encoder, output| encoder.encode(&mut input, output).map(|()| true))?;
@@ -88,6 +99,9 @@ impl Codec {
         let done = call(encoder.as_mut(), &mut room);
         let written = room.written_len();
         self.output.truncate(begin + written);
+        if written > 0 {
+            self.held = 0;
+        }
         done
     }
 }

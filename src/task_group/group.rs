@@ -50,6 +50,10 @@ impl TaskGroup {
 
     /// Spawns a task: awaited at a natural end, aborted at its next await on any other.
     ///
+    /// If it fails, a body of the group fails behind what was sent before; any other is dropped where it
+    /// stands, with what lies in channels of its own, unless the policy is
+    /// [`KeepOthers`](super::FailurePolicy::KeepOthers).
+    ///
     /// # Errors
     /// [`SpawnError`] gives the future back once the end has started, outside any runtime, or if
     /// [as many tasks run as are allowed](Self::set_max_tasks).

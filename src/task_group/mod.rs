@@ -62,7 +62,10 @@
 //! What an event stream says last if it fails: [`on_failure`](GroupBody::on_failure).
 //!
 //! axum's `Sse` does both by itself, and goes with a group as any response does: feed its stream from a
-//! task of [`TaskGroup::spawn`], whose failure then breaks the response off.
+//! task of [`TaskGroup::spawn`], whose failure then breaks the response off. It drops the stream where it
+//! stands: **what still lies in your channel then is lost**, where [`TaskGroup::body`] gives what was sent before.
+//! To have it given, send the error as the last item of the stream and return `Ok(())`, or set
+//! [`FailurePolicy::KeepOthers`].
 
 mod body;
 mod channel;

@@ -32,6 +32,28 @@ async fn decode(coding: Coding, wire: &[u8]) -> (Vec<u8>, bool) {
     (text, complete)
 }
 
+/// A codec may gather megabytes before it gives anything: a client of a long body does not wait for them all.
+#[tokio::test]
+async fn frames_out_are_not_megabytes() {
+    let text = events(60_000);
+    let whole: Vec<u8> = text.concat();
+    for coding in CODINGS {
+        let script = Script::new(text.iter().cloned().map(data));
+        let response = answer(&layer(), get(coding.as_str()), Response::new(script));
+        let mut body = pin!(response.into_body());
+        let (mut wire, mut most) = (Vec::new(), 0);
+        while let Some(frame) = body.frame().await {
+            let frame = frame.unwrap().into_data().unwrap();
+            most = most.max(frame.len());
+            wire.extend_from_slice(&frame);
+        }
+        assert!(most <= 160 << 10, "{coding:?}: {most} bytes");
+        let decoded = decode(coding, &wire).await;
+        assert!(decoded == (whole.clone(), true), "{coding:?}");
+        println!("{coding:?}: {} bytes, at most {most}", wire.len());
+    }
+}
+
 #[tokio::test]
 async fn every_event_is_decodable_before_the_next() {
     let events = events(50);
