@@ -105,10 +105,19 @@
 //! `DEBUG`, or `WARN` if anything failed. Its fields: `scope`, `method`, `path` (no query), `outcome`,
 //! `status`, `bytes`, `frames`, `client_gone`, `first_frame_ms`, `duration_ms`, `teardown_ms`,
 //! `closers_run`, `closers_failed`, `closers_unrun`, `tasks_joined`, `tasks_failed`, `tasks_cancelled`,
-//! `tasks_panicked`, `stuck` (how many), `errors` (how many), `error` (the first). Closers that did not
+//! `tasks_panicked`, `stuck` (how many), `errors` (how many), `error` (the first, with its sources behind
+//! `: `), `also` (up to five more, between `; `). Closers that did not
 //! run to their end, closers that failed behind the end, and a hook that panicked, are events of level
 //! `ERROR` besides; so are accepts that fail, and errors of the bridge that become the answer. A connection
 //! that cannot be watched is a `WARN`.
+//!
+//! These events, `on_end` hooks, closers and work that goes on without its client are in the span that was
+//! current when the outermost layer was called (for a body without a layer: where it was made), also if the
+//! response was dropped elsewhere: so put the layer that makes the span, tower-http's `TraceLayer`, outside.
+//! Tasks, producers and code of the bridge are in the span that was current where they were spawned or
+//! called, or else in that one. A response lets go of its span once its report is out and nothing of it runs.
+//! Without a span whatever is current stays. What a body does when it is polled, or dropped, by the server is
+//! in the span of the server.
 //!
 //! With the feature `metrics`:
 //!

@@ -3,13 +3,17 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    fmt::Debug,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    fmt::{self, Debug},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use bodyguard::{
-    Cleanup, CleanupLayer, CompressionLayer, Stack, TaskGroup, TaskGroupLayer, testing::Script,
+    BoxError, Cleanup, CleanupLayer, CompressionLayer, Stack, TaskGroup, TaskGroupLayer,
+    task_group::Sources, testing::Script,
 };
 use http::{Request, Response, header};
 use http_body_util::BodyExt;
@@ -137,6 +141,124 @@ fn every_response_is_an_event_and_a_failed_one_a_warning() {
     assert_eq!(why["outcome"], "Failed");
     assert_eq!((&*why["closers_failed"], &*why["tasks_failed"]), ("1", "1"));
     assert_eq!((&*why["errors"], &*why["error"]), ("2", "no row"));
+    assert_eq!(why["also"], "commit failed");
+    assert!(!fields.contains_key("error") && !fields.contains_key("also"));
+}
+
+/// An error that counts how often its text is asked for, and panics if it is told to.
+#[derive(Debug, Default)]
+struct Texts {
+    asked: Arc<AtomicUsize>,
+    panics: bool,
+    source: Option<std::io::Error>,
+}
+
+impl fmt::Display for Texts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        assert!(!self.panics, "scripted");
+        f.write_str("no news")
+    }
+}
+
+impl std::error::Error for Texts {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        let source = self.source.as_ref();
+        source.map(|source| source as &(dyn std::error::Error + 'static))
+    }
+}
+
+/// What the event says of closers that fail with these errors, the last first.
+fn said_of(errors: Vec<BoxError>) -> BTreeMap<String, String> {
+    let events = Events::default();
+    let subscriber = Registry::default().with(events.clone());
+    tracing::subscriber::with_default(subscriber, || fail_with(errors));
+    let mut events = events.0.lock().unwrap();
+    assert_eq!(events.len(), 1);
+    events.remove(0).1
+}
+
+fn fail_with(errors: Vec<BoxError>) {
+    let errors = Mutex::new(errors);
+    runtime().block_on(async {
+        let handler = service_fn(|request: Request<()>| {
+            for error in errors.lock().unwrap().drain(..) {
+                Cleanup::of(&request)
+                    .unwrap()
+                    .defer(|_| async { Err(error) });
+            }
+            std::future::ready(Ok::<_, Infallible>(Response::new(Script::new().data("a"))))
+        });
+        let response = Stack::new()
+            .layer(handler)
+            .oneshot(Request::new(()))
+            .await
+            .unwrap();
+        response.into_body().collect().await.unwrap_err();
+    });
+}
+
+#[test]
+fn the_event_of_a_failed_merge_names_the_source_and_what_it_failed_with() {
+    let _alone = alone();
+    let events = Events::default();
+    let subscriber = Registry::default().with(events.clone());
+    tracing::subscriber::with_default(subscriber, || {
+        runtime().block_on(async {
+            let handler = service_fn(|request: Request<()>| {
+                let reset = std::io::Error::other("connection reset");
+                let feed = futures_util::stream::iter([Ok("a"), Err(reset)]);
+                let sources = Sources::new().source("feed-7", feed);
+                let body = TaskGroup::of(&request).unwrap().merge(sources);
+                std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+            });
+            let service = Stack::new().layer(handler);
+            let response = service.oneshot(Request::new(())).await.unwrap();
+            response.into_body().collect().await.unwrap_err();
+        });
+    });
+    let events = events.0.lock().unwrap();
+    let (level, fields) = &events[0];
+    assert_eq!(*level, Level::WARN);
+    // Once, although an `io::Error` shows the text of what it wraps.
+    assert_eq!(fields["error"], "source feed-7 failed: connection reset");
+    assert!(!fields.contains_key("also"));
+}
+
+#[test]
+fn the_event_has_five_errors_behind_the_first() {
+    let _alone = alone();
+    let errors = (0..8).rev().map(|n| BoxError::from(format!("no {n}")));
+    let fields = said_of(errors.collect());
+    assert_eq!((&*fields["errors"], &*fields["error"]), ("8", "no 0"));
+    assert_eq!(fields["also"], "no 1; no 2; no 3; no 4; no 5");
+}
+
+#[test]
+fn errors_that_panic_when_asked_for_their_text_are_contained() {
+    let _alone = alone();
+    let asked = Texts {
+        panics: true,
+        source: Some(std::io::Error::other("disk")),
+        ..Texts::default()
+    };
+    let fields = said_of(vec!["behind it".into(), asked.into()]);
+    assert_eq!(fields["error"], "(its text panicked): disk");
+    assert_eq!(fields["also"], "behind it");
+}
+
+#[test]
+fn without_a_subscriber_no_error_is_asked_for_its_text() {
+    let _alone = alone();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let error = || Texts {
+        asked: asked.clone(),
+        ..Texts::default()
+    };
+    fail_with(vec![error().into(), error().into()]);
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
+    said_of(vec![error().into()]);
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
 }
 
 /// Blocking code that gives no response: the client is not told why, so the log is.
@@ -271,7 +393,11 @@ fn a_closer_that_fails_behind_the_end_is_an_error() {
             }));
             let response = service.oneshot(Request::new(())).await.unwrap();
             response.into_body().collect().await.unwrap();
-            view.unwrap().defer(|_| async { Err("disk".into()) });
+            let error = Texts {
+                source: Some(std::io::Error::other("disk")),
+                ..Texts::default()
+            };
+            view.unwrap().defer(|_| async { Err(error.into()) });
             tokio::task::yield_now().await;
         });
     });
@@ -279,7 +405,7 @@ fn a_closer_that_fails_behind_the_end_is_an_error() {
     let mut errors = events.iter().filter(|(level, _)| *level == Level::ERROR);
     let (_, fields) = errors.next().unwrap();
     assert_eq!(fields["message"], "closer failed behind the end report");
-    assert_eq!(fields["error"], "disk");
+    assert_eq!(fields["error"], "no news: disk");
 }
 
 #[test]

@@ -22,6 +22,7 @@ use super::{
     local::{Place, place_of},
     session::Session,
 };
+use crate::scope::Span;
 
 /// The result of sync code that runs on the request's thread.
 ///
@@ -34,7 +35,7 @@ use super::{
 pub struct Call<F, T> {
     session: Arc<Session>,
     called_at: &'static Location<'static>,
-    start: Option<F>,
+    start: Option<(F, Span)>,
     started: Option<(Reply<T>, Gone)>,
 }
 
@@ -44,10 +45,11 @@ impl<F, T> Call<F, T> {
         called_at: &'static Location<'static>,
         start: F,
     ) -> Self {
+        let span = session.span_here();
         Self {
             session,
             called_at,
-            start: Some(start),
+            start: Some((start, span)),
             started: None,
         }
     }
@@ -65,7 +67,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        if let Some(start) = this.start.take() {
+        if let Some((start, span)) = this.start.take() {
             let place = place_of(&this.session);
             if place == Place::Sync {
                 return Poll::Ready(Err(BridgeError::OWN_THREAD));
@@ -75,6 +77,7 @@ where
             let job = SyncJob {
                 job: Box::new(CallJob {
                     start,
+                    span,
                     answer,
                     called_at: this.called_at,
                 }),
@@ -118,6 +121,7 @@ impl<F, T> fmt::Debug for Call<F, T> {
 
 struct CallJob<F, T> {
     start: F,
+    span: Span,
     answer: oneshot::Sender<Result<T, BridgeError>>,
     called_at: &'static Location<'static>,
 }
@@ -134,9 +138,11 @@ where
     fn run(self: Box<Self>, cx: &Cx) {
         let Self {
             start,
+            span,
             answer,
             called_at,
         } = *self;
+        let _entered = span.enter();
         let result = catch_unwind(AssertUnwindSafe(|| start(cx)))
             .map_err(|panic| BridgeError::panicked(panic, Some(called_at)));
         let _ = answer.send(result);

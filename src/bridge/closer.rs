@@ -3,12 +3,14 @@
 use std::panic::Location;
 
 use super::cx::Cx;
-use crate::BoxError;
+use crate::{BoxError, scope::Span};
 
 /// A closer in the order of registration; a thread-bound one is kept on the thread itself.
 pub(super) struct Closer {
     pub(super) run: Run,
     pub(super) called_at: &'static Location<'static>,
+    /// That of its registration. Closers of a scope run in the scope's.
+    pub(super) span: Span,
 }
 
 pub(super) enum Run {

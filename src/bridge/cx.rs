@@ -10,7 +10,7 @@ use super::{
     task::{self, Task},
     view,
 };
-use crate::{BoxError, Ending};
+use crate::{BoxError, Ending, scope::Span};
 
 /// The request's loop, in the hands of sync code on the request's thread.
 ///
@@ -149,6 +149,7 @@ impl Cx {
         let entry = Closer {
             run: Run::Bound(index),
             called_at: Location::caller(),
+            span: Span::current(),
         };
         let session = &self.local.session;
         let registered = match &session.scope {

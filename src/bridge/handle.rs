@@ -14,7 +14,10 @@ use super::{
     task::{self, Run, Task},
     view,
 };
-use crate::{BoxError, scope::Scope};
+use crate::{
+    BoxError,
+    scope::{Scope, Span},
+};
 
 /// One thread and one event loop for all sync code of a request.
 ///
@@ -216,6 +219,7 @@ impl Bridge {
         let closer = Closer {
             run,
             called_at: Location::caller(),
+            span: Span::current(),
         };
         view::register(&self.session(), closer)
     }

@@ -127,6 +127,8 @@ pub(super) fn serve(session: Arc<Session>, runtime: Runtime) -> Served {
     CURRENT.with(|current| *current.borrow_mut() = Some(Rc::clone(&local)));
     let cx = Cx::new(local);
     let mut report = {
+        let span = cx.local.session.scope_span();
+        let _in_span = span.enter();
         let _entered = cx.local.runtime.enter();
         let report = cx.local.serve(&cx);
         let cleared = (0..SWEEPS).any(|_| cx.local.sweep());
@@ -336,7 +338,10 @@ impl Local {
             let limit = self.session.pool.config().closer_limit;
             self.deadline.set(Instant::now().checked_add(limit));
             self.session.enter(closer.called_at);
-            let result = catch_unwind(AssertUnwindSafe(|| run(cx)));
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                let _in_span = closer.span.enter();
+                run(cx)
+            }));
             self.session.leave();
             report.closers_run += 1;
             match result {

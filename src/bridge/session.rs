@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     Cause,
-    scope::{Scope, quietly},
+    scope::{Scope, Span, quietly},
 };
 
 pub(super) struct Session {
@@ -116,6 +116,17 @@ impl Session {
             }),
             bodies: AtomicUsize::new(0),
         })
+    }
+
+    /// The span of its scope, if it has one.
+    pub(super) fn scope_span(&self) -> Span {
+        let scope = self.scope.as_ref().and_then(Weak::upgrade);
+        scope.map(|scope| scope.span()).unwrap_or_default()
+    }
+
+    /// The span of the code that asks, or else that.
+    pub(super) fn span_here(&self) -> Span {
+        Span::current().or(|| self.scope_span())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

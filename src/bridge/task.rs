@@ -17,6 +17,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{call::Reply, cx::Cx, error::BridgeError, job::Job, session::Session};
+use crate::scope::Span;
 
 /// The result of a future that runs on the request's loop.
 ///
@@ -28,7 +29,7 @@ use super::{call::Reply, cx::Cx, error::BridgeError, job::Job, session::Session}
 pub struct Run<F, T> {
     session: Arc<Session>,
     called_at: &'static Location<'static>,
-    start: Option<F>,
+    start: Option<(F, Span)>,
     started: Option<Reply<T>>,
 }
 
@@ -38,10 +39,11 @@ impl<F, T> Run<F, T> {
         called_at: &'static Location<'static>,
         start: F,
     ) -> Self {
+        let span = session.span_here();
         Self {
             session,
             called_at,
-            start: Some(start),
+            start: Some((start, span)),
             started: None,
         }
     }
@@ -60,10 +62,11 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        if let Some(start) = this.start.take() {
+        if let Some((start, span)) = this.start.take() {
             let (answer, result) = oneshot::channel();
             let job = LocalJob {
                 start,
+                span,
                 answer,
                 detached: None,
                 called_at: this.called_at,
@@ -178,6 +181,7 @@ where
     let detached = Arc::new(AtomicBool::new(false));
     let job = LocalJob {
         start,
+        span: session.span_here(),
         answer,
         detached: Some(Arc::clone(&detached)),
         called_at,
@@ -205,6 +209,7 @@ where
     let (answer, result) = oneshot::channel();
     let detached = Arc::new(AtomicBool::new(false));
     let told = Some(Arc::clone(&detached));
+    let future = cx.local.session.span_here().around(future);
     start(cx, called_at, future, answer, told);
     let session = &cx.local.session;
     Task {
@@ -238,6 +243,7 @@ fn start<Fut>(
 
 struct LocalJob<F, T> {
     start: F,
+    span: Span,
     answer: oneshot::Sender<Result<T, BridgeError>>,
     detached: Option<Arc<AtomicBool>>,
     called_at: &'static Location<'static>,
@@ -255,8 +261,12 @@ where
 
     fn run(self: Box<Self>, cx: &Cx) {
         let this = *self;
+        let _entered = this.span.enter();
         match catch_unwind(AssertUnwindSafe(this.start)) {
-            Ok(future) => start(cx, this.called_at, future, this.answer, this.detached),
+            Ok(future) => {
+                let future = this.span.clone().around(future);
+                start(cx, this.called_at, future, this.answer, this.detached);
+            }
             Err(panic) => {
                 let error = BridgeError::panicked(panic, Some(this.called_at));
                 answer(&cx.local.session, Some(this.answer), Err(error));

@@ -238,9 +238,11 @@ impl Cell {
             back: None,
             cell: self.clone(),
         };
+        let span = self.scope.span();
+        let _entered = span.enter();
         // The inner body goes here and now, and its panic is not the caller's.
         if contained(|| driven.cut()).is_ok() {
-            runtime.spawn(async move { driven.run().await });
+            runtime.spawn(span.clone().around(async move { driven.run().await }));
         }
     }
 }

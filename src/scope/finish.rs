@@ -1,6 +1,7 @@
 //! The steps of a teardown, and the account at its end.
 
 use std::{
+    mem,
     sync::{Arc, Weak, atomic::Ordering},
     task::Waker,
     time::Duration,
@@ -12,12 +13,13 @@ use super::{
     failure::{contained, distinct, panic_message, quietly},
     machine::Scope,
     options::Options,
-    state::{Phase, Release, State},
+    state::{Phase, ShutBy, State},
     verdict::{Causes, LastWords, Verdict, shows},
 };
 use crate::{
     error::Cause,
     outcome::{EndReport, Ending, Outcome},
+    supervisor::{Background, Released},
 };
 
 /// What the teardown does next.
@@ -51,6 +53,8 @@ pub(super) struct Finished {
 impl Finished {
     /// Steps 5 and 6 of the teardown: the report to the hooks, then the release. Nothing panics out of it.
     pub(super) fn announce(self, scope: &Scope) -> Verdict {
+        let span = scope.span();
+        let _entered = span.enter();
         quietly(|| drop(self.annex));
         if let Some((mut report, options)) = self.report.map(|told| *told) {
             report.errors = distinct(report.errors);
@@ -74,7 +78,11 @@ impl Finished {
         }
         quietly(|| drop(self.waker));
         quietly(|| drop(self.last_words));
-        let done = scope.lock().signals.done();
+        // Whoever keeps a view keeps no span open.
+        let (done, _span) = {
+            let mut state = scope.lock();
+            (state.signals.done(), mem::take(&mut state.span))
+        };
         done.fire();
         self.verdict
     }
@@ -183,7 +191,33 @@ impl Scope {
     }
 }
 
+/// How a scope ended, for its supervisor.
+#[derive(Default)]
+pub(super) struct Release {
+    pub(super) how: Released,
+    /// Closers unrun that the supervisor does not know of yet.
+    pub(super) unrun: u64,
+    /// Dropped after the release.
+    pub(super) adopted: Option<Background>,
+}
+
 impl State {
+    /// What the supervisor is told when nothing of the scope runs any more.
+    pub(super) fn release(&mut self) -> Release {
+        let Some(work) = &mut self.work else {
+            return Release::default();
+        };
+        Release {
+            how: match work.shut_by {
+                ShutBy::Nobody => Released::ByItself,
+                ShutBy::EndNow(_) => Released::Ended,
+                ShutBy::Abort => Released::Aborted,
+            },
+            unrun: work.counts.closers_unrun - work.counted_unrun,
+            adopted: work.adopted.take(),
+        }
+    }
+
     /// What the owner shows of a body that ends with this outcome goes into the account ahead of it: the report
     /// is made before.
     pub(super) fn note_shown(&mut self, scope: &Scope, outcome: Outcome) {

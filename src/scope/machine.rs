@@ -29,6 +29,7 @@ use super::{
     judge::Kept,
     limit,
     options::Options,
+    span::Span,
     state::{Phase, ShutBy, State},
     teardown,
     verdict::Verdict,
@@ -86,6 +87,7 @@ impl Scope {
         let supervisor = servers.as_ref().filter(|_| private);
         let clock = options.clock || supervisor.is_some();
         let supervisor = supervisor.unwrap_or(&options.supervisor);
+        let span = Span::current();
         let scope = supervisor.register(|registration| {
             Arc::new(Scope {
                 method: opening.method.clone(),
@@ -103,7 +105,7 @@ impl Scope {
                 left: AtomicBool::new(false),
                 bytes: AtomicU64::new(0),
                 frames: AtomicU64::new(0),
-                state: Mutex::new(State::new(clock.then(Instant::now))),
+                state: Mutex::new(State::new(span, clock.then(Instant::now))),
             })
         });
         super::observe::opened();

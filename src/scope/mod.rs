@@ -24,6 +24,7 @@
 // | `signals` | what is told to those who wait for the end |
 // | `teardown`, `driving` | what happens at the end, in its order, whether the server polls or not |
 // | `finish`, `observe` | its steps and the report, and what goes out of that |
+// | `span` | the span of `tracing` that all of it runs in |
 // | `verdict` | what closers and the client are told of the end |
 // | `failure`, `limit` | panics and failures of our own, and time limits, as values |
 // | `connection`, `upload` | what is known of the client: its connection, its request body |
@@ -65,6 +66,7 @@ mod rpc;
 mod service;
 mod settings;
 mod signals;
+mod span;
 mod spawning;
 mod stall;
 mod standalone;
@@ -104,6 +106,8 @@ pub use movable::{MovableBody, MovableFuture};
 pub use options::{FailurePolicy, OnLeave, Shutdown};
 pub use service::ScopeService;
 pub(crate) use signals::Lazy;
+#[cfg(feature = "bridge")]
+pub(crate) use span::Span;
 pub(crate) use spawning::Refused;
 pub use standalone::ViewBody;
 pub(crate) use standalone::unknown;

@@ -80,9 +80,9 @@ pub(super) fn run_on(
     limit: Duration,
     work: impl Future<Output = ()> + Send + 'static,
 ) {
-    let run = async move {
+    let run = scope.span().around(async move {
         let _ = within(limit, work).await;
-    };
+    });
     // Without a runtime it is dropped here and now.
     if let Some(runtime) = runtime_of(scope) {
         runtime.spawn(run);

@@ -1,7 +1,15 @@
 //! What goes out through `tracing` and `metrics`, where those features are on.
 
-#[cfg(feature = "metrics")]
+#[cfg(feature = "tracing")]
+use std::fmt;
+
+#[cfg(feature = "tracing")]
+use tracing::field::{DisplayValue, display};
+
+#[cfg(any(feature = "tracing", feature = "metrics"))]
 use super::failure::contained;
+#[cfg(feature = "tracing")]
+use super::failure::{quietly, sources};
 use super::machine::Scope;
 #[cfg(feature = "metrics")]
 use crate::outcome::Outcome;
@@ -40,27 +48,31 @@ pub(super) fn ended(report: &EndReport) {
 /// Closers that did not run to their end, mostly because the runtime was gone: always an error.
 pub(super) fn unrun(scope: &Scope) {
     #[cfg(feature = "tracing")]
-    tracing::error!(
-        target: "bodyguard",
-        scope = scope.id(),
-        method = %scope.method,
-        path = scope.uri.path(),
-        "closers did not run to their end"
-    );
+    quietly(|| {
+        tracing::error!(
+            target: "bodyguard",
+            scope = scope.id(),
+            method = %scope.method,
+            path = scope.uri.path(),
+            "closers did not run to their end"
+        );
+    });
     let _ = scope;
 }
 
 /// A closer has failed that ran behind the end, when the report was out; `counts` unless that had it.
 pub(super) fn failed_late(scope: &Scope, cause: &Cause, counts: bool) {
     #[cfg(feature = "tracing")]
-    tracing::error!(
-        target: "bodyguard",
-        scope = scope.id(),
-        method = %scope.method,
-        path = scope.uri.path(),
-        error = %cause,
-        "closer failed behind the end report"
-    );
+    quietly(|| {
+        tracing::error!(
+            target: "bodyguard",
+            scope = scope.id(),
+            method = %scope.method,
+            path = scope.uri.path(),
+            error = chains(std::slice::from_ref(cause)),
+            "closer failed behind the end report"
+        );
+    });
     #[cfg(feature = "metrics")]
     metrics::counter!("bodyguard_closers_failed_total").increment(u64::from(counts));
     let _ = (scope, cause, counts);
@@ -80,10 +92,51 @@ pub(super) fn hook_panicked(scope: &Scope, message: &str) {
     let _ = (scope, message);
 }
 
+/// How many errors behind the first an event has.
+#[cfg(feature = "tracing")]
+const MOST_FURTHER: usize = 5;
+
+/// Errors, each with its sources: made only where a subscriber writes it down, who is not to see their own
+/// code panic.
+#[cfg(feature = "tracing")]
+struct Chains<'a>(&'a [Cause]);
+
+#[cfg(feature = "tracing")]
+impl fmt::Display for Chains<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, error) in self.0.iter().enumerate() {
+            let before = if at == 0 { "" } else { "; " };
+            write!(f, "{before}{}", chain(error))?;
+        }
+        Ok(())
+    }
+}
+
+/// As a field that is there if they are.
+#[cfg(feature = "tracing")]
+fn chains(errors: &[Cause]) -> Option<DisplayValue<Chains<'_>>> {
+    (!errors.is_empty()).then(|| display(Chains(errors)))
+}
+
+#[cfg(feature = "tracing")]
+fn chain(error: &Cause) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    for error in sources(&**error) {
+        let text = contained(|| error.to_string());
+        let text = text.unwrap_or_else(|_| "(its text panicked)".to_owned());
+        // A wrapper may show what it wraps as itself.
+        if texts.last() != Some(&text) {
+            texts.push(text);
+        }
+    }
+    texts.join(": ")
+}
+
 #[cfg(feature = "tracing")]
 fn trace(report: &EndReport) {
     let counts = &report.counts;
-    let failed = !report.errors.is_empty();
+    let (first, further) = report.errors.split_at(report.errors.len().min(1));
+    let further = &further[..further.len().min(MOST_FURTHER)];
     macro_rules! event {
         ($level:expr) => {
             tracing::event!(
@@ -109,12 +162,13 @@ fn trace(report: &EndReport) {
                 tasks_panicked = counts.tasks_panicked,
                 stuck = report.stuck.len(),
                 errors = report.errors.len(),
-                error = report.errors.first().map(tracing::field::display),
+                error = chains(first),
+                also = chains(further),
                 "response ended"
             )
         };
     }
-    if failed {
+    if !first.is_empty() {
         event!(tracing::Level::WARN);
     } else {
         event!(tracing::Level::DEBUG);

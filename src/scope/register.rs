@@ -6,6 +6,7 @@ use super::{
     closers::{Closer, CloserFailed},
     failure::{Failure, FailureKind, named, quietly},
     machine::Scope,
+    span::Span,
     state::{Phase, State, Work},
 };
 use crate::{error::Cause, outcome::Outcome, supervisor::Background};
@@ -79,11 +80,14 @@ impl Scope {
         };
         let mut alone = Alone::new(&self, &closer);
         alone.early = Some(key);
-        let result = closer.run(ending, limit).await;
-        let outcome = result.as_ref().map(|_| ()).map_err(|f| f.cause.clone());
-        alone.ran = true;
-        self.closer_ran(Some(key), result);
-        Some(outcome)
+        let run = self.span().around(async move {
+            let result = closer.run(ending, limit).await;
+            let outcome = result.as_ref().map(|_| ()).map_err(|f| f.cause.clone());
+            alone.ran = true;
+            alone.scope.closer_ran(Some(key), result);
+            outcome
+        });
+        Some(run.await)
     }
 
     /// A closer has run; on behalf of its key, if it ran `early`.
@@ -182,19 +186,22 @@ impl Scope {
 
     fn run_late(self: &Arc<Self>, closer: Closer) {
         let ending = self.ending();
+        // Its own has gone by now, as a rule.
+        let span = self.span().or(Span::current);
         if closer.is_sync() {
+            let _entered = span.enter();
             let result = closer.run_sync(ending);
             self.closer_ran(None, result);
             return;
         }
         let limit = self.lock().options(self).closer_limit();
         let alone = Alone::new(self, &closer);
-        let run = async move {
+        let run = span.around(async move {
             let mut alone = alone;
             let result = closer.run(ending, limit).await;
             alone.ran = true;
             alone.scope.closer_ran(None, result);
-        };
+        });
         let runtime = self.runtime.clone();
         if let Some(runtime) = runtime.or_else(|| tokio::runtime::Handle::try_current().ok()) {
             runtime.spawn(run);

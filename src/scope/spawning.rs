@@ -12,6 +12,7 @@ use super::{
     failure::{Failure, FailureKind, quietly},
     machine::Scope,
     options::FailurePolicy,
+    span::Span,
     state::{Phase, State, Work},
     tasks::{Abort, Cancellation, Feed, Slot, TaskKey, TaskKind},
     tracked::{Queued, TaskEnd, TaskReport, Tracked, Turn},
@@ -32,6 +33,7 @@ struct Entered {
     report: TaskReport,
     /// What it feeds, as far as can be known.
     feed: Option<Arc<dyn Feed>>,
+    span: Span,
 }
 
 /// The siblings of a task that has failed, and what the body ends with that they do not feed.
@@ -58,6 +60,7 @@ impl Scope {
             runtime,
             report,
             feed,
+            span,
         } = match self.enter_task(kind, at) {
             Ok(entered) => entered,
             Err(refused) => return Err((refused, future)),
@@ -67,6 +70,7 @@ impl Scope {
             future: Some(future),
             report,
             feed,
+            span,
         });
         self.set_abort(key, number, Abort::Task(task.abort_handle()));
         Ok(TaskKey { key, number })
@@ -100,7 +104,10 @@ impl Scope {
         C: FnOnce(CancellationToken) -> TaskResult + Send + 'static,
     {
         let Entered {
-            runtime, report, ..
+            runtime,
+            report,
+            span,
+            ..
         } = match self.enter_task(TaskKind::Blocking, at) {
             Ok(entered) => entered,
             Err(refused) => return Err((refused, code)),
@@ -111,7 +118,7 @@ impl Scope {
             let _place = place;
             judge(code(cancel))
         };
-        let queued = Arc::new(Queued::new(code, report));
+        let queued = Arc::new(Queued::new(code, report, span));
         self.set_abort(key, number, Abort::Queued(queued.clone()));
         let turn = Turn(queued);
         runtime.spawn_blocking(|| turn.take());
@@ -195,6 +202,7 @@ impl Scope {
             .clone()
             .or_else(|| Handle::try_current().ok())
             .ok_or(Refused::NoRuntime)?;
+        let span = self.span_here();
         let mut state = self.lock();
         let tasks = &state.work().tasks;
         // Whoever came now would be neither told nor aborted before the grace is over.
@@ -223,6 +231,7 @@ impl Scope {
             runtime,
             report,
             feed,
+            span,
         })
     }
 

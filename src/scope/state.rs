@@ -19,13 +19,14 @@ use super::{
     machine::Scope,
     options::{OnLeave, Options},
     signals::{Fire, Signals},
+    span::Span,
     tasks::Tasks,
     verdict::LastWords,
 };
 use crate::{
     error::{BodyError, Cause},
     outcome::{Counts, EndReport, Outcome},
-    supervisor::{Background, Released},
+    supervisor::Background,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +85,8 @@ pub(super) struct State {
     /// The body comes encoded from further in: a frame of plain text would be no part of it.
     pub(super) encoded: bool,
     pub(super) signals: Signals,
+    /// Until it is done.
+    pub(super) span: Span,
     /// Who polls the owner, to be woken by an interruption.
     pub(super) waker: Option<Waker>,
     /// Read where somebody is told how long a response took: at the latest as such a layer joins.
@@ -167,7 +170,7 @@ impl Work {
 }
 
 impl State {
-    pub(super) fn new(opened_at: Option<Instant>) -> Self {
+    pub(super) fn new(span: Span, opened_at: Option<Instant>) -> Self {
         Self {
             phase: Phase::Live,
             merged: None,
@@ -193,6 +196,7 @@ impl State {
             lingering: false,
             encoded: false,
             signals: Signals::default(),
+            span,
             waker: None,
             opened_at,
             first_frame_at: None,
@@ -373,30 +377,4 @@ impl State {
             stuck: work.map(|work| work.stuck.clone()).unwrap_or_default(),
         }
     }
-
-    /// What the supervisor is told when nothing of the scope runs any more.
-    pub(super) fn release(&mut self) -> Release {
-        let Some(work) = &mut self.work else {
-            return Release::default();
-        };
-        Release {
-            how: match work.shut_by {
-                ShutBy::Nobody => Released::ByItself,
-                ShutBy::EndNow(_) => Released::Ended,
-                ShutBy::Abort => Released::Aborted,
-            },
-            unrun: work.counts.closers_unrun - work.counted_unrun,
-            adopted: work.adopted.take(),
-        }
-    }
-}
-
-/// How a scope ended, for its supervisor.
-#[derive(Default)]
-pub(super) struct Release {
-    pub(super) how: Released,
-    /// Closers unrun that the supervisor does not know of yet.
-    pub(super) unrun: u64,
-    /// Dropped after the release.
-    pub(super) adopted: Option<Background>,
 }

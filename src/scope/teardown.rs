@@ -27,12 +27,13 @@ pub(super) type Teardown = Pin<Box<dyn Future<Output = Verdict> + Send>>;
 /// The teardown of a scope whose end has started and whose inner body is gone.
 pub(super) fn teardown(scope: Arc<Scope>) -> Teardown {
     // Made outside the future: it is to be dropped with it even if that was never polled.
+    let span = scope.span();
     let mut guard = Guard {
         scope,
         running: false,
         armed: true,
     };
-    Box::pin(async move {
+    Box::pin(span.around(async move {
         guard.scope.join_children().await;
         guard.scope.join_tasks().await;
         let mut overran = guard.scope.end_annex_tasks().await;
@@ -67,7 +68,7 @@ pub(super) fn teardown(scope: Arc<Scope>) -> Teardown {
                 }
             }
         }
-    })
+    }))
 }
 
 /// Runs (the rest of) a teardown as a task on the scope's runtime.

@@ -14,6 +14,7 @@ use pin_project::{pin_project, pinned_drop};
 use super::{
     failure::{Payload, contained, panic_message},
     machine::Scope,
+    span::Span,
     tasks::{Feed, Withdraw},
 };
 use crate::{
@@ -102,6 +103,7 @@ pub(super) struct Tracked<F> {
     pub(super) future: Option<F>,
     pub(super) report: TaskReport,
     pub(super) feed: Option<Arc<dyn Feed>>,
+    pub(super) span: Span,
 }
 
 impl<F: Future<Output = TaskResult>> Future for Tracked<F> {
@@ -109,6 +111,7 @@ impl<F: Future<Output = TaskResult>> Future for Tracked<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
+        let _entered = this.span.enter();
         let Some(future) = this.future.as_mut().as_pin_mut() else {
             return Poll::Ready(());
         };
@@ -128,6 +131,7 @@ impl<F: Future<Output = TaskResult>> Future for Tracked<F> {
 impl<F> PinnedDrop for Tracked<F> {
     fn drop(self: Pin<&mut Self>) {
         let mut this = self.project();
+        let _entered = this.span.enter();
         // Otherwise it is told as dropped, if it was not told before.
         if let Err(payload) = contained(|| this.future.set(None)) {
             this.report.tell(Err(payload), None);
@@ -136,23 +140,24 @@ impl<F> PinnedDrop for Tracked<F> {
 }
 
 /// Blocking code that waits for a thread: that takes it, or a cancellation does, whichever comes first.
-pub(super) struct Queued<C>(Mutex<Option<(C, TaskReport)>>);
+pub(super) struct Queued<C>(Mutex<Option<(C, TaskReport, Span)>>);
 
 impl<C: FnOnce() -> TaskResult + Send> Queued<C> {
-    pub(super) fn new(code: C, report: TaskReport) -> Self {
-        Self(Mutex::new(Some((code, report))))
+    pub(super) fn new(code: C, report: TaskReport, span: Span) -> Self {
+        Self(Mutex::new(Some((code, report, span))))
     }
 
-    fn take(&self) -> Option<(C, TaskReport)> {
+    fn take(&self) -> Option<(C, TaskReport, Span)> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 impl<C: FnOnce() -> TaskResult + Send> Withdraw for Queued<C> {
     fn withdraw(&self) {
-        let Some((code, mut report)) = self.take() else {
+        let Some((code, mut report, span)) = self.take() else {
             return;
         };
+        let _entered = span.enter();
         if let Err(payload) = contained(|| drop(code)) {
             report.tell(Err(payload), None);
         }
@@ -164,7 +169,8 @@ pub(super) struct Turn<C: FnOnce() -> TaskResult + Send>(pub(super) Arc<Queued<C
 
 impl<C: FnOnce() -> TaskResult + Send> Turn<C> {
     pub(super) fn take(self) {
-        if let Some((code, mut report)) = self.0.take() {
+        if let Some((code, mut report, span)) = self.0.take() {
+            let _entered = span.enter();
             report.tell(contained(code), None);
         }
     }

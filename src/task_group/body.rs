@@ -84,7 +84,9 @@ impl GroupBody {
         let handle = receiver.handle();
         let scope = group.scope().clone();
         scope.feed(Arc::new(handle));
+        let span = scope.span_here();
         let start: Start = Box::new(move |scope| {
+            let _entered = span.enter();
             let producer = Forgiving::new(scope, producer(sender));
             scope.spawn(TaskKind::Plain, at, producer).ok()
         });

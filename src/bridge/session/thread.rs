@@ -156,7 +156,10 @@ mod tests {
     use tokio::sync::oneshot::Receiver;
 
     use super::*;
-    use crate::bridge::{closer::Run, error::BridgeError, pool::Pool};
+    use crate::{
+        bridge::{closer::Run, error::BridgeError, pool::Pool},
+        scope::Span,
+    };
 
     /// Whose wake panics.
     struct Panics;
@@ -198,6 +201,7 @@ mod tests {
         let closer = Closer {
             run: Run::Send(Box::new(|_| Ok(()))),
             called_at: Location::caller(),
+            span: Span::default(),
         };
         session.lock().closers.push(closer);
         let told = waiting(|| session.request_close());
