@@ -1,9 +1,9 @@
 //! The inner body, read by the rules of what may follow what.
 
 use std::{
-    future::Future,
-    pin::{Pin, pin},
+    pin::Pin,
     task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -17,8 +17,9 @@ use crate::{
     scope::{Failure, broken_length},
 };
 
-/// Frames taken from an inner body in one poll of its stream.
-const AT_ONCE: u32 = 32;
+/// How long an inner body that is always ready is asked in one poll of its stream. tokio looks at sockets and
+/// timers once in 61 polls of such tasks.
+const TURN: Duration = Duration::from_micros(100);
 
 /// What the inner body has promised, and given so far.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +34,8 @@ pub(super) struct Account {
 #[derive(Debug)]
 pub(super) struct Source {
     account: Account,
-    /// Frames that may still be taken before others have their turn.
-    turn: u32,
+    /// When this poll asked for its first frame.
+    turn: Option<Instant>,
     /// A failure met before the stream began, still to be told.
     failure: Option<BodyError>,
 }
@@ -52,20 +53,20 @@ impl Source {
     pub(super) fn new(account: Account) -> Self {
         Self {
             account,
-            turn: AT_ONCE,
+            turn: None,
             failure: None,
         }
     }
 
     /// A poll of the stream begins.
     pub(super) fn begin_turn(&mut self) {
-        self.turn = AT_ONCE;
+        self.turn = None;
     }
 
     /// What has come of this poll is to be handed on, and others have their turn: an inner body that is
     /// always ready may still take its time for each frame.
     pub(super) fn is_turn_over(&self) -> bool {
-        self.turn == 0
+        self.turn.is_some_and(|begun| begun.elapsed() >= TURN)
     }
 
     pub(super) fn given(&self) -> u64 {
@@ -88,6 +89,7 @@ impl Source {
         if let Some(failure) = self.failure.take() {
             return Poll::Ready(Event::Failed(failure));
         }
+        self.turn.get_or_insert_with(Instant::now);
         loop {
             if inner.is_end_stream() {
                 inner.set(Inner::Gone);
@@ -108,7 +110,6 @@ impl Source {
                         return Poll::Ready(Event::Failed(self.mismatch()));
                     }
                     if !data.is_empty() {
-                        self.turn = self.turn.saturating_sub(1);
                         return Poll::Ready(Event::Data(data));
                     }
                 }
@@ -196,10 +197,4 @@ impl<B: Body> Inner<B> {
     fn is_end_stream(&self) -> bool {
         self.get().is_none_or(Body::is_end_stream)
     }
-}
-
-/// Comes back behind the runtime's sockets and timers: a task that only wakes itself has 60 turns more before
-/// tokio looks at these.
-pub(super) fn give_way(cx: &mut Context<'_>) {
-    let _ = pin!(tokio::task::yield_now()).poll(cx);
 }

@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use super::{
     headers::Form,
     offload::Harvest,
     options::{Core, Flush},
-    source::{Event, Inner, Source, broken, give_way},
+    source::{Event, Inner, Source, broken},
     stats::Open,
 };
 use crate::{
@@ -183,7 +183,7 @@ impl Stream {
             return Err(broken());
         };
         if self.source.is_turn_over() {
-            give_way(cx);
+            cx.waker().wake_by_ref();
             return Ok(Step::Wait);
         }
         match self.source.poll(inner, cx) {
@@ -269,14 +269,10 @@ impl Stream {
                 }
             }
         }
-        if !over {
-            return self.harvest(cx);
-        }
-        // Not woken by the worker: it may be done before the others have had their turn.
-        let step = self.harvest(&mut Context::from_waker(Waker::noop()))?;
+        let step = self.harvest(cx)?;
         // A frame is as good: whoever has it asks for the next.
-        if matches!(step, Step::Wait) {
-            give_way(cx);
+        if over && matches!(step, Step::Wait) {
+            cx.waker().wake_by_ref();
         }
         Ok(step)
     }

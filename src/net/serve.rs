@@ -28,7 +28,7 @@ use super::{
     WatchedListener, WatchedStream,
     owed::{Owed, PerConnection},
 };
-use crate::{BoxError, DrainReport, Supervisor};
+use crate::{BoxError, DrainReport, Supervisor, supervisor::LEAST};
 
 /// How long a drain may take unless [`Serve::deadline`] says otherwise.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -38,9 +38,6 @@ const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
 /// What is kept of the deadline for responses that are dropped with their connections.
 const TEARDOWN: Duration = Duration::from_secs(1);
-
-/// What they have at the least, if the deadline is over.
-const LEAST: Duration = Duration::from_millis(100);
 
 /// The longest patience with silent clients; it is a quarter of the deadline.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -1,8 +1,8 @@
 //! The wait for every scope at shutdown, and its report.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, future::IntoFuture, pin::pin, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{Member, Released, Supervisor};
 
@@ -74,6 +74,9 @@ fn after(duration: Duration) -> Instant {
     Instant::now() + duration.min(FAR)
 }
 
+/// What a drain has at the least, if its deadline is over.
+pub(crate) const LEAST: Duration = Duration::from_millis(100);
+
 /// How often a drain that is out of patience looks whether it is of use to serve on.
 const LOOKS: u32 = 10;
 
@@ -108,6 +111,67 @@ impl Supervisor {
             .extend(background.iter().map(|(_, kept)| kept.name.clone()));
         drop(background);
         report
+    }
+
+    /// Runs a server of another make, and drains beside it from the start of the shutdown on: all within
+    /// `deadline`.
+    ///
+    /// For servers that wait for their last client, as `axum::serve` with a graceful shutdown does: that waits
+    /// for bodies that only the drain ends, and for clients that read nothing. What the server's signal has to
+    /// do is to call [`begin_shutdown`](Self::begin_shutdown). Behind the drain the server has what is left of the
+    /// deadline, less a tenth (at most 1 s), for last bytes and for what no layer supervises; a client that says
+    /// and reads nothing lasts that long. If it ends by itself, without a shutdown, the drain comes then.
+    ///
+    /// Gives what the server gave, if it has ended, and the report at the end of all.
+    ///
+    /// **On drop**: the server is dropped; a shutdown that has begun goes on. Connections that a server has
+    /// spawned, as axum's does, live on in either case, as long as the runtime.
+    ///
+    #[cfg_attr(all(feature = "axum", feature = "net"), doc = "```no_run")]
+    #[cfg_attr(not(all(feature = "axum", feature = "net")), doc = "```ignore")]
+    /// # use axum::Router;
+    /// # use bodyguard::{Supervisor, net::{Peer, WatchedListener}};
+    /// # use std::time::Duration;
+    /// # async fn run(app: Router, supervisor: Supervisor) -> std::io::Result<()> {
+    /// let listener = WatchedListener::bind("127.0.0.1:3000").await?;
+    /// let service = app.into_make_service_with_connect_info::<Peer>();
+    /// let signalled = supervisor.clone();
+    /// let server = axum::serve(listener, service).with_graceful_shutdown(async move {
+    ///     tokio::signal::ctrl_c().await.expect("signals");
+    ///     signalled.begin_shutdown();
+    /// });
+    /// let (served, report) = supervisor.supervise(server, Duration::from_secs(20)).await;
+    /// println!("{report}");
+    /// # served.transpose().map(drop)
+    /// # }
+    /// ```
+    pub async fn supervise<S: IntoFuture>(
+        &self,
+        server: S,
+        deadline: Duration,
+    ) -> (Option<S::Output>, DrainReport) {
+        let mut server = pin!(server.into_future());
+        let shutdown = self.own_shutdown_token();
+        let mut served = tokio::select! {
+            served = server.as_mut() => Some(served),
+            () = shutdown.cancelled() => None,
+        };
+        let end = after(deadline);
+        let mut drain = pin!(self.drain(deadline));
+        let report = loop {
+            tokio::select! {
+                output = server.as_mut(), if served.is_none() => served = Some(output),
+                report = drain.as_mut() => break report,
+            }
+        };
+        if served.is_some() {
+            return (served, report);
+        }
+        let reserve = (deadline / 10).min(Duration::from_secs(1));
+        served = timeout_at(end - reserve, server).await.ok();
+        // What has come meanwhile.
+        let rest = end.saturating_duration_since(Instant::now());
+        (served, self.drain(rest.max(LEAST)).await)
     }
 
     /// Aborts all that is live, and waits until nothing is (true), or nothing that is has an answer to come, or

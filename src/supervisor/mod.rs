@@ -21,6 +21,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 pub use drain::DrainReport;
+#[cfg(feature = "net")]
+pub(crate) use drain::LEAST;
 pub(crate) use registry::Registration;
 use registry::Registry;
 
@@ -245,7 +247,6 @@ impl Supervisor {
     }
 
     /// The same, for what must not depend on the wakers of others.
-    #[cfg(feature = "net")]
     pub(crate) fn own_shutdown_token(&self) -> CancellationToken {
         self.inner.draining.own.get().child_token()
     }

@@ -241,10 +241,10 @@ impl Body for Rows {
     }
 }
 
-/// So many are made for one poll, and no more.
+/// A turn is as long as two of them.
 #[test]
-fn one_poll_takes_a_few_frames_and_then_others_have_their_turn() {
-    const ROWS: usize = 5_000;
+fn a_poll_that_takes_its_time_takes_a_few_frames_and_then_others_have_their_turn() {
+    const ROWS: usize = 1_000;
     let layers = || {
         let flushes = [Flush::WhenIdle, Flush::EveryFrame, Flush::Never].into_iter();
         flushes.flat_map(|flush| [false, true].map(|many| layer().flush(flush).parallel(many)))
@@ -259,7 +259,7 @@ fn one_poll_takes_a_few_frames_and_then_others_have_their_turn() {
             let rows = Rows {
                 left: ROWS,
                 made: made.clone(),
-                costs: Duration::ZERO,
+                costs: Duration::from_micros(50),
             };
             let mut body = pin!(stream(&layer, rows));
             let mut taken = Taken::default();
@@ -280,7 +280,7 @@ fn one_poll_takes_a_few_frames_and_then_others_have_their_turn() {
             })
             .await;
             assert_eq!(gunzip(&taken.wire).len(), 1000 * ROWS);
-            assert!(most <= 32, "{most} in one poll, away: {away}, {layer:?}");
+            assert!(most <= 3, "{most} in one poll, away: {away}, {layer:?}");
         };
         match away {
             true => runtime.block_on(all),
