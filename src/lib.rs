@@ -145,7 +145,7 @@
 //! Durations run from the call to the first data frame, to the start of the end, and from there to the
 //! report. The last five are those of `CompressionStats`, summed over all layers. Live scopes are those of
 //! [`Supervisor::active`], under all supervisors and none: as a rule one for each response that is under way,
-//! up to the end of its teardown and its last task.
+//! up to the end of its teardown and its last task; they count from when the recorder was installed.
 //!
 //! # Features
 //!

@@ -208,7 +208,7 @@ pub(crate) fn quietly(code: impl FnOnce()) {
 }
 
 /// How far down the sources of an error others are looked for.
-pub(crate) const MOST_SOURCES: usize = 16;
+pub(super) const MOST_SOURCES: usize = 16;
 
 /// An error and its sources, the error that an `io::Error` wraps among them.
 ///
@@ -224,6 +224,20 @@ pub(crate) fn sources<'a>(
         }
     };
     iter::successors(Some(error), next).take(MOST_SOURCES)
+}
+
+/// The text of an error and its sources, which may panic or fail.
+pub(crate) fn told_whole(error: &(dyn Error + 'static)) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    for error in sources(error) {
+        let text = contained(|| error.to_string());
+        let text = text.unwrap_or_else(|_| "(its text panicked)".to_owned());
+        // A wrapper may show what it wraps as itself.
+        if texts.last() != Some(&text) {
+            texts.push(text);
+        }
+    }
+    texts.join(": ")
 }
 
 /// Names a task or closer by its kind and place.

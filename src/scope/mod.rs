@@ -92,7 +92,7 @@ pub use entry::{MissingLayer, View};
 pub(crate) use failure::broken_length;
 pub(crate) use failure::quietly;
 pub use failure::{Failure, FailureKind};
-pub(crate) use failure::{MOST_SOURCES, Payload, contained, is_same, sources};
+pub(crate) use failure::{Payload, contained, is_same, sources, told_whole};
 pub use future::ScopeFuture;
 pub use hold::Hold;
 pub use layer::{Fixed, Mode, Movable, ScopeLayer};

@@ -6,10 +6,10 @@ use std::fmt;
 #[cfg(feature = "tracing")]
 use tracing::field::{DisplayValue, display};
 
-#[cfg(any(feature = "tracing", feature = "metrics"))]
+#[cfg(feature = "metrics")]
 use super::failure::contained;
 #[cfg(feature = "tracing")]
-use super::failure::{quietly, sources};
+use super::failure::{quietly, told_whole};
 use super::machine::Scope;
 #[cfg(feature = "metrics")]
 use crate::outcome::Outcome;
@@ -106,7 +106,7 @@ impl fmt::Display for Chains<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, error) in self.0.iter().enumerate() {
             let before = if at == 0 { "" } else { "; " };
-            write!(f, "{before}{}", chain(error))?;
+            write!(f, "{before}{}", told_whole(&**error))?;
         }
         Ok(())
     }
@@ -116,20 +116,6 @@ impl fmt::Display for Chains<'_> {
 #[cfg(feature = "tracing")]
 fn chains(errors: &[Cause]) -> Option<DisplayValue<Chains<'_>>> {
     (!errors.is_empty()).then(|| display(Chains(errors)))
-}
-
-#[cfg(feature = "tracing")]
-fn chain(error: &Cause) -> String {
-    let mut texts: Vec<String> = Vec::new();
-    for error in sources(&**error) {
-        let text = contained(|| error.to_string());
-        let text = text.unwrap_or_else(|_| "(its text panicked)".to_owned());
-        // A wrapper may show what it wraps as itself.
-        if texts.last() != Some(&text) {
-            texts.push(text);
-        }
-    }
-    texts.join(": ")
 }
 
 #[cfg(feature = "tracing")]
