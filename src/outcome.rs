@@ -88,7 +88,7 @@ pub(crate) struct EndingParts {
 
 /// The default rule for [`Ending::succeeded`].
 pub(crate) fn succeeded(outcome: Outcome, status: Option<StatusCode>) -> bool {
-    // No final status (RFC 9110, 15.2): hyper answers 500 in its place.
+    // No final status (RFC 9110, 15.2): over HTTP/1 hyper answers 500 in its place.
     let interim =
         |status: StatusCode| status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS;
     let fine = |status: StatusCode| status.as_u16() < 400 && !interim(status);
@@ -143,7 +143,7 @@ impl Ending {
     }
 
     /// What commit-or-rollback code branches on: complete, a status below 400, no failed gRPC call. An
-    /// interim status but 101 is none to answer with: the server makes a 500 of it.
+    /// interim status but 101 is none to answer with: hyper makes a 500 of it (HTTP/1).
     ///
     /// A response to HEAD is complete although its body was never polled: code that commits what a
     /// body has done asks that too (axum's `get` answers HEAD).

@@ -1098,6 +1098,77 @@ async fn a_drain_ends_streams_by_their_policy() {
     }
 }
 
+/// Whoever serves on behind the announcement has no task, and no timer, of a response that is done.
+#[tokio::test(start_paused = true)]
+async fn a_limit_ends_with_its_response() {
+    let supervisor = Supervisor::new();
+    let policy = Shutdown::finish_within(Duration::from_secs(60));
+    let stack = Stack::new().supervisor(&supervisor).shutdown(policy);
+    supervisor.begin_shutdown();
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    let before = tasks();
+    for _ in 0..10 {
+        let (response, ()) = respond(&stack, Script::new().data("ab"), |_| {}).await;
+        assert_eq!(
+            response.into_body().collect().await.unwrap().to_bytes(),
+            "ab"
+        );
+    }
+    tokio::task::yield_now().await;
+    assert_eq!(tasks(), before);
+}
+
+/// The innermost layer's policy counts, also where that joins behind the announcement.
+#[tokio::test(start_paused = true)]
+async fn a_limit_is_that_of_the_innermost_layer() {
+    let [second, minute] = [1, 60].map(Duration::from_secs);
+    for (outer, inner, over_at) in [
+        (minute, Shutdown::finish_within(second), Some(second)),
+        (second, Shutdown::finish(), None),
+        (second, Shutdown::finish_within(minute), Some(minute)),
+    ] {
+        let supervisor = Supervisor::new();
+        let handler = service_fn(|request: Request<()>| {
+            cleanup(&request).defer_sync(|_| {});
+            std::future::ready(Ok::<_, Infallible>(Response::new(Script::new().hang())))
+        });
+        let inner = CleanupLayer::new().shutdown(inner).layer(handler);
+        let announcing = supervisor.clone();
+        let between = service_fn(move |request: Request<()>| {
+            announcing.begin_shutdown();
+            let inner = inner.clone();
+            async move {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                inner.oneshot(request).await
+            }
+        });
+        let outer = Stack::new()
+            .supervisor(&supervisor)
+            .shutdown(Shutdown::finish_within(outer));
+        let response = outer
+            .layer(between)
+            .oneshot(Request::new(()))
+            .await
+            .unwrap();
+        let begun = tokio::time::Instant::now();
+        let body = response.into_body().collect();
+        let ended = tokio::time::timeout(10 * minute, body).await;
+        assert_eq!(ended.is_ok(), over_at.is_some(), "{over_at:?}");
+        if let Some(at) = over_at {
+            let gap = Duration::from_millis(20);
+            assert!(
+                (at..at + gap).contains(&begun.elapsed()),
+                "{:?}",
+                begun.elapsed()
+            );
+        }
+    }
+}
+
 /// A shutdown goes by the policies from its announcement on, with a drain or without.
 #[tokio::test(start_paused = true)]
 async fn a_limit_counts_from_the_announcement() {

@@ -128,9 +128,10 @@ pub(super) fn serve(session: Arc<Session>, runtime: Runtime) -> Served {
     let cx = Cx::new(local);
     let mut report = {
         let span = cx.local.session.scope_span();
-        let _in_span = span.enter();
         let _entered = cx.local.runtime.enter();
         let report = cx.local.serve(&cx);
+        // What it did there had spans of its own; while it waits, it is in none.
+        let _in_span = span.enter();
         let cleared = (0..SWEEPS).any(|_| cx.local.sweep());
         CURRENT.with(|current| *current.borrow_mut() = None);
         if !cleared {

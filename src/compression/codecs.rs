@@ -9,11 +9,8 @@ use async_compression::{
 
 use super::{
     negotiation::Coding,
-    options::{Core, Flush, Options},
+    options::{Core, Options},
 };
-
-/// Input after which a stream is flushed that has given nothing: Brotli gathers some 3 MB.
-const MOST_HELD: usize = 128 << 10;
 
 /// Room made for output at a time.
 const GROWTH: usize = 16 << 10;
@@ -23,12 +20,12 @@ pub(super) struct Codec {
     /// `None` before the first byte: hundreds of kilobytes, and with some levels tens of milliseconds.
     encoder: Option<Box<dyn EncodeV2 + Send>>,
     coding: Coding,
-    core: Arc<Core>,
+    pub(super) core: Arc<Core>,
     output: Vec<u8>,
     /// Written to since the last flush.
     dirty: bool,
-    /// Input since the last output.
-    held: usize,
+    /// Input since output was taken.
+    pub(super) held: usize,
 }
 
 impl Codec {
@@ -48,12 +45,7 @@ impl Codec {
     }
 
     pub(super) fn write(&mut self, input: &[u8]) -> io::Result<()> {
-        // Ahead of the next, so that what comes in one piece is flushed by its end alone.
-        if self.held >= MOST_HELD && self.core.options.flush != Flush::Never {
-            self.flush()?;
-        }
         self.dirty |= !input.is_empty();
-        self.held += input.len();
         let mut input = PartialBuffer::new(input);
         while !input.unwritten().is_empty() {
             self.step(|encoder, output| encoder.encode(&mut input, output).map(|()| true))?;
@@ -99,9 +91,6 @@ impl Codec {
         let done = call(encoder.as_mut(), &mut room);
         let written = room.written_len();
         self.output.truncate(begin + written);
-        if written > 0 {
-            self.held = 0;
-        }
         done
     }
 }

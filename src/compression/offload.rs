@@ -351,7 +351,7 @@ fn encode(encoder: &mut Encoder, piece: &Piece) -> Result<Bytes, BoxError> {
     if piece.flush {
         encoder.flush()?;
     }
-    if piece.flush || encoder.output_len() >= FULL {
+    if piece.flush || encoder.is_due()? {
         return Ok(encoder.take_output());
     }
     Ok(Bytes::new())

@@ -21,6 +21,9 @@ use crate::{
 /// timers once in 61 polls of such tasks.
 const TURN: Duration = Duration::from_micros(100);
 
+/// Frames that one poll takes in any case: a few that belong together are not handed on apart.
+const AT_LEAST: u32 = 8;
+
 /// What the inner body has promised, and given so far.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Account {
@@ -34,8 +37,9 @@ pub(super) struct Account {
 #[derive(Debug)]
 pub(super) struct Source {
     account: Account,
-    /// When this poll asked for its first frame.
+    /// When this poll asked for its first frame, and how many it has.
     turn: Option<Instant>,
+    taken: u32,
     /// A failure met before the stream began, still to be told.
     failure: Option<BodyError>,
 }
@@ -54,19 +58,21 @@ impl Source {
         Self {
             account,
             turn: None,
+            taken: 0,
             failure: None,
         }
     }
 
     /// A poll of the stream begins.
     pub(super) fn begin_turn(&mut self) {
-        self.turn = None;
+        (self.turn, self.taken) = (None, 0);
     }
 
     /// What has come of this poll is to be handed on, and others have their turn: an inner body that is
     /// always ready may still take its time for each frame.
     pub(super) fn is_turn_over(&self) -> bool {
-        self.turn.is_some_and(|begun| begun.elapsed() >= TURN)
+        let is_over = |begun: Instant| begun.elapsed() >= TURN;
+        self.taken >= AT_LEAST && self.turn.is_some_and(is_over)
     }
 
     pub(super) fn given(&self) -> u64 {
@@ -110,6 +116,7 @@ impl Source {
                         return Poll::Ready(Event::Failed(self.mismatch()));
                     }
                     if !data.is_empty() {
+                        self.taken = self.taken.saturating_add(1);
                         return Poll::Ready(Event::Data(data));
                     }
                 }

@@ -12,7 +12,7 @@ use http_body::{Body, Frame};
 
 use super::{
     away::{Away, Stay},
-    encoder::{Encoder, FULL, SLICE},
+    encoder::{Encoder, SLICE},
     headers::Form,
     offload::Harvest,
     options::{Core, Flush},
@@ -227,7 +227,7 @@ impl Stream {
         if flush {
             encoder.flush()?;
         }
-        let emit = flush || encoder.output_len() >= FULL;
+        let emit = flush || encoder.is_due()?;
         self.engine = Engine::Here(encoder);
         Ok(if emit { Step::Emit } else { Step::Next })
     }

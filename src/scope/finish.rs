@@ -11,6 +11,7 @@ use super::{
     annex::Annex,
     closers::{Closer, Early},
     failure::{contained, distinct, panic_message, quietly},
+    finishing::Finishing,
     machine::Scope,
     options::Options,
     state::{Phase, ShutBy, State},
@@ -48,6 +49,7 @@ pub(super) struct Finished {
     last_words: Option<LastWords>,
     waker: Option<Waker>,
     annex: Option<Arc<dyn Annex>>,
+    finishing: Option<Finishing>,
 }
 
 impl Finished {
@@ -76,6 +78,7 @@ impl Finished {
         if let Some(release) = self.release {
             scope.release(release);
         }
+        drop(self.finishing);
         quietly(|| drop(self.waker));
         quietly(|| drop(self.last_words));
         // Whoever keeps a view keeps no span open.
@@ -163,6 +166,7 @@ impl Scope {
             last_words,
             waker: state.waker.take(),
             annex,
+            finishing: state.finishing.take(),
         }
     }
 

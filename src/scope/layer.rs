@@ -154,7 +154,7 @@ impl<V, M> ScopeLayer<V, M> {
         self.with(|options| options.shutdown = Some(Arc::new(policy)))
     }
 
-    /// Another rule for [`Ending::succeeded`](crate::Ending::succeeded) than complete and below 400.
+    /// Another rule for [`Ending::succeeded`](crate::Ending::succeeded) than complete with a final status below 400.
     ///
     /// It decides in place of that: a `grpc-status`, which it is not shown, counts no more.
     /// A failed task or closer, or a lost handler, makes it false whatever the rule says. The rule

@@ -1,15 +1,9 @@
 //! A scope as its supervisor, or a scope around it, sees it: what it holds, and how it is shut down.
 
-use std::{
-    future::pending,
-    mem,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use super::{
     failure::{Failure, FailureKind, named, quietly},
-    limit::within,
     machine::Scope,
     options::ShutdownKind,
     state::{Phase, ShutBy},
@@ -44,26 +38,22 @@ impl Member for Scope {
     fn shut_down(self: Arc<Self>) {
         let shut_by = {
             let mut state = self.lock();
-            let policy = state.options(&self).shutdown.clone();
-            let policy = policy.as_deref();
-            match policy.map(|policy| &policy.kind) {
-                None | Some(ShutdownKind::Finish { within: None }) => return,
-                Some(&ShutdownKind::Finish {
+            let Some(policy) = state.options(&self).shutdown.clone() else {
+                return;
+            };
+            match policy.kind {
+                ShutdownKind::Finish { within: None } => return,
+                ShutdownKind::Finish {
                     within: Some(within),
-                }) => {
-                    let told = mem::replace(&mut state.finishing, true);
+                } => {
                     drop(state);
-                    if !told {
-                        self.abort_after(within);
-                    }
+                    self.finish_within(&policy, within);
                     return;
                 }
                 // Without a head there is no body to end: `at_head` comes back to it.
-                Some(ShutdownKind::EndNow { .. }) if state.status.is_none() => return,
-                Some(ShutdownKind::EndNow { .. }) => {
-                    ShutBy::EndNow(state.work().last_frame.clone())
-                }
-                Some(ShutdownKind::Abort) => ShutBy::Abort,
+                ShutdownKind::EndNow { .. } if state.status.is_none() => return,
+                ShutdownKind::EndNow { .. } => ShutBy::EndNow(state.work().last_frame.clone()),
+                ShutdownKind::Abort => ShutBy::Abort,
             }
         };
         self.shut(shut_by);
@@ -107,20 +97,6 @@ impl Member for Scope {
 }
 
 impl Scope {
-    /// Without a runtime, or one with timers, it is left to whoever drains.
-    fn abort_after(self: &Arc<Self>, time: Duration) {
-        let Some(runtime) = &self.runtime else {
-            return;
-        };
-        let scope = Arc::downgrade(self);
-        runtime.spawn(async move {
-            within(time, pending::<()>()).await;
-            if let Some(scope) = scope.upgrade() {
-                scope.abort();
-            }
-        });
-    }
-
     fn shut(self: &Arc<Self>, by: ShutBy) {
         let aborts = by == ShutBy::Abort;
         self.note_shutdown(by);

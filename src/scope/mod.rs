@@ -29,6 +29,7 @@
 // | `failure`, `limit` | panics and failures of our own, and time limits, as values |
 // | `connection`, `upload` | what is known of the client: its connection, its request body |
 // | `member` | a scope as its supervisor sees it: snapshots, shutdown |
+// | `finishing` | a shutdown that lets a response finish, for a time |
 // | `close` | awaited close for consumers inside the process |
 // | `standalone` | bodies with a scope of their own, written once for all views |
 
@@ -46,6 +47,7 @@ mod failing;
 mod failure;
 mod finish;
 mod finisher;
+mod finishing;
 mod future;
 mod head;
 mod hold;

@@ -74,7 +74,8 @@ impl Shutdown {
     }
 
     /// Lets streams end by themselves for this long from the start of the shutdown, then aborts them; one that
-    /// begins later has this long from its head. A drain that runs out of time aborts it earlier.
+    /// begins later has this long from its head. A drain that runs out of time aborts it earlier, and one whose
+    /// runtime has no timers then only.
     pub fn finish_within(within: Duration) -> Self {
         Self::of(ShutdownKind::Finish {
             within: Some(within),

@@ -15,6 +15,7 @@ use super::{
     cell::Cell,
     closers::{Closer, Early},
     failure::{Failure, FailureKind, is_itself},
+    finishing::Finishing,
     judge::Kept,
     machine::Scope,
     options::{OnLeave, Options},
@@ -78,8 +79,8 @@ pub(super) struct State {
     pub(super) on_leave: OnLeave,
     /// Something was registered once: the response is worth a handle for `close`.
     pub(super) used: bool,
-    /// Its shutdown has begun, and lets it finish.
-    pub(super) finishing: bool,
+    /// Its shutdown has begun, and lets it finish for a time.
+    pub(super) finishing: Option<Finishing>,
     /// Done, but a task does not stop: released when it does.
     pub(super) lingering: bool,
     /// The body comes encoded from further in: a frame of plain text would be no part of it.
@@ -192,7 +193,7 @@ impl State {
             cell: Weak::new(),
             on_leave: OnLeave::default(),
             used: false,
-            finishing: false,
+            finishing: None,
             lingering: false,
             encoded: false,
             signals: Signals::default(),

@@ -19,7 +19,7 @@ const EMPTY_FINAL_BLOCK: [u8; 2] = [0x03, 0x00];
 
 #[derive(Debug)]
 pub(in super::super) struct Gzip {
-    core: Arc<Core>,
+    pub(super) core: Arc<Core>,
     /// `None` before the first byte, while parked, and after the end.
     lease: Option<Lease>,
     parked: Option<Parked>,
@@ -29,6 +29,8 @@ pub(in super::super) struct Gzip {
     begun: bool,
     /// Written to since the last flush.
     dirty: bool,
+    /// Input since output was taken.
+    pub(super) held: usize,
 }
 
 impl Gzip {
@@ -42,6 +44,7 @@ impl Gzip {
             output: Vec::new(),
             begun: false,
             dirty: false,
+            held: 0,
         }
     }
 

@@ -241,7 +241,7 @@ impl Body for Rows {
     }
 }
 
-/// A turn is as long as two of them.
+/// A turn is eight of them.
 #[test]
 fn a_poll_that_takes_its_time_takes_a_few_frames_and_then_others_have_their_turn() {
     const ROWS: usize = 1_000;
@@ -280,7 +280,7 @@ fn a_poll_that_takes_its_time_takes_a_few_frames_and_then_others_have_their_turn
             })
             .await;
             assert_eq!(gunzip(&taken.wire).len(), 1000 * ROWS);
-            assert!(most <= 3, "{most} in one poll, away: {away}, {layer:?}");
+            assert!(most <= 9, "{most} in one poll, away: {away}, {layer:?}");
         };
         match away {
             true => runtime.block_on(all),
@@ -319,7 +319,7 @@ fn sockets_have_their_turn_beside_a_body_that_is_always_ready() {
             tokio::io::copy(&mut reader, &mut writer).await
         });
         let rows = Rows {
-            left: 5_000,
+            left: 10_000,
             made: Arc::default(),
             costs: Duration::from_micros(50),
         };
@@ -337,7 +337,7 @@ fn sockets_have_their_turn_beside_a_body_that_is_always_ready() {
                 Some(body) = bodies.join_next() => drop(body.unwrap().unwrap()),
             }
         }
-        assert!(there_and_back >= 20, "{there_and_back}");
+        assert!(there_and_back >= 8, "{there_and_back}");
     });
 }
 
