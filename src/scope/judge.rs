@@ -151,6 +151,14 @@ impl Scope {
     }
 }
 
+impl Scope {
+    #[cold]
+    fn note_first_frame(&self) {
+        let mut state = self.lock();
+        state.first_frame_at = state.now();
+    }
+}
+
 impl Owner {
     /// What one step of the inner body means for the client.
     pub(super) fn judge(&mut self, next: Next, end_hint: impl FnOnce() -> bool) -> Judged {
@@ -230,8 +238,7 @@ impl Owner {
             return;
         };
         if scope.count(self.detector.produced()) {
-            let mut state = scope.lock();
-            state.first_frame_at = state.now();
+            scope.note_first_frame();
         }
     }
 
