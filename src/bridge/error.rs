@@ -146,7 +146,7 @@ impl BridgeError {
         tracing::error!(
             target: "bodyguard",
             kind = ?self.kind(),
-            error = %self,
+            error = %crate::scope::told_whole(&self),
             "a bridge error is the answer"
         );
         let mut response = Response::new(B::default());
