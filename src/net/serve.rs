@@ -70,7 +70,7 @@ type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// # }
 /// ```
 ///
-/// Every request carries in its extensions its connection's [`Peer`], so that the layers can confirm a
+/// Every request carries in its extensions its connection's [`Peer`](super::Peer), so that the layers can confirm a
 /// disconnect (axum handlers extract it as it is), and with the feature `axum` a
 /// `ConnectInfo<SocketAddr>`; there is no `ConnectInfo<Peer>`. `TCP_NODELAY` is set.
 ///
