@@ -21,6 +21,9 @@ use crate::{
 
 /// The response body of [`Compression`](super::Compression): encoded, or as it came.
 ///
+/// An encoded one may be pending although the inner body is ready: it lets others have their turn, and wakes
+/// itself.
+///
 /// # Errors
 ///
 /// The inner body's error, once; or a [`Failure`](crate::scope::Failure), `Truncated` or `Overlong`, if it gave
