@@ -8,7 +8,7 @@ use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 use axum::{Router, body::Body, routing::get};
 use bodyguard::{Cleanup, CleanupLayer, DrainReport, Stack, Supervisor, net};
 use http::{Request, Response};
-use support::within;
+use support::{eventually, within};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -83,8 +83,8 @@ async fn last_bytes_and_answers_outside_of_the_layers_have_the_whole_deadline() 
     within(large.read_exact(&mut head)).await.unwrap();
     drop(serving.signal);
     within(supervisor.shutdown_token().cancelled()).await;
-    // Longer than any grace there could be for bytes: as seen by who reads.
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    // No scope is left, and the drain is over as soon as it has begun.
+    eventually(|| supervisor.active() == 0).await;
     drop(answer);
     let (mut rest, mut text) = (Vec::new(), String::new());
     within(large.read_to_end(&mut rest)).await.unwrap();
@@ -119,6 +119,21 @@ async fn a_server_that_has_ended_does_not_begin_the_deadline_anew() {
     let (served, report) = supervisor.supervise(server, deadline).await;
     assert_eq!((served, begun.elapsed()), (Some(()), deadline));
     assert_eq!(report.stuck.len(), 1, "{report}");
+}
+
+/// The drain has nothing to do, and its server has the time, but for a reserve.
+#[tokio::test(start_paused = true)]
+async fn a_server_has_what_the_drain_leaves_of_the_deadline() {
+    for (needs, ends) in [(18, true), (19, false)] {
+        let supervisor = Supervisor::new();
+        let server = async {
+            supervisor.begin_shutdown();
+            tokio::time::sleep(Duration::from_millis(needs * 1000 + 500)).await;
+        };
+        let (served, report) = supervisor.supervise(server, Duration::from_secs(20)).await;
+        assert_eq!(served.is_some(), ends, "{needs}.5 s");
+        assert!(report.is_clean(), "{report}");
+    }
 }
 
 /// A server may end without a shutdown: what it leaves is drained.

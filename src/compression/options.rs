@@ -17,7 +17,8 @@ use super::{negotiation::Coding, pool::Pool, stats::Stats, workers::Workers};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Flush {
-    /// When the inner body has nothing ready: whatever it gave so far reaches the client.
+    /// When the inner body has nothing ready: whatever it gave so far reaches the client. While it always has,
+    /// what has come of each 256 KiB is handed on.
     #[default]
     WhenIdle,
     /// After every data frame, ready or not. Costs size where frames are small and many.

@@ -28,16 +28,16 @@ use super::{
     WatchedListener, WatchedStream,
     owed::{Owed, PerConnection},
 };
-use crate::{BoxError, DrainReport, Supervisor, supervisor::LEAST};
+use crate::{
+    BoxError, DrainReport, Supervisor,
+    supervisor::{LEAST, reserve_of},
+};
 
 /// How long a drain may take unless [`Serve::deadline`] says otherwise.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A deadline further away is as good as none.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
-
-/// What is kept of the deadline for responses that are dropped with their connections.
-const TEARDOWN: Duration = Duration::from_secs(1);
 
 /// The longest patience with silent clients; it is a quarter of the deadline.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -203,16 +203,11 @@ where
     // Every response so far is torn down. Bytes may be on their way, and a request that was half
     // read at the signal may have come since: these have the rest of the time, but for a little to
     // tear down in. The silent ones have less.
-    let _ = timeout_at(
-        end - (deadline / 10).min(TEARDOWN),
-        closed(&mut connections),
-    )
-    .await;
+    let _ = timeout_at(end - reserve_of(deadline), closed(&mut connections)).await;
     // What blocks its thread is not stopped by this, and has to be named without it.
     connections.abort_all();
     let _ = timeout_at(end, closed(&mut connections)).await;
-    let rest = end.saturating_duration_since(Instant::now());
-    let report = supervisor.drain(rest.max(LEAST)).await;
+    let report = supervisor.drain_by(end).await;
     ended.map(|()| report)
 }
 

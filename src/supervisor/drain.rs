@@ -77,6 +77,11 @@ fn after(duration: Duration) -> Instant {
 /// What a drain has at the least, if its deadline is over.
 pub(crate) const LEAST: Duration = Duration::from_millis(100);
 
+/// What is kept of a deadline for what is dropped with its connection, to be torn down in.
+pub(crate) fn reserve_of(deadline: Duration) -> Duration {
+    (deadline / 10).min(Duration::from_secs(1))
+}
+
 /// How often a drain that is out of patience looks whether it is of use to serve on.
 const LOOKS: u32 = 10;
 
@@ -167,11 +172,14 @@ impl Supervisor {
         if served.is_some() {
             return (served, report);
         }
-        let reserve = (deadline / 10).min(Duration::from_secs(1));
-        served = timeout_at(end - reserve, server).await.ok();
-        // What has come meanwhile.
+        served = timeout_at(end - reserve_of(deadline), server).await.ok();
+        (served, self.drain_by(end).await)
+    }
+
+    /// Drains what has come meanwhile.
+    pub(crate) async fn drain_by(&self, end: Instant) -> DrainReport {
         let rest = end.saturating_duration_since(Instant::now());
-        (served, self.drain(rest.max(LEAST)).await)
+        self.drain(rest.max(LEAST)).await
     }
 
     /// Aborts all that is live, and waits until nothing is (true), or nothing that is has an answer to come, or

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use drain::DrainReport;
 #[cfg(feature = "net")]
-pub(crate) use drain::LEAST;
+pub(crate) use drain::{LEAST, reserve_of};
 pub(crate) use registry::Registration;
 use registry::Registry;
 

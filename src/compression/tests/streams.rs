@@ -319,9 +319,9 @@ fn sockets_have_their_turn_beside_a_body_that_is_always_ready() {
             tokio::io::copy(&mut reader, &mut writer).await
         });
         let rows = Rows {
-            left: 10_000,
+            left: 20_000,
             made: Arc::default(),
-            costs: Duration::from_micros(50),
+            costs: Duration::from_micros(25),
         };
         let mut bodies = tokio::task::JoinSet::new();
         bodies.spawn(stream(&layer(), rows).collect());
