@@ -5,11 +5,11 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::{
     encoder::Encoder,
+    gathered::Gathered,
     offload::{Harvest, Home, Offload},
     options::{Core, Flush},
     parallel::{LONG_BLOCK, Parallel},
@@ -62,34 +62,62 @@ impl Away {
         }
     }
 
-    /// Puts in what may be put in at once. False if there was nothing.
-    pub(super) fn feed(&mut self, input: &mut Bytes) -> bool {
-        if input.is_empty() {
-            return false;
-        }
+    fn is_busy(&self) -> bool {
         match self {
-            // As it came: it is not copied, and not begun until there is room for its output.
-            Self::One(one) => one.put(std::mem::take(input)),
-            Self::Many(many) => many.put(input.split_to(input.len().min(LONG_BLOCK))),
+            Self::One(one) => one.is_busy(),
+            Self::Many(many) => many.is_busy(),
         }
-        true
+    }
+
+    /// Puts in a piece of `input`, not begun until there is room for its output; one that may still grow only if this is
+    /// the `last` of it. False if there was none.
+    fn feed(&mut self, input: &mut Gathered, last: bool) -> bool {
+        let most = match self {
+            Self::One(_) => usize::MAX,
+            Self::Many(_) => LONG_BLOCK,
+        };
+        let piece = match last {
+            true => input.take(most),
+            false => input.take_full(most),
+        };
+        let fed = piece.is_some();
+        match (self, piece) {
+            (Self::One(one), Some(piece)) => one.put(piece),
+            (Self::Many(many), Some(piece)) => many.put(piece),
+            (_, None) => {}
+        }
+        fed
+    }
+
+    /// Puts in what there is room for, and keeps small frames that others may join. True if there is room for more.
+    pub(super) fn fill(&mut self, input: &mut Gathered) -> bool {
+        while self.has_room() {
+            if !self.feed(input, false) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Nothing more is ready: small frames need not wait for each other, but what is under way
     /// comes first, and more may have come by then.
-    pub(super) fn idle(&mut self) {
-        match self {
-            Self::One(one) if !one.is_busy() => one.put_gathered(),
-            Self::Many(many) if !many.is_busy() => many.put_gathered(),
-            _ => {}
+    pub(super) fn idle(&mut self, input: &mut Gathered) {
+        if !self.is_busy() {
+            while self.has_room() && self.feed(input, true) {}
+            if let Self::Many(many) = self {
+                many.close();
+            }
         }
     }
 
-    /// Nothing more will come.
-    pub(super) fn end(&mut self) {
-        match self {
-            Self::One(one) => one.end(),
-            Self::Many(many) => many.put_gathered(),
+    /// Nothing more will come, and if all went `well` the encoded form ends behind it.
+    pub(super) fn end(&mut self, input: &mut Gathered, well: bool) {
+        while self.has_room() && self.feed(input, true) {}
+        if input.is_empty() {
+            match self {
+                Self::One(one) => one.end(well),
+                Self::Many(many) => many.close(),
+            }
         }
     }
 
@@ -101,7 +129,7 @@ impl Away {
                 Ok(None) => match many.take_gzip() {
                     Some(gzip) => Ok(Harvest::Home {
                         encoder: Encoder::Gzip(gzip),
-                        left: Bytes::new(),
+                        left: Vec::new(),
                         refused: false,
                     }),
                     None => Err(broken()),
@@ -114,6 +142,8 @@ impl Away {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::{
         super::{negotiation::Coding, options::Options},
         *,
@@ -134,9 +164,13 @@ mod tests {
             panic!("there is a runtime");
         };
         let large = Bytes::from(vec![b'x'; 64 << 20]);
-        let mut input = large.clone();
-        while away.has_room() && away.feed(&mut input) {}
-        let under_way = (large.len() - input.len()) / LONG_BLOCK;
+        let mut input = Gathered::new(&core.options, Coding::Gzip);
+        input.put(large.clone());
+        assert!(!away.fill(&mut input));
+        let left: usize = std::iter::from_fn(|| input.take(usize::MAX))
+            .map(|piece| piece.len())
+            .sum();
+        let under_way = (large.len() - left) / LONG_BLOCK;
         assert!(
             (2..=2 * core.workers.limit() + 2).contains(&under_way),
             "{under_way} blocks"

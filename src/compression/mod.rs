@@ -37,8 +37,9 @@
 // | `negotiation`, `predicate`, `headers` | pure functions of heads: which coding, which types, what is edited |
 // | `body` | the body: a stream, whole, or as it came |
 // | `whole` | small bodies of known size, compressed at once |
-// | `stream` | one stream: what to do next, given what the inner body said |
+// | `stream`, `phase` | one stream: what to do next, given what the inner body said; where it stands |
 // | `source` | the inner body, and whether it keeps its promises |
+// | `gathered` | what it gave and no encoder has yet |
 // | `encoder`, `codecs`, `pool` | bytes to bytes: gzip, which can be parked; the others; gzip's compressors |
 // | `away` | a stream's encoder on other threads: `offload` on one at a time, `parallel` on several |
 // | `workers` | those threads, and what is done where there are none |
@@ -49,12 +50,14 @@ mod body;
 #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
 mod codecs;
 mod encoder;
+mod gathered;
 mod headers;
 mod layer;
 mod negotiation;
 mod offload;
 mod options;
 mod parallel;
+mod phase;
 mod pool;
 mod predicate;
 mod service;

@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::{
@@ -24,9 +24,6 @@ use crate::{BoxError, scope::quietly};
 /// Bytes that may wait on either side of the encoder.
 const BOUND: usize = 256 << 10;
 
-/// Frames below this many bytes are copied together: that costs less than a call of the encoder.
-const SMALL: usize = 2 << 10;
-
 /// Bytes a worker takes in before the next stream has its turn.
 const TURN: usize = 32 << 10;
 
@@ -35,8 +32,6 @@ pub(super) struct Offload {
     station: Arc<Station>,
     core: Arc<Core>,
     handle: Handle,
-    /// Small frames, not sent yet.
-    gathered: BytesMut,
     flush_each: bool,
     home: Home,
     /// The encoder has nothing inside, or may come home with it.
@@ -61,10 +56,12 @@ pub(super) enum Harvest {
     /// No worker has the encoder: here it is, and what was put in and not encoded.
     Home {
         encoder: Encoder,
-        left: Bytes,
+        left: Vec<Bytes>,
         /// There are no threads to be had.
         refused: bool,
     },
+    /// All was put in, and the encoded form has its end: there is no encoder any more.
+    Finished,
 }
 
 impl Offload {
@@ -79,7 +76,6 @@ impl Offload {
             station: Arc::new(Station::new(encoder)),
             core: Arc::clone(core),
             handle,
-            gathered: BytesMut::new(),
             flush_each,
             home,
             // A slow one may have something inside from before.
@@ -91,7 +87,7 @@ impl Offload {
 
     pub(super) fn has_room(&self) -> bool {
         let state = self.station.state();
-        state.queued + self.gathered.len() < BOUND && state.ready < BOUND
+        state.queued < BOUND && state.ready < BOUND
     }
 
     pub(super) fn is_busy(&self) -> bool {
@@ -99,39 +95,27 @@ impl Offload {
     }
 
     pub(super) fn put(&mut self, data: Bytes) {
-        if self.flush_each || data.len() >= SMALL {
-            self.put_gathered();
-            self.send(data, self.flush_each);
-        } else {
-            if self.gathered.is_empty() {
-                self.gathered.reserve(SLICE);
-            }
-            self.gathered.extend_from_slice(&data);
-            if self.gathered.len() >= SLICE {
-                self.put_gathered();
-            }
+        let then = match self.flush_each {
+            true => Then::Flush,
+            false => Then::Nothing,
+        };
+        self.send(data, then);
+    }
+
+    /// Nothing more is coming, and if all went `well` the encoded form ends: where the encoder is, unless nobody is at
+    /// work with it and its end is no work.
+    pub(super) fn end(&mut self, well: bool) {
+        let first = !std::mem::replace(&mut self.ended, true);
+        if first && well && (self.is_busy() || self.home != Home::AsItIs) {
+            self.send(Bytes::new(), Then::Finish);
         }
     }
 
-    /// Sends the small frames on: nothing more is coming for now.
-    pub(super) fn put_gathered(&mut self) {
-        if !self.gathered.is_empty() {
-            let data = self.gathered.split().freeze();
-            self.send(data, self.flush_each);
-        }
-    }
-
-    /// Nothing more is coming.
-    pub(super) fn end(&mut self) {
-        self.ended = true;
-        self.put_gathered();
-    }
-
-    fn send(&mut self, data: Bytes, flush: bool) {
-        self.settled = flush || self.home == Home::AsItIs;
+    fn send(&mut self, data: Bytes, then: Then) {
+        self.settled = then != Then::Nothing || self.home == Home::AsItIs;
         let mut state = self.station.state();
         state.queued += data.len();
-        state.input.push_back(Piece { data, flush });
+        state.input.push_back(Piece { data, then });
         self.schedule(state);
     }
 
@@ -154,12 +138,14 @@ impl Offload {
         if let Some(error) = state.error.take() {
             return Poll::Ready(Err(error));
         }
+        if state.finished {
+            return Poll::Ready(Ok(Harvest::Finished));
+        }
         let idle = !state.scheduled && state.input.is_empty() && !state.refused;
         let stays = idle && self.home == Home::AtEnd && !self.ended;
         if idle && !self.settled && !stays {
             drop(state);
-            let data = self.gathered.split().freeze();
-            self.send(data, true);
+            self.send(Bytes::new(), Then::Flush);
             // From the start: the worker may be done with it.
             return self.harvest(cx);
         }
@@ -167,13 +153,11 @@ impl Offload {
             let Some(encoder) = state.encoder.take() else {
                 return Poll::Ready(Err(broken()));
             };
-            let refused = state.refused;
-            let waiting = std::mem::take(&mut state.input);
-            drop(state);
+            let left = std::mem::take(&mut state.input);
             return Poll::Ready(Ok(Harvest::Home {
                 encoder,
-                left: self.left(&waiting),
-                refused,
+                left: left.into_iter().map(|piece| piece.data).collect(),
+                refused: state.refused,
             }));
         }
         let old = state.waker.replace(cx.waker().clone());
@@ -184,20 +168,6 @@ impl Offload {
             self.patience.poll(&self.core, cx);
         }
         Poll::Pending
-    }
-
-    /// What no worker has taken, and what was not sent to one yet: the worker may have come to its end
-    /// just behind a look that found it busy.
-    fn left(&mut self, waiting: &VecDeque<Piece>) -> Bytes {
-        if waiting.is_empty() {
-            return self.gathered.split().freeze();
-        }
-        let mut left = BytesMut::new();
-        for piece in waiting {
-            left.extend_from_slice(&piece.data);
-        }
-        left.extend_from_slice(&self.gathered.split());
-        left.freeze()
     }
 }
 
@@ -226,7 +196,15 @@ struct Station {
 
 struct Piece {
     data: Bytes,
-    flush: bool,
+    then: Then,
+}
+
+/// What is done behind a piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Nothing,
+    Flush,
+    Finish,
 }
 
 /// `encoder` is here whenever no worker is inside `run`; `scheduled` covers the time from
@@ -238,6 +216,7 @@ struct State {
     output: VecDeque<Bytes>,
     ready: usize,
     scheduled: bool,
+    finished: bool,
     refused: bool,
     abandoned: bool,
     error: Option<BoxError>,
@@ -254,6 +233,7 @@ impl Station {
                 output: VecDeque::new(),
                 ready: 0,
                 scheduled: false,
+                finished: false,
                 refused: false,
                 abandoned: false,
                 error: None,
@@ -273,30 +253,32 @@ impl State {
         let piece = self.input.front_mut()?;
         let data = piece.data.split_to(piece.data.len().min(SLICE));
         self.queued -= data.len();
-        let last = piece.data.is_empty();
-        let flush = last && piece.flush;
-        if last {
+        let mut then = Then::Nothing;
+        if piece.data.is_empty() {
+            then = piece.then;
             self.input.pop_front();
         }
-        Some(Piece { data, flush })
+        Some(Piece { data, then })
     }
 }
 
 impl Job for Station {
     fn run(&self) -> bool {
         let mut state = self.state();
-        let Some(mut encoder) = state.encoder.take() else {
-            state.scheduled = false;
-            return false;
-        };
+        let mut encoder = state.encoder.take();
         let mut taken = 0;
-        while taken < TURN {
+        while let Some(at_work) = encoder.as_mut().filter(|_| taken < TURN) {
             let Some(piece) = state.next_slice() else {
                 break;
             };
             taken += piece.data.len();
             drop(state);
-            let done = encode(&mut encoder, &piece);
+            let done = encode(at_work, &piece);
+            let finished = piece.then == Then::Finish && done.is_ok();
+            if finished {
+                // It is back in the pool before anybody is told.
+                encoder = None;
+            }
             // The application's own memory, maybe: not under the lock.
             quietly(|| drop(piece));
             state = self.state();
@@ -305,6 +287,7 @@ impl Job for Station {
                 drop(encoder);
                 return false;
             }
+            state.finished = finished;
             match done {
                 Ok(output) if output.is_empty() => {}
                 Ok(output) => {
@@ -317,8 +300,9 @@ impl Job for Station {
                 }
             }
         }
-        let more = !state.input.is_empty() && state.ready < BOUND && state.error.is_none();
-        state.encoder = Some(encoder);
+        let may_go_on = state.ready < BOUND && state.error.is_none() && encoder.is_some();
+        let more = may_go_on && !state.input.is_empty();
+        state.encoder = encoder;
         state.scheduled = more;
         // Waking costs as much as a few kilobytes of text: the body is woken for the end, for
         // plenty of output, or for plenty of room.
@@ -348,13 +332,13 @@ impl Job for Station {
 
 fn encode(encoder: &mut Encoder, piece: &Piece) -> Result<Bytes, BoxError> {
     encoder.write(&piece.data)?;
-    if piece.flush {
-        encoder.flush()?;
+    match piece.then {
+        Then::Nothing if !encoder.is_due()? => return Ok(Bytes::new()),
+        Then::Nothing => {}
+        Then::Flush => encoder.flush()?,
+        Then::Finish => encoder.finish()?,
     }
-    if piece.flush || encoder.is_due()? {
-        return Ok(encoder.take_output());
-    }
-    Ok(Bytes::new())
+    Ok(encoder.take_output())
 }
 
 #[cfg(test)]

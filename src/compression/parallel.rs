@@ -30,9 +30,6 @@ const BLOCK: usize = 128 << 10;
 /// text before costs a few hundredths of compressing 128 KiB.
 pub(super) const LONG_BLOCK: usize = 256 << 10;
 
-/// Pieces at least this long are handed on as they are; smaller ones are copied together.
-const PIECE: usize = 4 << 10;
-
 /// Blocks under way for each worker: the one it works on, and the next, so that it does not run
 /// dry while the body waits for one of the cores that the workers keep busy.
 const DEPTH: usize = 2;
@@ -45,9 +42,8 @@ pub(super) struct Parallel {
     gzip: Option<Box<Gzip>>,
     /// What `gzip` had written before the first block.
     head: Bytes,
-    /// The next block, and its small pieces still being copied together.
+    /// The next block.
     next: Text,
-    gathered: BytesMut,
     /// The text before the next block.
     before: Text,
     blocks: VecDeque<Arc<Block>>,
@@ -68,7 +64,6 @@ impl Parallel {
             gzip: Some(gzip),
             head,
             next: Text::default(),
-            gathered: BytesMut::new(),
             before: Text::from(before),
             blocks: VecDeque::new(),
             submitted: 0,
@@ -99,35 +94,21 @@ impl Parallel {
 
     pub(super) fn put(&mut self, mut data: Bytes) {
         while !data.is_empty() {
-            let room = self.block() - self.next.len - self.gathered.len();
+            let room = self.block() - self.next.len;
             let piece = data.split_to(data.len().min(room));
             let full = piece.len() == room;
-            if piece.len() >= PIECE {
-                self.close_gathered();
-                self.next.push(piece);
-            } else {
-                if self.gathered.is_empty() {
-                    self.gathered.reserve(room);
-                }
-                self.gathered.extend_from_slice(&piece);
-            }
+            self.next.push(piece);
             if full {
-                self.put_gathered();
+                self.close();
             }
         }
     }
 
-    pub(super) fn put_gathered(&mut self) {
-        self.close_gathered();
+    /// What there is of the next block is one.
+    pub(super) fn close(&mut self) {
         if self.next.len > 0 {
             let text = std::mem::take(&mut self.next);
             self.submit(text);
-        }
-    }
-
-    fn close_gathered(&mut self) {
-        if !self.gathered.is_empty() {
-            self.next.push(self.gathered.split().freeze());
         }
     }
 

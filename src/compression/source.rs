@@ -21,7 +21,8 @@ use crate::{
 /// timers once in 61 polls of such tasks.
 const TURN: Duration = Duration::from_micros(100);
 
-/// Frames that one poll takes in any case: a few that belong together are not handed on apart.
+/// Frames that one poll takes in any case, a few that belong together are not handed on apart, and between two looks at
+/// the clock.
 const AT_LEAST: u32 = 8;
 
 /// What the inner body has promised, and given so far.
@@ -37,9 +38,10 @@ pub(super) struct Account {
 #[derive(Debug)]
 pub(super) struct Source {
     account: Account,
-    /// When this poll asked for its first frame, and how many it has.
+    /// When this poll began its work, how many frames it has, and whether there are no more of them.
     turn: Option<Instant>,
     taken: u32,
+    waiting: bool,
     /// A failure met before the stream began, still to be told.
     failure: Option<BodyError>,
 }
@@ -59,20 +61,30 @@ impl Source {
             account,
             turn: None,
             taken: 0,
+            waiting: false,
             failure: None,
         }
     }
 
     /// A poll of the stream begins.
     pub(super) fn begin_turn(&mut self) {
-        (self.turn, self.taken) = (None, 0);
+        (self.turn, self.taken, self.waiting) = (None, 0, false);
     }
 
     /// What has come of this poll is to be handed on, and others have their turn: an inner body that is
     /// always ready may still take its time for each frame.
-    pub(super) fn is_turn_over(&self) -> bool {
-        let is_over = |begun: Instant| begun.elapsed() >= TURN;
-        self.taken >= AT_LEAST && self.turn.is_some_and(is_over)
+    pub(super) fn is_turn_over(&mut self) -> bool {
+        self.taken > 0 && self.taken % AT_LEAST == 0 && self.is_time_up()
+    }
+
+    /// The same for work that is not asking for frames.
+    pub(super) fn is_time_up(&mut self) -> bool {
+        self.turn.get_or_insert_with(Instant::now).elapsed() >= TURN
+    }
+
+    /// This poll has found the inner body pending, which will wake it.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting
     }
 
     pub(super) fn given(&self) -> u64 {
@@ -105,7 +117,10 @@ impl Source {
             };
             let frame = match body.poll_frame(cx) {
                 Poll::Pending if self.is_satisfied() => None,
-                polled => ready!(polled),
+                polled => {
+                    self.waiting = polled.is_pending();
+                    ready!(polled)
+                }
             };
             match frame.map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(mut data))) => {

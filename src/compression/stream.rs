@@ -7,39 +7,33 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Body, Frame};
 
 use super::{
     away::{Away, Stay},
-    encoder::{Encoder, SLICE},
+    encoder::Encoder,
+    gathered::Gathered,
     headers::Form,
     offload::Harvest,
     options::{Core, Flush},
+    phase::{End, Phase},
     source::{Event, Inner, Source, broken},
     stats::Open,
 };
-use crate::{
-    BodyError, BoxError,
-    scope::{ERROR_GAP, Limit},
-};
-
-/// What each idle moment restores of the burst: a stream with less than this between two idle
-/// moments, as events have, always stays inline.
-const REFILL: usize = 4 << 10;
+use crate::{BodyError, BoxError};
 
 /// The encoder's half of a compressed body.
 #[derive(Debug)]
 pub(super) struct Stream {
     source: Source,
     engine: Engine,
-    /// Taken from the inner body, not yet encoded.
-    input: Bytes,
+    /// Taken from the inner body, not yet encoded: all that is ready, so that an encoder that goes away does so before
+    /// its tables are in this core's cache.
+    input: Gathered,
+    /// It is to be encoded before more is asked for.
+    sealed: bool,
     phase: Phase,
     form: Form,
-    /// Bytes that may still be encoded inline, and as many as they are at the start.
-    credit: usize,
-    burst: usize,
     /// Set before each poll and cleared after it: still set means that the poll panicked.
     polling: bool,
     /// Plain bytes counted with the frames handed on; above zero once there was one.
@@ -54,37 +48,6 @@ enum Engine {
     Here(Encoder),
     Away(Away),
     Gone,
-}
-
-/// Where a stream stands.
-#[derive(Debug)]
-enum Phase {
-    Reading,
-    /// The inner body has ended like this; what it gave is still being encoded.
-    Ended(End),
-    Trailers(HeaderMap),
-    /// The error comes a gap behind the last frame. The gap of a scope further in may have passed while
-    /// its frames were here.
-    Failed {
-        error: BodyError,
-        gap: Limit,
-    },
-    Done,
-}
-
-#[derive(Debug)]
-enum End {
-    Well(Option<HeaderMap>),
-    Failed(BodyError),
-}
-
-impl Phase {
-    fn failed(error: BodyError) -> Self {
-        Self::Failed {
-            error,
-            gap: Limit::new(ERROR_GAP),
-        }
-    }
 }
 
 /// What a step came to.
@@ -102,15 +65,15 @@ enum Step {
 
 impl Stream {
     pub(super) fn new(core: &Arc<Core>, form: Form, source: Source, input: Bytes) -> Self {
-        let burst = core.options.stream_burst(form.coding);
+        let mut gathered = Gathered::new(&core.options, form.coding);
+        gathered.put(input);
         Self {
             source,
             engine: Engine::Here(Encoder::for_stream(core, form.coding)),
-            input,
+            input: gathered,
+            sealed: false,
             phase: Phase::Reading,
             form,
-            credit: burst,
-            burst,
             polling: false,
             counted: 0,
             core: Arc::clone(core),
@@ -145,7 +108,7 @@ impl Stream {
                 },
                 Phase::Ended(_) => match self.engine {
                     Engine::Away(_) => self.end_away(cx),
-                    _ => self.end(),
+                    _ => self.end(cx),
                 },
                 _ => break self.last(cx),
             };
@@ -169,67 +132,94 @@ impl Stream {
         polled
     }
 
-    /// Encodes here until there is output to hand on or the inner body has nothing ready.
-    fn read<B>(&mut self, inner: Pin<&mut Inner<B>>, cx: &mut Context<'_>) -> Result<Step, BoxError>
+    /// Gathers what is ready, up to the burst, and encodes that here, or sends the encoder away with it.
+    fn read<B>(
+        &mut self,
+        mut inner: Pin<&mut Inner<B>>,
+        cx: &mut Context<'_>,
+    ) -> Result<Step, BoxError>
     where
         B: Body,
         B::Data: 'static,
         B::Error: Into<BoxError>,
     {
-        if !self.input.is_empty() {
-            return self.encode();
+        loop {
+            let waiting = self.source.is_waiting();
+            if self.sealed || waiting || self.input.is_full() {
+                self.sealed = !self.input.is_empty();
+                if self.sealed {
+                    return self.encode(cx);
+                }
+                if waiting {
+                    return self.rest();
+                }
+            }
+            if self.source.is_turn_over() {
+                cx.waker().wake_by_ref();
+                return Ok(Step::Wait);
+            }
+            match self.source.poll(inner.as_mut(), cx) {
+                Poll::Ready(Event::Data(data)) => self.input.put(data),
+                Poll::Ready(event) => {
+                    self.take(event);
+                    return Ok(Step::Next);
+                }
+                Poll::Pending => {}
+            }
         }
+    }
+
+    /// The inner body is pending, and all that it gave is encoded.
+    fn rest(&mut self) -> Result<Step, BoxError> {
+        self.input.refill();
         let Engine::Here(encoder) = &mut self.engine else {
             return Err(broken());
         };
-        if self.source.is_turn_over() {
-            cx.waker().wake_by_ref();
+        if self.core.options.flush == Flush::Never {
             return Ok(Step::Wait);
         }
-        match self.source.poll(inner, cx) {
-            Poll::Ready(event) => self.take(event),
-            Poll::Pending => {
-                self.credit = self
-                    .credit
-                    .saturating_add(REFILL)
-                    .min(self.burst.max(self.credit));
-                if self.core.options.flush == Flush::Never {
-                    return Ok(Step::Wait);
-                }
-                encoder.flush()?;
-                return Ok(Step::Idle);
-            }
-        }
-        Ok(Step::Next)
+        encoder.flush()?;
+        Ok(Step::Idle)
     }
 
     /// Encodes one slice of `input`, or sends the encoder away when the burst is used up.
-    fn encode(&mut self) -> Result<Step, BoxError> {
-        let flush_each = self.core.options.flush == Flush::EveryFrame;
+    fn encode(&mut self, cx: &mut Context<'_>) -> Result<Step, BoxError> {
         let mut encoder = match std::mem::replace(&mut self.engine, Engine::Gone) {
             Engine::Here(encoder) => encoder,
             _ => return Err(broken()),
         };
-        if self.input.len() > self.credit {
+        if self.input.exceeds_credit() {
             match Away::start(&self.core, encoder) {
                 Ok(away) => {
                     self.engine = Engine::Away(away);
+                    self.sealed = false;
                     return Ok(Step::Next);
                 }
-                Err(Stay::NoRuntime(back)) => encoder = back,
+                Err(Stay::NoRuntime(back)) => {
+                    self.input.allow_all();
+                    encoder = back;
+                }
                 Err(Stay::Failed(error)) => return Err(error),
             }
         }
-        let slice = self.input.split_to(self.input.len().min(SLICE));
-        self.credit = self.credit.saturating_sub(slice.len());
-        encoder.write(&slice)?;
-        let flush = self.input.is_empty() && flush_each;
-        if flush {
+        let apart = self.input.ends_in_flush();
+        if let Some(slice) = self.input.take_inline() {
+            encoder.write(&slice)?;
+        }
+        let rest = !self.input.is_empty();
+        if apart && !rest {
             encoder.flush()?;
         }
-        let emit = flush || encoder.is_due()?;
+        let emit = apart && !rest || encoder.is_due()?;
         self.engine = Engine::Here(encoder);
-        Ok(if emit { Step::Emit } else { Step::Next })
+        if emit {
+            return Ok(Step::Emit);
+        }
+        if rest && self.source.is_time_up() {
+            cx.waker().wake_by_ref();
+            return Ok(Step::Wait);
+        }
+        Ok(Step::Next)
     }
 
     /// Keeps the worker fed while the inner body is ready.
@@ -247,26 +237,19 @@ impl Stream {
             return Err(broken());
         };
         let mut over = false;
-        while away.has_room() {
-            if away.feed(&mut self.input) {
-                continue;
-            }
+        while away.fill(&mut self.input) {
             over = self.source.is_turn_over();
-            if over {
-                away.idle();
+            if over || self.source.is_waiting() {
+                away.idle(&mut self.input);
                 break;
             }
             match self.source.poll(inner.as_mut(), cx) {
-                Poll::Ready(Event::Data(data)) => self.input = data,
+                Poll::Ready(Event::Data(data)) => self.input.put(data),
                 Poll::Ready(event) => {
-                    away.end();
                     self.take(event);
                     return Ok(Step::Next);
                 }
-                Poll::Pending => {
-                    away.idle();
-                    break;
-                }
+                Poll::Pending => {}
             }
         }
         let step = self.harvest(cx)?;
@@ -279,11 +262,9 @@ impl Stream {
 
     /// The same for what the inner body gave last.
     fn end_away(&mut self, cx: &mut Context<'_>) -> Result<Step, BoxError> {
+        let well = matches!(self.phase, Phase::Ended(End::Well(_)));
         if let Engine::Away(away) = &mut self.engine {
-            while away.has_room() && away.feed(&mut self.input) {}
-            if self.input.is_empty() {
-                away.end();
-            }
+            away.end(&mut self.input, well);
         }
         self.harvest(cx)
     }
@@ -302,15 +283,16 @@ impl Stream {
                 refused,
             })) => {
                 self.engine = Engine::Here(encoder);
-                if self.input.is_empty() {
-                    self.input = left;
-                } else if !left.is_empty() {
-                    self.input = [left, std::mem::take(&mut self.input)].concat().into();
-                }
+                self.input.put_back(left.into_iter());
                 if refused {
-                    // All that is here now: sent away again, it would be refused again.
-                    self.credit = self.input.len().max(self.burst);
+                    // Sent away again, it would be refused again.
+                    self.input.allow_all();
                 }
+                Ok(Step::Next)
+            }
+            Poll::Ready(Ok(Harvest::Finished)) => {
+                self.engine = Engine::Gone;
+                self.phase.advance();
                 Ok(Step::Next)
             }
             Poll::Ready(Err(error)) => Err(error),
@@ -319,7 +301,7 @@ impl Stream {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Data(data) => self.input = data,
+            Event::Data(data) => self.input.put(data),
             Event::End => self.phase = Phase::Ended(End::Well(None)),
             Event::Trailers(mut trailers) => {
                 self.form.encode_trailers(&mut trailers);
@@ -331,24 +313,18 @@ impl Stream {
 
     /// The encoded end, or what stands in for it: what came before a failure still reaches the
     /// client, a well-formed end does not.
-    fn end(&mut self) -> Result<Step, BoxError> {
+    fn end(&mut self, cx: &mut Context<'_>) -> Result<Step, BoxError> {
         if !self.input.is_empty() {
-            return self.encode();
+            return self.encode(cx);
         }
         let Engine::Here(encoder) = &mut self.engine else {
             return Err(broken());
         };
-        match std::mem::replace(&mut self.phase, Phase::Done) {
-            Phase::Ended(End::Well(trailers)) => {
-                encoder.finish()?;
-                self.phase = trailers.map_or(Phase::Done, Phase::Trailers);
-            }
-            Phase::Ended(End::Failed(error)) => {
-                encoder.flush()?;
-                self.phase = Phase::failed(error);
-            }
-            phase => self.phase = phase,
+        match self.phase {
+            Phase::Ended(End::Failed(_)) => encoder.flush()?,
+            _ => encoder.finish()?,
         }
+        self.phase.advance();
         Ok(Step::Emit)
     }
 

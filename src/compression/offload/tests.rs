@@ -5,6 +5,8 @@ use super::{
     *,
 };
 
+const SIZE: usize = 2 << 10;
+
 /// A runtime whose only blocking thread is taken.
 struct Crowded {
     // Dropped first: it lets the thread go, which the runtime waits for.
@@ -32,33 +34,23 @@ fn offload(home: Home) -> (Crowded, Offload) {
     (runtime, offload)
 }
 
-fn home(offload: &mut Offload) -> Bytes {
+fn home(offload: &mut Offload) -> Vec<u8> {
     match offload.harvest(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(Ok(Harvest::Home { left, .. })) => left,
+        Poll::Ready(Ok(Harvest::Home { left, .. })) => left.concat(),
         Poll::Ready(_) => panic!("a frame or an error"),
         Poll::Pending => panic!("pending"),
     }
 }
 
 #[test]
-fn a_worker_that_ends_behind_the_look_that_found_it_busy_takes_nothing_with_it() {
+fn what_no_worker_has_taken_comes_back_in_its_order() {
     let (_runtime, mut offload) = offload(Home::AsItIs);
-    offload.put(Bytes::from_static(b"small"));
-    assert!(offload.is_busy());
-    assert!(!offload.station.run(), "nothing was sent");
-    assert_eq!(home(&mut offload), "small");
-}
-
-#[test]
-fn what_was_sent_comes_back_before_what_was_not() {
-    let (_runtime, mut offload) = offload(Home::AsItIs);
-    for text in ["one ", "two "] {
+    for text in ["one ", "two ", "three"] {
         offload.put(Bytes::from_static(text.as_bytes()));
-        offload.put_gathered();
     }
-    offload.put(Bytes::from_static(b"three"));
+    offload.end(true);
     offload.station.refuse(false);
-    assert_eq!(home(&mut offload), "one two three");
+    assert_eq!(home(&mut offload), b"one two three");
 }
 
 /// Does what was sent, and takes the frame that a flush makes of it.
@@ -83,35 +75,79 @@ fn is_flushed(frame: &[u8]) -> bool {
 fn an_encoder_whose_flush_is_slow_is_flushed_before_it_comes_home() {
     let (_runtime, mut offload) = offload(Home::Flushed);
     offload.put(Bytes::from_static(b"text"));
-    offload.put_gathered();
     assert!(!offload.station.run(), "all is done");
     assert!(is_flushed(&flushed(&mut offload)));
-    assert_eq!(home(&mut offload), "");
-}
-
-#[test]
-fn what_came_behind_the_look_is_flushed_with_the_rest() {
-    let (_runtime, mut offload) = offload(Home::Flushed);
-    offload.put(Bytes::from_static(b"text"));
-    offload.put_gathered();
-    offload.put(Bytes::from_static(b" and more"));
-    assert!(!offload.station.run(), "all that was sent is done");
-    assert!(is_flushed(&flushed(&mut offload)));
-    assert_eq!(home(&mut offload), "");
+    assert_eq!(home(&mut offload), b"");
 }
 
 #[test]
 fn an_encoder_that_is_flushed_at_the_end_only_stays_away_until_then() {
     let (_runtime, mut offload) = offload(Home::AtEnd);
     offload.put(Bytes::from_static(b"text"));
-    offload.put_gathered();
     assert!(!offload.station.run(), "all is done");
     let mut cx = Context::from_waker(Waker::noop());
     assert!(offload.harvest(&mut cx).is_pending());
     assert!(!offload.is_busy(), "nothing is flushed");
-    offload.end();
+    offload.end(false);
     assert!(is_flushed(&flushed(&mut offload)));
-    assert_eq!(home(&mut offload), "");
+    assert_eq!(home(&mut offload), b"");
+}
+
+/// All frames that are left, to where nothing more is.
+fn frames(offload: &mut Offload) -> Vec<u8> {
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut frames = Vec::new();
+    loop {
+        match offload.harvest(&mut cx) {
+            Poll::Pending => drop(offload.station.run()),
+            Poll::Ready(Ok(Harvest::Frame(frame))) => frames.extend_from_slice(&frame),
+            Poll::Ready(Ok(Harvest::Finished)) => break frames,
+            Poll::Ready(_) => panic!("home, or an error"),
+        }
+    }
+}
+
+#[test]
+fn a_busy_worker_writes_the_end_too_and_gives_the_compressor_back_first() {
+    let (_runtime, mut offload) = offload(Home::AsItIs);
+    offload.put(Bytes::from_static(b"text"));
+    offload.end(true);
+    offload.end(true);
+    assert_eq!(offload.core.pool.lent(), 0, "not begun");
+    assert!(!offload.station.run(), "all is done");
+    assert_eq!(
+        (offload.core.pool.resident(), offload.core.pool.lent()),
+        (1, 0)
+    );
+    let member = frames(&mut offload);
+    let mut text = String::new();
+    let mut decoder = flate2::read::MultiGzDecoder::new(&member[..]);
+    std::io::Read::read_to_string(&mut decoder, &mut text).unwrap();
+    assert_eq!(text, "text");
+    assert!(!is_flushed(&member[..member.len() - 8]));
+}
+
+#[test]
+fn an_end_that_is_no_work_does_not_wait_for_a_worker() {
+    let (_runtime, mut offload) = offload(Home::AsItIs);
+    offload.put(Bytes::from_static(b"text"));
+    assert!(!offload.station.run(), "all is done");
+    offload.end(true);
+    assert!(!offload.is_busy());
+    assert_eq!(home(&mut offload), b"");
+}
+
+#[test]
+fn a_slow_end_is_a_workers_without_a_flush_before_it() {
+    for at in [Home::Flushed, Home::AtEnd] {
+        let (_runtime, mut offload) = offload(at);
+        offload.put(Bytes::from_static(b"text"));
+        assert!(!offload.station.run(), "all is done");
+        offload.end(true);
+        assert!(offload.is_busy());
+        let member = frames(&mut offload);
+        assert!(!is_flushed(&member[..member.len() - 8]));
+    }
 }
 
 /// A user's own memory, whose drop lasts.
@@ -141,7 +177,7 @@ fn a_body_does_not_wait_for_the_drop_of_what_was_encoded() {
     let (drops, is_dropped) = mpsc::channel();
     let (end_drop, dropped) = mpsc::channel();
     offload.put(Bytes::from_owner(Slow {
-        text: vec![b'x'; SMALL],
+        text: vec![b'x'; SIZE],
         drops,
         dropped,
     }));
@@ -165,7 +201,7 @@ fn a_drop_that_panics_costs_only_itself() {
     struct Panics;
     impl AsRef<[u8]> for Panics {
         fn as_ref(&self) -> &[u8] {
-            &[b'x'; SMALL]
+            &[b'x'; SIZE]
         }
     }
     impl Drop for Panics {
@@ -177,7 +213,7 @@ fn a_drop_that_panics_costs_only_itself() {
     offload.put(Bytes::from_owner(Panics));
     assert!(!offload.station.run(), "all is done");
     assert!(is_flushed(&flushed(&mut offload)));
-    assert_eq!(home(&mut offload), "");
+    assert_eq!(home(&mut offload), b"");
 }
 
 #[test]

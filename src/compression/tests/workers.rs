@@ -38,6 +38,23 @@ pub(super) fn plenty() -> Vec<Bytes> {
     events(20_000)
 }
 
+/// Its tables would be moved from one core's cache to another's.
+#[test]
+fn an_encoder_goes_away_before_it_has_begun_and_stays_for_a_burst() {
+    let (runtime, _done) = crowded();
+    let _context = runtime.enter();
+    for (count, stays) in [(100, true), (4_000, false)] {
+        let layer = layer();
+        let mut steps: Vec<_> = events(count).into_iter().map(Step::Data).collect();
+        steps.push(Step::Pending);
+        let mut body = pin!(stream(&layer, Script::new(steps)));
+        // Several polls: on a busy machine a turn may be over after a few frames.
+        let is_frame = (0..100).any(|_| poll(body.as_mut()).is_ready());
+        let begun = layer.stats().resident > 0;
+        assert_eq!((is_frame, begun), (stays, stays), "{count}");
+    }
+}
+
 #[tokio::test]
 async fn a_failure_while_a_worker_encodes_comes_after_all_that_was_given() {
     let text = events(4_000).concat();
