@@ -249,6 +249,12 @@ impl Station {
 }
 
 impl State {
+    /// More may come, and there is little left.
+    fn may_run_dry(&self) -> bool {
+        let last = self.input.back().map(|piece| piece.then);
+        self.queued <= BOUND / 4 && last != Some(Then::Finish)
+    }
+
     fn next_slice(&mut self) -> Option<Piece> {
         let piece = self.input.front_mut()?;
         let data = piece.data.split_to(piece.data.len().min(SLICE));
@@ -305,8 +311,8 @@ impl Job for Station {
         state.encoder = encoder;
         state.scheduled = more;
         // Waking costs as much as a few kilobytes of text: the body is woken for the end, for
-        // plenty of output, or for plenty of room.
-        let wanted = !more || state.ready >= 2 * FULL || state.queued <= BOUND / 4;
+        // plenty of output, or for plenty of room while more may come.
+        let wanted = !more || state.ready >= 2 * FULL || state.may_run_dry();
         let waker = state.waker.take_if(|_| wanted);
         drop(state);
         if let Some(waker) = waker {

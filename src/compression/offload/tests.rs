@@ -1,4 +1,12 @@
-use std::{sync::mpsc, task::Waker, thread, time::Duration};
+use std::{
+    sync::{
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
+    },
+    task::{Wake, Waker},
+    thread,
+    time::Duration,
+};
 
 use super::{
     super::{negotiation::Coding, options::Options},
@@ -147,6 +155,37 @@ fn a_slow_end_is_a_workers_without_a_flush_before_it() {
         assert!(offload.is_busy());
         let member = frames(&mut offload);
         assert!(!is_flushed(&member[..member.len() - 8]));
+    }
+}
+
+#[test]
+fn a_body_is_woken_for_room_while_it_may_put_more_in_and_not_behind_its_end() {
+    for (ends, wakes) in [(false, true), (true, false)] {
+        let (_runtime, mut offload) = offload(Home::AsItIs);
+        offload.put(Bytes::from(vec![b'x'; 2 * TURN]));
+        if ends {
+            offload.end(true);
+        }
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        assert!(
+            offload
+                .harvest(&mut Context::from_waker(&waker))
+                .is_pending()
+        );
+        assert!(offload.station.run(), "more to do");
+        assert_eq!(woken.0.load(Relaxed), wakes);
+        while offload.station.run() {}
+        assert!(woken.0.load(Relaxed), "the end is told");
+    }
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Relaxed);
     }
 }
 
