@@ -4,7 +4,7 @@ use std::{error::Error as StdError, fmt, sync::Arc};
 
 use crate::{
     outcome::Outcome,
-    scope::{is_same, sources, told_whole},
+    scope::{Connection, is_same, sources, told_whole},
 };
 
 /// Any error, owned: what fallible closures and inner bodies hand us.
@@ -64,6 +64,8 @@ struct Parts {
     outcome: Outcome,
     /// Never empty.
     causes: Vec<Cause>,
+    /// What came before it is written here: whoever passes the error on behind more of it waits for that.
+    connection: Option<Connection>,
 }
 
 /// How many causes are told behind the first.
@@ -119,6 +121,18 @@ impl BodyError {
         self
     }
 
+    /// Where what came before it is written, if that is known and worth a wait.
+    #[cfg(feature = "compression")]
+    pub(crate) fn connection(&self) -> Option<&Connection> {
+        self.parts.connection.as_ref()
+    }
+
+    /// The error behind what is written to this connection.
+    pub(crate) fn behind(mut self, connection: &Connection) -> Self {
+        Arc::make_mut(&mut self.parts).connection = Some(connection.clone());
+        self
+    }
+
     /// With these, known to differ from each other, behind its own causes.
     pub(crate) fn and(mut self, others: &[Cause]) -> Self {
         let known = |other: &&Cause| !self.causes().iter().any(|cause| is_same(cause, other));
@@ -152,8 +166,15 @@ impl From<Cause> for BodyError {
         let carried = sources(&*cause).find_map(carried);
         let outcome = carried.as_ref().map_or(Outcome::Failed, Self::outcome);
         let causes = vec![cause];
+        let connection = carried
+            .as_ref()
+            .and_then(|error| error.parts.connection.clone());
         let error = Self {
-            parts: Arc::new(Parts { outcome, causes }),
+            parts: Arc::new(Parts {
+                outcome,
+                causes,
+                connection,
+            }),
         };
         match carried {
             Some(inner) => error.and(&inner.causes()[1..]),

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     BodyError, BoxError, Cause, Outcome,
-    scope::{ERROR_GAP, Limit},
+    scope::{ERROR_GAP, Gap},
 };
 
 /// How many bytes may wait for the client.
@@ -89,7 +89,7 @@ enum Stage {
     Producing(Mutex<Running>),
     Draining(Result<(), BodyError>),
     Closing(Close, Result<(), BodyError>),
-    Gap(Limit, BodyError),
+    Gap(Gap, BodyError),
     Failed(BodyError),
     Done,
 }
@@ -186,7 +186,7 @@ impl SyncBody {
     fn after(&self, result: Result<(), BodyError>) -> Stage {
         match result {
             Ok(()) => Stage::Done,
-            Err(error) if self.begun => Stage::Gap(Limit::new(self.gap), error),
+            Err(error) if self.begun => Stage::Gap(Gap::new(self.gap, None), error),
             Err(error) => Stage::Failed(error),
         }
     }
@@ -247,7 +247,7 @@ impl Body for SyncBody {
                     this.stage = this.after(error.map_or(Ok(()), Err));
                 }
                 Stage::Gap(gap, error) => {
-                    ready!(gap.poll_if_kept(cx));
+                    ready!(gap.poll(cx));
                     this.stage = Stage::Failed(error.clone());
                 }
                 Stage::Failed(error) => {

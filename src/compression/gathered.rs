@@ -14,6 +14,9 @@ use super::{
 /// moments, as events have, always stays inline.
 const REFILL: usize = 4 << 10;
 
+/// Pieces for which there is room while a stream is idle.
+const FEW: usize = 4;
+
 /// Input encoded inline between two looks at the clock.
 const INLINE_SLICE: usize = 4 << 10;
 
@@ -57,12 +60,7 @@ impl Gathered {
 
     /// No more is to be asked for before this is encoded.
     pub(super) fn is_full(&self) -> bool {
-        self.len > self.credit.min(self.burst) || self.ends_in_flush()
-    }
-
-    /// What is here is to be flushed when it has been encoded.
-    pub(super) fn ends_in_flush(&self) -> bool {
-        self.apart && self.len > 0
+        self.len > self.credit.min(self.burst) || (self.apart && self.len > 0)
     }
 
     /// More than may be encoded inline.
@@ -70,8 +68,11 @@ impl Gathered {
         self.len > self.credit
     }
 
-    /// An idle moment.
+    /// An idle moment: a stream holds little then.
     pub(super) fn refill(&mut self) {
+        if self.pieces.capacity() > FEW {
+            self.pieces = VecDeque::new();
+        }
         let credit = self.credit.saturating_add(REFILL);
         self.credit = credit.min(self.burst.max(self.credit));
     }
@@ -81,15 +82,19 @@ impl Gathered {
         self.credit = self.len.max(self.burst);
     }
 
-    /// The next slice to be encoded inline.
-    pub(super) fn take_inline(&mut self) -> Option<Bytes> {
+    /// The next slice to be encoded inline, and whether that is flushed behind it.
+    pub(super) fn take_inline(&mut self) -> Option<(Bytes, bool)> {
+        let whole = self.pieces.len();
         let slice = self.take(INLINE_SLICE)?;
         self.credit = self.credit.saturating_sub(slice.len());
-        Some(slice)
+        Some((slice, self.apart && self.pieces.len() < whole))
     }
 
     /// One frame more.
     pub(super) fn put(&mut self, data: Bytes) {
+        if data.is_empty() {
+            return;
+        }
         self.len += data.len();
         if self.apart || data.len() >= SMALL {
             self.close();
@@ -102,7 +107,6 @@ impl Gathered {
                 // It may stay alone: most events do.
                 return self.pieces.push_back(data);
             };
-            self.tail.reserve(SLICE);
             self.tail.extend_from_slice(last);
             self.pieces.pop_back();
         }
@@ -110,6 +114,10 @@ impl Gathered {
         if self.tail.len() > SLICE - SMALL {
             self.close();
         }
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::with(self.apart, self.burst);
     }
 
     /// What comes before all that is here.
@@ -228,6 +236,35 @@ mod tests {
         assert_eq!(gathered.take_full(SLICE).unwrap(), "xy");
         assert_eq!(gathered.take_full(10).unwrap(), "zzzzzzzzzz");
         assert_eq!(gathered.len, SMALL - 10);
+    }
+
+    #[test]
+    fn nothing_is_no_frame_and_a_frame_alone_is_not_copied() {
+        let mut gathered = Gathered::with(false, 0);
+        gathered.put(Bytes::new());
+        let event = frame(100, b'x');
+        gathered.put(event.clone());
+        let taken = gathered.take(usize::MAX).unwrap();
+        assert_eq!(taken.as_ptr(), event.as_ptr());
+    }
+
+    #[test]
+    fn frames_that_are_flushed_by_themselves_are_each_told_from_the_next() {
+        let mut gathered = Gathered::with(true, 0);
+        gathered.put(frame(INLINE_SLICE + 1, b'x'));
+        gathered.put(frame(1, b'y'));
+        let taken = std::iter::from_fn(|| gathered.take_inline());
+        let flushes: Vec<_> = taken.map(|(slice, flush)| (slice.len(), flush)).collect();
+        assert_eq!(flushes, [(INLINE_SLICE, false), (1, true), (1, true)]);
+    }
+
+    #[test]
+    fn an_idle_stream_has_room_for_a_few_pieces_only() {
+        let mut gathered = Gathered::with(true, 0);
+        (0..100).for_each(|_| gathered.put(frame(1, b'x')));
+        while gathered.take(SLICE).is_some() {}
+        gathered.refill();
+        assert!(gathered.pieces.capacity() <= FEW);
     }
 
     #[test]

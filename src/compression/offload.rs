@@ -27,6 +27,9 @@ const BOUND: usize = 256 << 10;
 /// Bytes a worker takes in before the next stream has its turn.
 const TURN: usize = 32 << 10;
 
+/// What a piece or a frame counts for besides its bytes, which may be few.
+const EACH: usize = 256;
+
 /// A stream's end of its station. Dropped, the encoder goes back to the pool.
 pub(super) struct Offload {
     station: Arc<Station>,
@@ -53,6 +56,8 @@ pub(super) enum Home {
 /// What the encoder has for the body.
 pub(super) enum Harvest {
     Frame(Bytes),
+    /// The frame with the end of the encoded form: there is no encoder any more.
+    Last(Bytes),
     /// No worker has the encoder: here it is, and what was put in and not encoded.
     Home {
         encoder: Encoder,
@@ -60,8 +65,6 @@ pub(super) enum Harvest {
         /// There are no threads to be had.
         refused: bool,
     },
-    /// All was put in, and the encoded form has its end: there is no encoder any more.
-    Finished,
 }
 
 impl Offload {
@@ -73,7 +76,7 @@ impl Offload {
         home: Home,
     ) -> Self {
         Self {
-            station: Arc::new(Station::new(encoder)),
+            station: Arc::new(Station::new(encoder, flush_each || home != Home::AsItIs)),
             core: Arc::clone(core),
             handle,
             flush_each,
@@ -114,7 +117,7 @@ impl Offload {
     fn send(&mut self, data: Bytes, then: Then) {
         self.settled = then != Then::Nothing || self.home == Home::AsItIs;
         let mut state = self.station.state();
-        state.queued += data.len();
+        state.queued += data.len() + EACH;
         state.input.push_back(Piece { data, then });
         self.schedule(state);
     }
@@ -131,15 +134,15 @@ impl Offload {
     pub(super) fn harvest(&mut self, cx: &mut Context<'_>) -> Poll<Result<Harvest, BoxError>> {
         let mut state = self.station.state();
         if let Some(frame) = state.output.pop_front() {
-            state.ready -= frame.len();
+            state.ready -= frame.len() + EACH;
+            if state.finished && state.output.is_empty() {
+                return Poll::Ready(Ok(Harvest::Last(frame)));
+            }
             self.schedule(state);
             return Poll::Ready(Ok(Harvest::Frame(frame)));
         }
         if let Some(error) = state.error.take() {
             return Poll::Ready(Err(error));
-        }
-        if state.finished {
-            return Poll::Ready(Ok(Harvest::Finished));
         }
         let idle = !state.scheduled && state.input.is_empty() && !state.refused;
         let stays = idle && self.home == Home::AtEnd && !self.ended;
@@ -215,6 +218,8 @@ struct State {
     queued: usize,
     output: VecDeque<Bytes>,
     ready: usize,
+    /// Any output is worth a wake: it was flushed for that, or took its time.
+    eager: bool,
     scheduled: bool,
     finished: bool,
     refused: bool,
@@ -224,7 +229,7 @@ struct State {
 }
 
 impl Station {
-    fn new(encoder: Encoder) -> Self {
+    fn new(encoder: Encoder, eager: bool) -> Self {
         Self {
             state: Mutex::new(State {
                 encoder: Some(encoder),
@@ -232,6 +237,7 @@ impl Station {
                 queued: 0,
                 output: VecDeque::new(),
                 ready: 0,
+                eager,
                 scheduled: false,
                 finished: false,
                 refused: false,
@@ -262,6 +268,7 @@ impl State {
         let mut then = Then::Nothing;
         if piece.data.is_empty() {
             then = piece.then;
+            self.queued -= EACH;
             self.input.pop_front();
         }
         Some(Piece { data, then })
@@ -273,11 +280,14 @@ impl Job for Station {
         let mut state = self.state();
         let mut encoder = state.encoder.take();
         let mut taken = 0;
-        while let Some(at_work) = encoder.as_mut().filter(|_| taken < TURN) {
+        while let Some(at_work) = encoder.as_mut() {
+            if taken >= TURN || state.ready >= BOUND {
+                break;
+            }
             let Some(piece) = state.next_slice() else {
                 break;
             };
-            taken += piece.data.len();
+            taken += piece.data.len() + EACH;
             drop(state);
             let done = encode(at_work, &piece);
             let finished = piece.then == Then::Finish && done.is_ok();
@@ -295,9 +305,9 @@ impl Job for Station {
             }
             state.finished = finished;
             match done {
-                Ok(output) if output.is_empty() => {}
+                Ok(output) if output.is_empty() && !finished => {}
                 Ok(output) => {
-                    state.ready += output.len();
+                    state.ready += output.len() + EACH;
                     state.output.push_back(output);
                 }
                 Err(error) => {
@@ -311,8 +321,9 @@ impl Job for Station {
         state.encoder = encoder;
         state.scheduled = more;
         // Waking costs as much as a few kilobytes of text: the body is woken for the end, for
-        // plenty of output, or for plenty of room while more may come.
-        let wanted = !more || state.ready >= 2 * FULL || state.may_run_dry();
+        // plenty of output (any, if `eager`), or for plenty of room while more may come.
+        let enough = if state.eager { 1 } else { 2 * FULL };
+        let wanted = !more || state.ready >= enough || state.may_run_dry();
         let waker = state.waker.take_if(|_| wanted);
         drop(state);
         if let Some(waker) = waker {

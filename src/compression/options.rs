@@ -18,7 +18,7 @@ use super::{negotiation::Coding, pool::Pool, stats::Stats, workers::Workers};
 #[non_exhaustive]
 pub enum Flush {
     /// When the inner body has nothing ready: whatever it gave so far reaches the client. While it always has,
-    /// what has come of each 256 KiB is handed on.
+    /// what has come of each 256 KiB or so is handed on.
     #[default]
     WhenIdle,
     /// After every data frame, ready or not. Costs size where frames are small and many.

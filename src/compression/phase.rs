@@ -4,7 +4,7 @@ use http::HeaderMap;
 
 use crate::{
     BodyError,
-    scope::{ERROR_GAP, Limit},
+    scope::{ERROR_GAP, Gap},
 };
 
 /// Where a stream stands.
@@ -18,7 +18,7 @@ pub(super) enum Phase {
     /// its frames were here.
     Failed {
         error: BodyError,
-        gap: Limit,
+        gap: Gap,
     },
     Done,
 }
@@ -31,10 +31,8 @@ pub(super) enum End {
 
 impl Phase {
     pub(super) fn failed(error: BodyError) -> Self {
-        Self::Failed {
-            error,
-            gap: Limit::new(ERROR_GAP),
-        }
+        let gap = Gap::new(ERROR_GAP, error.connection().cloned());
+        Self::Failed { error, gap }
     }
 
     /// All that the inner body gave is encoded.

@@ -71,15 +71,20 @@ impl Source {
         (self.turn, self.taken, self.waiting) = (None, 0, false);
     }
 
-    /// What has come of this poll is to be handed on, and others have their turn: an inner body that is
-    /// always ready may still take its time for each frame.
+    /// This poll has asked enough, and others have their turn: an inner body that is always ready may still
+    /// take its time for each frame.
     pub(super) fn is_turn_over(&mut self) -> bool {
         self.taken > 0 && self.taken % AT_LEAST == 0 && self.is_time_up()
     }
 
+    /// What is done in this poll from here on counts.
+    pub(super) fn begin_work(&mut self) {
+        self.turn.get_or_insert_with(Instant::now);
+    }
+
     /// The same for work that is not asking for frames.
     pub(super) fn is_time_up(&mut self) -> bool {
-        self.turn.get_or_insert_with(Instant::now).elapsed() >= TURN
+        self.turn.is_some_and(|begun| begun.elapsed() >= TURN)
     }
 
     /// This poll has found the inner body pending, which will wake it.
@@ -107,7 +112,7 @@ impl Source {
         if let Some(failure) = self.failure.take() {
             return Poll::Ready(Event::Failed(failure));
         }
-        self.turn.get_or_insert_with(Instant::now);
+        self.begin_work();
         loop {
             if inner.is_end_stream() {
                 inner.set(Inner::Gone);

@@ -202,20 +202,18 @@ impl Stream {
                 Err(Stay::Failed(error)) => return Err(error),
             }
         }
-        let apart = self.input.ends_in_flush();
-        if let Some(slice) = self.input.take_inline() {
-            encoder.write(&slice)?;
-        }
-        let rest = !self.input.is_empty();
-        if apart && !rest {
+        self.source.begin_work();
+        let (slice, flush) = self.input.take_inline().unwrap_or_default();
+        encoder.write(&slice)?;
+        if flush {
             encoder.flush()?;
         }
-        let emit = apart && !rest || encoder.is_due()?;
+        let emit = flush || encoder.is_due()?;
         self.engine = Engine::Here(encoder);
         if emit {
             return Ok(Step::Emit);
         }
-        if rest && self.source.is_time_up() {
+        if !self.input.is_empty() && self.source.is_time_up() {
             cx.waker().wake_by_ref();
             return Ok(Step::Wait);
         }
@@ -277,6 +275,11 @@ impl Stream {
         match away.harvest(cx) {
             Poll::Pending => Ok(Step::Wait),
             Poll::Ready(Ok(Harvest::Frame(frame))) => Ok(Step::Frame(frame)),
+            Poll::Ready(Ok(Harvest::Last(frame))) => {
+                self.engine = Engine::Gone;
+                self.phase.advance();
+                Ok(Step::Frame(frame))
+            }
             Poll::Ready(Ok(Harvest::Home {
                 encoder,
                 left,
@@ -288,11 +291,6 @@ impl Stream {
                     // Sent away again, it would be refused again.
                     self.input.allow_all();
                 }
-                Ok(Step::Next)
-            }
-            Poll::Ready(Ok(Harvest::Finished)) => {
-                self.engine = Engine::Gone;
-                self.phase.advance();
                 Ok(Step::Next)
             }
             Poll::Ready(Err(error)) => Err(error),
@@ -331,7 +329,7 @@ impl Stream {
     fn last(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Phase::Failed { gap, .. } = &mut self.phase {
             if self.counted > 0 {
-                ready!(gap.poll_if_kept(cx));
+                ready!(gap.poll(cx));
             }
         }
         Poll::Ready(match std::mem::replace(&mut self.phase, Phase::Done) {
@@ -343,6 +341,7 @@ impl Stream {
 
     fn fail<B: Body>(&mut self, mut inner: Pin<&mut Inner<B>>, error: BoxError) {
         inner.set(Inner::Gone);
+        self.input.clear();
         self.engine = Engine::Gone;
         self.phase = Phase::failed(BodyError::new(error));
     }

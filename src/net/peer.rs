@@ -197,6 +197,11 @@ impl Peer {
         self.connection.shut_down(true);
     }
 
+    /// The write that waits for the client to read, if one does: the next one has another number.
+    pub(crate) fn held_up(&self) -> Option<u32> {
+        self.connection.held_up()
+    }
+
     /// Has the server's own close be a reset: the FIN of [`reset`](Self::reset) may overtake its RST.
     pub(crate) fn end_in_reset(&self) {
         self.connection.end_in_reset();

@@ -136,8 +136,9 @@ impl WatchedStream {
             if self.poll_held_up(cx) {
                 return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
             }
-        } else if let HeldUp::Watched(_) = self.held_up {
+        } else if !matches!(self.held_up, HeldUp::No) {
             self.held_up = HeldUp::No;
+            self.connection.turn_held_up();
         }
         self.noted(polled)
     }
@@ -146,6 +147,7 @@ impl WatchedStream {
     fn poll_held_up(&mut self, cx: &mut Context<'_>) -> bool {
         self.connection.hear(true);
         if let HeldUp::No = self.held_up {
+            self.connection.turn_held_up();
             self.held_up = HeldUp::Watched(self.peer().gone_after(HELD_UP_AFTER));
         }
         let HeldUp::Watched(gone) = &mut self.held_up else {

@@ -18,7 +18,7 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
     time::Duration,
@@ -47,6 +47,8 @@ pub(super) struct Connection {
     cut_off: AtomicBool,
     /// The peer has sent something, or held up a write, since this was last cleared.
     heard: AtomicBool,
+    /// Odd while a write is held up; each has a number of its own.
+    held_up: AtomicU32,
     /// 0, or a `PeerEnd`; first one wins.
     end: AtomicU8,
     /// Shared with peers, who shut it down or duplicate it; the stream reads without this lock.
@@ -76,6 +78,7 @@ impl Connection {
             finished: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
             heard: AtomicBool::new(false),
+            held_up: AtomicU32::new(0),
             end: AtomicU8::new(0),
             writer: Mutex::new(Some(writer)),
             state: Mutex::new(State::default()),
@@ -115,6 +118,16 @@ impl Connection {
 
     pub(super) fn was_heard(&self) -> bool {
         self.heard.load(Ordering::Relaxed)
+    }
+
+    /// A write begins to be held up, or goes on. Relaxed: it is a fact about nothing else.
+    pub(super) fn turn_held_up(&self) {
+        self.held_up.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn held_up(&self) -> Option<u32> {
+        let number = self.held_up.load(Ordering::Relaxed);
+        (number % 2 == 1).then_some(number)
     }
 
     /// Our side is about to send its FIN.

@@ -93,6 +93,11 @@ impl Connection {
         self.peer.as_ref().is_some_and(watched) && version < Version::HTTP_2
     }
 
+    /// The write that waits for the client to read, if one does: the next one has another number.
+    pub(super) fn held_up(&self) -> Option<u32> {
+        self.peer.as_ref().and_then(Peer::held_up)
+    }
+
     /// Has the end of the connection be a reset.
     pub(crate) fn end_in_reset(&self) {
         if let Some(peer) = &self.peer {
@@ -137,6 +142,10 @@ impl Connection {
 
     pub(super) fn tells_leaves(&self, _: Version) -> bool {
         false
+    }
+
+    pub(super) fn held_up(&self) -> Option<u32> {
+        None
     }
 
     pub(super) fn reset(&self) {}

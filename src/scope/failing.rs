@@ -8,7 +8,8 @@ use tokio::runtime::Handle;
 use super::{
     connection::Connection,
     failure::{Failure, contained, quietly},
-    limit::{Limit, enter},
+    gap::Gap,
+    limit::enter,
     machine::Scope,
     state::{Phase, ShutBy, State},
     verdict::{Causes, LastWords, Verdict, shows},
@@ -19,7 +20,7 @@ use crate::{error::BodyError, outcome::Outcome};
 pub(super) struct Failing {
     /// What the application says to the client about it, if the format has a way.
     pub(super) last_frame: Option<Bytes>,
-    gap: Limit,
+    gap: Gap,
     runtime: Option<Handle>,
     cut_off: Option<Connection>,
     error: BodyError,
@@ -29,16 +30,20 @@ impl Failing {
     /// The wait is over, or cannot be had: no runtime, or one without timers.
     pub(super) fn poll_gap(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let _context = enter(self.runtime.as_ref());
-        self.gap.poll_if_kept(cx)
+        self.gap.poll(cx)
     }
 
-    /// What the body ends with, at its end. Only the close is made a reset: what an encoder further out
+    /// What the body ends with, at its end, and whose buffers an encoder further out waits for. Only the close is made a reset: what an encoder further out
     /// has to send yet goes first.
     pub(super) fn error(&self) -> BodyError {
         if let Some(connection) = &self.cut_off {
             connection.end_in_reset();
         }
-        self.error.clone()
+        let error = self.error.clone();
+        match self.gap.connection() {
+            Some(connection) => error.behind(connection),
+            None => error,
+        }
     }
 }
 
@@ -49,7 +54,7 @@ impl Verdict {
         let fault = self.fault.filter(|_| !shows(outcome, clean))?;
         Some(Failing {
             last_frame: fault.last_frame,
-            gap: Limit::new(fault.gap),
+            gap: fault.gap,
             runtime: fault.runtime,
             cut_off: fault.cut_off,
             error: fault.causes.error(),

@@ -130,6 +130,11 @@ impl<V, M> ScopeLayer<V, M> {
     /// hyper throws away what it has buffered when a body fails at once: without the gap the frames
     /// sent just before a failure are lost. Compression outside of the layer waits 10 ms of its own behind
     /// what it had yet to send.
+    ///
+    /// On a connection of HTTP/1 that is watched ([`net::serve`](crate::net::serve), `WatchedListener`) both wait on
+    /// while a write is held up by a client that reads slowly, as long as it takes something every 5 s: not in a
+    /// shutdown, behind a stall, or with a gap of zero. Elsewhere a client that is slower than the gap loses what
+    /// hyper had buffered (up to 400 KB), and sees a broken response in any case.
     pub fn error_gap(self, gap: Duration) -> Self {
         self.with(|options| options.error_gap = Some(gap))
     }

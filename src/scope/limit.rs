@@ -18,10 +18,6 @@ use tokio::{
 
 use super::failure::contained;
 
-/// What hyper needs to hand over the last frame before an error: it throws away what it has buffered
-/// when a body fails at once.
-pub(crate) const ERROR_GAP: Duration = Duration::from_millis(10);
-
 /// A time limit that costs nothing until it is first waited for.
 ///
 /// tokio's timers panic where the runtime has no time driver or is shutting down; a limit that

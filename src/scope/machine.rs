@@ -137,6 +137,11 @@ impl Scope {
         (self.version < Version::HTTP_11).then_some(&self.connection)
     }
 
+    /// The connection, if what it has yet to write is this response: on HTTP/2 there are others.
+    pub(super) fn connection_writes_in_order(&self) -> Option<&Connection> {
+        (self.version < Version::HTTP_2).then_some(&self.connection)
+    }
+
     pub(super) fn as_member(self: &Arc<Self>) -> Weak<dyn Member> {
         let this: Weak<Self> = Arc::downgrade(self);
         this

@@ -49,6 +49,7 @@ mod finish;
 mod finisher;
 mod finishing;
 mod future;
+mod gap;
 mod head;
 mod hold;
 mod inner;
@@ -86,7 +87,6 @@ pub use close::{CloseError, Closing, close, closing};
 pub(crate) use closers::Closer;
 #[cfg(feature = "bridge")]
 pub(crate) use closers::Unrun;
-#[cfg(feature = "compression")]
 pub(crate) use connection::Connection;
 pub(crate) use entry::sealed::{Sealed, Standalone};
 pub use entry::{MissingLayer, View};
@@ -96,10 +96,10 @@ pub(crate) use failure::quietly;
 pub use failure::{Failure, FailureKind};
 pub(crate) use failure::{Payload, contained, is_same, sources, told_whole};
 pub use future::ScopeFuture;
+#[cfg(any(feature = "bridge", feature = "compression"))]
+pub(crate) use gap::{ERROR_GAP, Gap};
 pub use hold::Hold;
 pub use layer::{Fixed, Mode, Movable, ScopeLayer};
-#[cfg(any(feature = "bridge", feature = "compression"))]
-pub(crate) use limit::ERROR_GAP;
 pub(crate) use limit::Limit;
 #[cfg(feature = "net")]
 pub(crate) use limit::timer;

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use http::StatusCode;
 
-use super::{annex::Settings, limit::ERROR_GAP, stall::Watchdog};
+use super::{annex::Settings, gap::ERROR_GAP, stall::Watchdog};
 use crate::{
     outcome::{EndReport, Outcome},
     supervisor::Supervisor,

@@ -1,6 +1,6 @@
 //! What is made of an end: for closers an ending, for the client a verdict.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 use super::{
     connection::Connection,
     failure::{Failure, FailureKind, contained, distinct},
+    gap::Gap,
     machine::Scope,
     state::{State, Work},
 };
@@ -57,7 +58,7 @@ pub(super) struct Fault {
     /// All that is known by now, the first cause first.
     pub(super) causes: Causes,
     /// How long an error waits behind the last frame.
-    pub(super) gap: Duration,
+    pub(super) gap: Gap,
     /// Where that wait finds its timer.
     pub(super) runtime: Option<Handle>,
     /// What has to be reset, where the end of the connection is that of the body.
@@ -144,13 +145,22 @@ impl State {
                     first: first.unwrap_or_else(ended),
                     known: work.map(|work| work.errors.clone()).unwrap_or_default(),
                 },
-                gap: self.options(scope).error_gap(),
+                gap: self.gap(scope, outcome),
                 runtime: scope.runtime.clone(),
                 cut_off: scope.ends_with_its_connection().cloned(),
                 last_frame: work.and_then(|work| work.said.clone()),
             })
         });
         Verdict { outcome, fault }
+    }
+
+    /// A client who is to have what was sent before the error may take its time for that; not one that was given
+    /// up, and not in a shutdown.
+    fn gap(&self, scope: &Scope, outcome: Outcome) -> Gap {
+        use Outcome::{Disconnected, Dropped, Shutdown, Stalled};
+        let over = matches!(outcome, Disconnected | Dropped | Shutdown | Stalled);
+        let shown = scope.connection_writes_in_order().filter(|_| !over);
+        Gap::new(self.options(scope).error_gap(), shown.cloned())
     }
 
     /// The verdict on a body that did not end well, before any teardown.

@@ -24,6 +24,10 @@ struct Crowded {
 
 /// A station on which nobody works but the test, and the runtime that it asks for threads.
 fn offload(home: Home) -> (Crowded, Offload) {
+    offload_with(home, false)
+}
+
+fn offload_with(home: Home, flush_each: bool) -> (Crowded, Offload) {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.max_blocking_threads(1).build().unwrap();
     let (_taken, waits) = mpsc::channel::<()>();
@@ -35,7 +39,7 @@ fn offload(home: Home) -> (Crowded, Offload) {
         &core,
         runtime.runtime.handle().clone(),
         encoder,
-        false,
+        flush_each,
         home,
     );
     offload.station.state().scheduled = true;
@@ -109,7 +113,10 @@ fn frames(offload: &mut Offload) -> Vec<u8> {
         match offload.harvest(&mut cx) {
             Poll::Pending => drop(offload.station.run()),
             Poll::Ready(Ok(Harvest::Frame(frame))) => frames.extend_from_slice(&frame),
-            Poll::Ready(Ok(Harvest::Finished)) => break frames,
+            Poll::Ready(Ok(Harvest::Last(frame))) => {
+                frames.extend_from_slice(&frame);
+                break frames;
+            }
             Poll::Ready(_) => panic!("home, or an error"),
         }
     }
@@ -178,6 +185,34 @@ fn a_body_is_woken_for_room_while_it_may_put_more_in_and_not_behind_its_end() {
         while offload.station.run() {}
         assert!(woken.0.load(Relaxed), "the end is told");
     }
+}
+
+#[test]
+fn flushed_frames_are_told_before_the_end() {
+    let (_runtime, mut offload) = offload_with(Home::AsItIs, true);
+    for _ in 0..4 {
+        offload.put(Bytes::from(vec![b'x'; TURN / 2]));
+    }
+    offload.end(true);
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut cx = Context::from_waker(&waker);
+    assert!(offload.harvest(&mut cx).is_pending());
+    assert!(offload.station.run(), "more to do");
+    assert!(woken.0.load(Relaxed));
+}
+
+#[test]
+fn a_turn_and_a_queue_are_bounded_in_frames_too() {
+    let (_runtime, mut offload) = offload_with(Home::AsItIs, true);
+    let mut put = 0;
+    while offload.has_room() {
+        offload.put(Bytes::from_static(b"x"));
+        put += 1;
+    }
+    assert!(put <= BOUND / EACH, "{put}");
+    assert!(offload.station.run(), "more to do");
+    assert!(offload.station.state().output.len() <= TURN / EACH + 1);
 }
 
 #[derive(Default)]
@@ -257,8 +292,7 @@ fn a_drop_that_panics_costs_only_itself() {
 
 #[test]
 fn a_stream_that_goes_leaves_nothing_in_the_queue() {
-    let (_runtime, mut offload) = offload(Home::AsItIs);
-    offload.flush_each = true;
+    let (_runtime, mut offload) = offload_with(Home::AsItIs, true);
     for _ in 0..3 {
         offload.put(Bytes::from(vec![b'x'; TURN]));
     }

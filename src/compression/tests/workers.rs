@@ -18,7 +18,7 @@ use super::{
     super::{
         headers::Form,
         negotiation::Coding,
-        options::{Core, Options},
+        options::{Core, Flush, Options},
         whole::Whole,
     },
     Fixed, Taken, answer, drain, events, get, gunzip, gunzip_prefix, layer, poll,
@@ -53,6 +53,34 @@ fn an_encoder_goes_away_before_it_has_begun_and_stays_for_a_burst() {
         let begun = layer.stats().resident > 0;
         assert_eq!((is_frame, begun), (stays, stays), "{count}");
     }
+}
+
+#[tokio::test]
+async fn the_end_hint_comes_with_the_last_frame_of_a_worker() {
+    let mut body = pin!(stream(&layer(), Script::new(sustained())));
+    let mut last = false;
+    while let Some(frame) = body.frame().await {
+        frame.unwrap();
+        last = body.is_end_stream();
+    }
+    assert!(last);
+}
+
+#[test]
+fn each_frame_is_flushed_by_itself_where_workers_are_refused() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .build()
+        .unwrap();
+    let handle = runtime.handle().clone();
+    runtime.shutdown_background();
+    let _context = handle.enter();
+    let mut steps = vec![data(vec![b'x'; 40 << 10])];
+    steps.extend((0..5).map(|_| data(&b"0123456789"[..])));
+    let layer = layer().flush(Flush::EveryFrame);
+    let wire = drain(stream(&layer, Script::new(steps))).wire;
+    let flushed = |four: &&[u8]| *four == [0, 0, 0xff, 0xff];
+    assert_eq!(wire.windows(4).filter(flushed).count(), 6);
 }
 
 #[tokio::test]
