@@ -143,12 +143,14 @@ impl BridgeError {
     /// The client is not told more, so the log is.
     pub(super) fn answer<B: Default>(self) -> Response<B> {
         #[cfg(feature = "tracing")]
-        tracing::error!(
-            target: "bodyguard",
-            kind = ?self.kind(),
-            error = %crate::scope::told_whole(&self),
-            "a bridge error is the answer"
-        );
+        quietly(|| {
+            tracing::error!(
+                target: "bodyguard",
+                kind = ?self.kind(),
+                error = %crate::scope::told_whole(&self),
+                "a bridge error is the answer"
+            );
+        });
         let mut response = Response::new(B::default());
         *response.status_mut() = match self.repr {
             Repr::Exhausted { .. } | Repr::Start(_) => StatusCode::SERVICE_UNAVAILABLE,

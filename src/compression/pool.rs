@@ -64,12 +64,14 @@ impl Pool {
             compressor.deflate.reset();
             return compressor;
         }
-        self.resident.fetch_add(1, Relaxed);
-        Compressor {
+        let compressor = Compressor {
             deflate: Compress::new(self.level, false),
             scratch: Vec::new(),
             _resident: Resident::new(),
-        }
+        };
+        // Only once it exists, which may fail.
+        self.resident.fetch_add(1, Relaxed);
+        compressor
     }
 
     fn give_back(&self, compressor: Compressor, clean: bool) {

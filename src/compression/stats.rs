@@ -6,6 +6,18 @@ use std::sync::{
 };
 
 use super::options::Core;
+#[cfg(feature = "metrics")]
+use crate::scope::quietly;
+
+/// Tells a recorder, if there is one: all that compression tells goes through here.
+///
+/// It is the application's, and this runs in polls and in drops: its panic stays in here.
+macro_rules! tell {
+    ($kind:ident $name:literal, $change:ident $by:expr) => {
+        #[cfg(feature = "metrics")]
+        quietly(|| metrics::$kind!($name).$change($by));
+    };
+}
 
 /// A snapshot of what one layer's streams hold and have done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,11 +58,8 @@ impl Stats {
     pub(super) fn count(&self, bytes_in: u64, bytes_out: u64) {
         self.bytes_in.fetch_add(bytes_in, Relaxed);
         self.bytes_out.fetch_add(bytes_out, Relaxed);
-        #[cfg(feature = "metrics")]
-        {
-            metrics::counter!("bodyguard_compression_bytes_in_total").increment(bytes_in);
-            metrics::counter!("bodyguard_compression_bytes_out_total").increment(bytes_out);
-        }
+        tell!(counter "bodyguard_compression_bytes_in_total", increment bytes_in);
+        tell!(counter "bodyguard_compression_bytes_out_total", increment bytes_out);
     }
 
     pub(super) fn snapshot(core: &Core) -> CompressionStats {
@@ -72,8 +81,7 @@ pub(super) struct Open(Arc<Core>);
 impl Open {
     pub(super) fn new(core: Arc<Core>) -> Self {
         core.stats.open.fetch_add(1, Relaxed);
-        #[cfg(feature = "metrics")]
-        metrics::gauge!("bodyguard_compression_streams").increment(1.0);
+        tell!(gauge "bodyguard_compression_streams", increment 1.0);
         Self(core)
     }
 }
@@ -81,8 +89,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.stats.open.fetch_sub(1, Relaxed);
-        #[cfg(feature = "metrics")]
-        metrics::gauge!("bodyguard_compression_streams").decrement(1.0);
+        tell!(gauge "bodyguard_compression_streams", decrement 1.0);
     }
 }
 
@@ -95,8 +102,7 @@ impl Parked {
         core.stats.parked.fetch_add(1, Relaxed);
         #[cfg(test)]
         core.stats.tally.parked.fetch_add(1, Relaxed);
-        #[cfg(feature = "metrics")]
-        metrics::gauge!("bodyguard_compression_parked").increment(1.0);
+        tell!(gauge "bodyguard_compression_parked", increment 1.0);
         Self(core)
     }
 }
@@ -104,8 +110,7 @@ impl Parked {
 impl Drop for Parked {
     fn drop(&mut self) {
         self.0.stats.parked.fetch_sub(1, Relaxed);
-        #[cfg(feature = "metrics")]
-        metrics::gauge!("bodyguard_compression_parked").decrement(1.0);
+        tell!(gauge "bodyguard_compression_parked", decrement 1.0);
     }
 }
 
@@ -114,15 +119,13 @@ pub(super) struct Resident(());
 
 impl Resident {
     pub(super) fn new() -> Self {
-        #[cfg(feature = "metrics")]
-        metrics::gauge!("bodyguard_compression_resident").increment(1.0);
+        tell!(gauge "bodyguard_compression_resident", increment 1.0);
         Self(())
     }
 }
 
 impl Drop for Resident {
     fn drop(&mut self) {
-        #[cfg(feature = "metrics")]
-        metrics::gauge!("bodyguard_compression_resident").decrement(1.0);
+        tell!(gauge "bodyguard_compression_resident", decrement 1.0);
     }
 }

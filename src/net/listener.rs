@@ -8,6 +8,8 @@ use tokio::{
 };
 
 use super::{keepalive, stream::WatchedStream};
+#[cfg(feature = "tracing")]
+use crate::scope::quietly;
 
 /// The first pause after a failed accept; doubled each time, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -155,11 +157,13 @@ impl WatchedListener {
             on_error(error);
         }
         #[cfg(feature = "tracing")]
-        tracing::error!(
-            %error,
-            pause_ms = self.pause.as_millis() as u64,
-            "cannot accept connections (are file descriptors used up?), trying again"
-        );
+        quietly(|| {
+            tracing::error!(
+                %error,
+                pause_ms = self.pause.as_millis() as u64,
+                "cannot accept connections (are file descriptors used up?), trying again"
+            );
+        });
         sleep(self.pause).await;
     }
 }
@@ -205,10 +209,13 @@ mod tests {
 
     use tokio::time::Instant;
 
-    use super::*;
+    use super::{super::mute::Mute, *};
 
+    /// Also to a subscriber that panics: `tracing` remembers of a callsite what the first test to meet it was told,
+    /// so that is this one.
     #[tokio::test(start_paused = true)]
     async fn pauses_double_up_to_a_second_and_each_error_is_told() {
+        let subscriber = Mute::new();
         let told = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&told);
         let mut listener = WatchedListener::bind("127.0.0.1:0")
@@ -223,5 +230,6 @@ mod tests {
         }
         assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
         assert_eq!(*told.lock().unwrap(), ["none left"; 9]);
+        assert_eq!(subscriber.told(), 9);
     }
 }

@@ -36,6 +36,8 @@
 mod connect;
 mod keepalive;
 mod listener;
+#[cfg(test)]
+mod mute;
 mod owed;
 mod peer;
 mod serve;

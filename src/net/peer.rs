@@ -14,6 +14,8 @@ use std::{
 use tokio::time::Sleep;
 
 use super::watch::Connection;
+#[cfg(feature = "tracing")]
+use crate::scope::quietly;
 use crate::{Supervisor, scope::timer};
 
 /// How long to wait before a watch that could not be armed is tried again.
@@ -289,9 +291,24 @@ impl fmt::Debug for Gone {
 
 fn warn_unarmed(_addr: SocketAddr, _error: &io::Error) {
     #[cfg(feature = "tracing")]
-    tracing::warn!(
-        peer = %_addr,
-        error = %_error,
-        "cannot watch a connection for its end, trying again in 1 s"
-    );
+    quietly(|| {
+        tracing::warn!(
+            peer = %_addr,
+            error = %_error,
+            "cannot watch a connection for its end, trying again in 1 s"
+        );
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::mute::Mute, *};
+
+    #[test]
+    fn a_subscriber_that_panics_at_the_warning() {
+        let subscriber = Mute::new();
+        let error = io::Error::other("none left");
+        warn_unarmed(SocketAddr::from(([127, 0, 0, 1], 1)), &error);
+        assert_eq!(subscriber.told(), 1);
+    }
 }

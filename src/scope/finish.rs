@@ -63,13 +63,12 @@ impl Finished {
             for hook in &options.on_end {
                 // A hook's panic is its own: the others still get the report.
                 if let Err(payload) = contained(|| hook(&report)) {
-                    let told = || super::observe::hook_panicked(scope, &panic_message(&*payload));
-                    let _ = contained(told);
+                    super::observe::hook_panicked(scope, &panic_message(&*payload));
                 }
             }
             // A child's response is its parent's: one event for each response.
             if scope.parent.get().is_none() {
-                let _ = contained(|| super::observe::ended(&report));
+                super::observe::ended(&report);
             }
         }
         if let Some(parent) = scope.parent.get().and_then(Weak::upgrade) {

@@ -1,4 +1,7 @@
 //! What goes out through `tracing` and `metrics`, where those features are on.
+//!
+//! Subscribers and recorders are the application's, and run here in the middle of a life: no panic of theirs comes
+//! out, nor does that of a subscriber keep it from a recorder.
 
 #[cfg(feature = "tracing")]
 use std::fmt;
@@ -6,10 +9,10 @@ use std::fmt;
 #[cfg(feature = "tracing")]
 use tracing::field::{DisplayValue, display};
 
-#[cfg(feature = "metrics")]
-use super::failure::contained;
+#[cfg(any(feature = "tracing", feature = "metrics"))]
+use super::failure::quietly;
 #[cfg(feature = "tracing")]
-use super::failure::{quietly, told_whole};
+use super::failure::told_whole;
 use super::machine::Scope;
 #[cfg(feature = "metrics")]
 use crate::outcome::Outcome;
@@ -30,18 +33,17 @@ pub(super) fn released() {
     count(-1.0);
 }
 
-/// A recorder is the application's, and this runs in the middle of a life.
 #[cfg(feature = "metrics")]
 fn count(change: f64) {
-    let _ = contained(|| metrics::gauge!("bodyguard_scopes_live").increment(change));
+    quietly(|| metrics::gauge!("bodyguard_scopes_live").increment(change));
 }
 
 /// The end report, as the event and the metrics that the crate documents under "Observability".
 pub(super) fn ended(report: &EndReport) {
     #[cfg(feature = "tracing")]
-    trace(report);
+    quietly(|| trace(report));
     #[cfg(feature = "metrics")]
-    measure(report);
+    quietly(|| measure(report));
     let _ = report;
 }
 
@@ -74,21 +76,25 @@ pub(super) fn failed_late(scope: &Scope, cause: &Cause, counts: bool) {
         );
     });
     #[cfg(feature = "metrics")]
-    metrics::counter!("bodyguard_closers_failed_total").increment(u64::from(counts));
+    quietly(|| {
+        metrics::counter!("bodyguard_closers_failed_total").increment(u64::from(counts));
+    });
     let _ = (scope, cause, counts);
 }
 
 /// A hook for end reports has panicked. There is no report left to put that into.
 pub(super) fn hook_panicked(scope: &Scope, message: &str) {
     #[cfg(feature = "tracing")]
-    tracing::error!(
-        target: "bodyguard",
-        scope = scope.id(),
-        method = %scope.method,
-        path = scope.uri.path(),
-        panic = message,
-        "on_end hook panicked"
-    );
+    quietly(|| {
+        tracing::error!(
+            target: "bodyguard",
+            scope = scope.id(),
+            method = %scope.method,
+            path = scope.uri.path(),
+            panic = message,
+            "on_end hook panicked"
+        );
+    });
     let _ = (scope, message);
 }
 
