@@ -65,6 +65,11 @@ impl Codec {
         Ok(())
     }
 
+    /// Not of a slow one, which takes too long for a task.
+    pub(super) fn is_to_be_made(&self) -> bool {
+        self.encoder.is_none() && !self.core.options.is_slow(self.coding)
+    }
+
     pub(super) fn rest(&mut self) {
         self.output = Vec::new();
     }

@@ -65,6 +65,16 @@ impl Encoder {
         }
     }
 
+    /// Whether the first `write` makes megabytes, which are gone with the stream. Allocators keep for each thread what
+    /// it had: better for the few that run tasks than for all that lend a hand.
+    pub(super) fn is_to_be_made(&self) -> bool {
+        match self {
+            Self::Gzip(_) => false,
+            #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
+            Self::Codec(codec) => codec.is_to_be_made(),
+        }
+    }
+
     /// Takes all of `input`; some of it may stay inside until a flush.
     pub(super) fn write(&mut self, input: &[u8]) -> Result<(), BoxError> {
         *self.held() += input.len();

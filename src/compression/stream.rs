@@ -188,7 +188,7 @@ impl Stream {
             Engine::Here(encoder) => encoder,
             _ => return Err(broken()),
         };
-        if self.input.exceeds_credit() {
+        if self.input.exceeds_credit() && !encoder.is_to_be_made() {
             match Away::start(&self.core, encoder) {
                 Ok(away) => {
                     self.engine = Engine::Away(away);

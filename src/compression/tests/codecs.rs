@@ -17,7 +17,11 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{
-    super::{Coding, CompressionLayer, Flush},
+    super::{
+        Coding, CompressionLayer, Flush,
+        encoder::Encoder,
+        options::{Core, Options},
+    },
     Taken, answer, drain, events, get, poll,
     script::{Script, Step, data},
 };
@@ -324,4 +328,19 @@ async fn a_whole_body_is_encoded_slowly_too() {
         let wire = answer_on(&layer, coding, whole).await;
         assert_eq!(decode(coding, &wire).await, (text.clone(), true));
     }
+}
+
+#[cfg(feature = "br")]
+#[test]
+fn what_a_first_write_makes_is_made_where_it_is_polled_unless_that_is_slow() {
+    let quick = Arc::new(Core::new(Options::default()));
+    let mut encoder = Encoder::for_stream(&quick, Coding::Brotli);
+    assert!(encoder.is_to_be_made());
+    encoder.write(b"text").unwrap();
+    assert!(!encoder.is_to_be_made());
+    let slow = Arc::new(Core::new(Options {
+        br_level: 11,
+        ..Options::default()
+    }));
+    assert!(!Encoder::for_stream(&slow, Coding::Brotli).is_to_be_made());
 }
