@@ -21,7 +21,7 @@ const FEW: usize = 4;
 const INLINE_SLICE: usize = 4 << 10;
 
 /// Frames below this many bytes are copied together where several wait: that costs less than a call of the encoder.
-pub(super) const SMALL: usize = 2 << 10;
+const SMALL: usize = 2 << 10;
 
 /// What the inner body gave, in its order: large frames as they came, small ones that wait together in one piece.
 #[derive(Debug)]

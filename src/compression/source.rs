@@ -73,7 +73,7 @@ impl Source {
 
     /// This poll has asked enough, and others have their turn: an inner body that is always ready may still
     /// take its time for each frame.
-    pub(super) fn is_turn_over(&mut self) -> bool {
+    pub(super) fn is_turn_over(&self) -> bool {
         self.taken > 0 && self.taken % AT_LEAST == 0 && self.is_time_up()
     }
 
@@ -83,7 +83,7 @@ impl Source {
     }
 
     /// The same for work that is not asking for frames.
-    pub(super) fn is_time_up(&mut self) -> bool {
+    pub(super) fn is_time_up(&self) -> bool {
         self.turn.is_some_and(|begun| begun.elapsed() >= TURN)
     }
 

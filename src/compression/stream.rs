@@ -27,8 +27,8 @@ use crate::{BodyError, BoxError};
 pub(super) struct Stream {
     source: Source,
     engine: Engine,
-    /// Taken from the inner body, not yet encoded: all that is ready, so that an encoder that goes away does so before
-    /// its tables are in this core's cache.
+    /// Taken from the inner body, not yet encoded: all that is ready, so that gzip's encoder, if it goes away, does so
+    /// before its tables are in this core's cache.
     input: Gathered,
     /// It is to be encoded before more is asked for.
     sealed: bool,
@@ -158,15 +158,23 @@ impl Stream {
                 cx.waker().wake_by_ref();
                 return Ok(Step::Wait);
             }
-            match self.source.poll(inner.as_mut(), cx) {
-                Poll::Ready(Event::Data(data)) => self.input.put(data),
-                Poll::Ready(event) => {
-                    self.take(event);
-                    return Ok(Step::Next);
-                }
-                Poll::Pending => {}
+            if self.ask(inner.as_mut(), cx) {
+                return Ok(Step::Next);
             }
         }
+    }
+
+    /// Takes what the inner body has ready, if anything. True if that is its end.
+    fn ask<B>(&mut self, inner: Pin<&mut Inner<B>>, cx: &mut Context<'_>) -> bool
+    where
+        B: Body,
+        B::Data: 'static,
+        B::Error: Into<BoxError>,
+    {
+        if let Poll::Ready(event) = self.source.poll(inner, cx) {
+            self.take(event);
+        }
+        !matches!(self.phase, Phase::Reading)
     }
 
     /// The inner body is pending, and all that it gave is encoded.
@@ -231,23 +239,18 @@ impl Stream {
         B::Data: 'static,
         B::Error: Into<BoxError>,
     {
-        let Engine::Away(away) = &mut self.engine else {
-            return Err(broken());
-        };
         let mut over = false;
-        while away.fill(&mut self.input) {
+        while let Engine::Away(away) = &mut self.engine {
+            if !away.fill(&mut self.input) {
+                break;
+            }
             over = self.source.is_turn_over();
             if over || self.source.is_waiting() {
                 away.idle(&mut self.input);
                 break;
             }
-            match self.source.poll(inner.as_mut(), cx) {
-                Poll::Ready(Event::Data(data)) => self.input.put(data),
-                Poll::Ready(event) => {
-                    self.take(event);
-                    return Ok(Step::Next);
-                }
-                Poll::Pending => {}
+            if self.ask(inner.as_mut(), cx) {
+                return Ok(Step::Next);
             }
         }
         let step = self.harvest(cx)?;

@@ -302,7 +302,54 @@ fn warn_unarmed(_addr: SocketAddr, _error: &io::Error) {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::mute::Mute, *};
+    use std::future::poll_fn;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWrite},
+        net::TcpStream,
+    };
+
+    use super::{
+        super::{WatchedListener, WatchedStream, mute::Mute},
+        *,
+    };
+
+    /// Writes until there is no room, and says which write that was.
+    async fn hold_up(stream: &mut WatchedStream) -> u32 {
+        poll_fn(|cx| {
+            while let Poll::Ready(written) = Pin::new(&mut *stream).poll_write(cx, &[0; 4096]) {
+                written.unwrap();
+            }
+            Poll::Ready(())
+        })
+        .await;
+        stream.peer().held_up().expect("a write is held up")
+    }
+
+    #[tokio::test]
+    async fn a_write_is_held_up_until_it_goes_on_or_the_connection_ends() {
+        let mut listener = WatchedListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(addr).await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let peer = stream.peer();
+        assert_eq!(peer.held_up(), None);
+        let first = hold_up(&mut stream).await;
+        assert_eq!(hold_up(&mut stream).await, first, "nothing went on");
+        let mut room = vec![0; 64 << 10];
+        let reads = async {
+            while peer.held_up().is_some() {
+                client.read_exact(&mut room).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        let writes = poll_fn(|cx| Pin::new(&mut stream).poll_write(cx, &[0; 4096]));
+        let (written, ()) = tokio::join!(writes, reads);
+        assert!(written.unwrap() > 0);
+        assert_ne!(hold_up(&mut stream).await, first, "another write");
+        peer.reset();
+        assert_eq!(peer.held_up(), None);
+    }
 
     #[test]
     fn a_subscriber_that_panics_at_the_warning() {

@@ -125,9 +125,10 @@ impl Connection {
         self.held_up.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// The write that is held up, on a connection that has not ended.
     pub(super) fn held_up(&self) -> Option<u32> {
         let number = self.held_up.load(Ordering::Relaxed);
-        (number % 2 == 1).then_some(number)
+        (number % 2 == 1 && self.end().is_none()).then_some(number)
     }
 
     /// Our side is about to send its FIN.

@@ -12,7 +12,7 @@
 // | `head` | what a scope notes of its response's head |
 // | `movable`, `cell`, `stall` | the mode in which an owner can be taken from its server, and the stall watchdog |
 // | `leaving` | what becomes of a scope whose client stops reading, or leaves |
-// | `inner`, `failing` | how the inner body is asked, and how a body that fails says so |
+// | `inner` | how the inner body is asked |
 // | `judge` | what a step of the inner body means for its client |
 // | `options`, `settings` | what layers can set, and how that of one scope changes |
 // | `rpc` | how a gRPC call came out, as its headers and trailers say |
@@ -29,6 +29,7 @@
 // | `failure`, `limit` | panics and failures of our own, and time limits, as values |
 // | `connection`, `upload` | what is known of the client: its connection, its request body |
 // | `member` | a scope as its supervisor sees it: snapshots, shutdown |
+// | `failing`, `gap` | how a body that fails says so: a last frame, a wait for slow clients, the error |
 // | `finishing` | a shutdown that lets a response finish, for a time |
 // | `close` | awaited close for consumers inside the process |
 // | `standalone` | bodies with a scope of their own, written once for all views |
