@@ -19,13 +19,14 @@ use flate2::{Compression, write::GzEncoder};
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, StreamBody};
+use tokio::task::JoinSet;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_http::{CompressionLevel, compression::CompressionLayer as TowerHttp};
 
 use crate::support::{
     at_least, at_most, build,
     corpus::{self, chunks},
-    cpu, median, quick,
+    cpu, median, quick, stated,
 };
 
 const ROUNDS: usize = 5;
@@ -171,6 +172,14 @@ pub(crate) fn run(levels: bool) {
         close.loops.all("gzip_all_vs_flate2_loop", 0.97);
     }
     runtime.block_on(small());
+    for (len, at_once) in [
+        (64 << 10, 1),
+        (64 << 10, 16),
+        (512 << 10, 1),
+        (512 << 10, 16),
+    ] {
+        loaded(len, at_once);
+    }
 }
 
 /// The rounds of all rows whose sides are expected to be alike.
@@ -264,19 +273,21 @@ where
     B: Body<Data = Bytes>,
     B::Error: std::fmt::Debug,
 {
-    let frames: Vec<_> = chunks
-        .iter()
-        .map(|chunk| Ok(Frame::data(chunk.clone())))
-        .collect();
-    let service = layer.layer(HandlerService(Some(StreamBody::new(
-        futures_util::stream::iter(frames),
-    ))));
+    let service = layer.layer(handler(chunks));
     let begin = begin();
     let bytes = drain(service).await;
     Cost::since(begin, bytes)
 }
 
 struct HandlerService(Option<Chunked>);
+
+fn handler(chunks: &[Bytes]) -> HandlerService {
+    let frames: Vec<_> = chunks
+        .iter()
+        .map(|chunk| Ok(Frame::data(chunk.clone())))
+        .collect();
+    HandlerService(Some(StreamBody::new(futures_util::stream::iter(frames))))
+}
 
 impl Service<Request<()>> for HandlerService {
     type Response = Response<Chunked>;
@@ -341,6 +352,50 @@ async fn small() {
         ratios.push(begin.elapsed().as_secs_f64() / a.as_secs_f64());
     }
     at_least("gzip_small_requests", ratios, 1.2);
+}
+
+/// Streams of `len` bytes each, so many at once on two threads, at the same level: how many a second.
+fn loaded(len: usize, at_once: usize) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let chunks = chunks(&Bytes::from(corpus::json(len)), 4 << 10);
+    let each = (BYTES / if quick() { 2 } else { 1 } / len / at_once).max(1);
+    let ours = CompressionLayer::new().random_padding(0).level(6);
+    let theirs = TowerHttp::new().quality(CompressionLevel::Precise(6));
+    let ours = || runtime.block_on(all(&ours, &chunks, at_once, each));
+    let theirs = || runtime.block_on(all(&theirs, &chunks, at_once, each));
+    let pair = compare(Box::new(ours), Box::new(theirs), PARALLEL_ROUNDS);
+    let name = format!("gzip_{len}_{at_once}_at_once_vs_tower_http_zlib_rs");
+    stated(&name, median(pair.faster));
+    stated(&format!("{name}_cpu"), median(pair.cheaper));
+}
+
+/// `each` responses behind each other in each of so many tasks.
+async fn all<L, S, B>(layer: &L, chunks: &[Bytes], at_once: usize, each: usize) -> Cost
+where
+    L: Layer<HandlerService, Service = S> + Clone + Send + 'static,
+    S: Service<Request<()>, Response = Response<B>, Error = Infallible> + Send,
+    S::Future: Send,
+    B: Body<Data = Bytes> + Send,
+    B::Error: std::fmt::Debug,
+{
+    let begin = begin();
+    let mut tasks = JoinSet::new();
+    for _ in 0..at_once {
+        let (layer, chunks) = (layer.clone(), chunks.to_vec());
+        tasks.spawn(async move {
+            let mut bytes = 0;
+            for _ in 0..each {
+                bytes += drain(layer.layer(handler(&chunks))).await;
+            }
+            bytes
+        });
+    }
+    let bytes = tasks.join_all().await.into_iter().sum();
+    Cost::since(begin, bytes)
 }
 
 /// tower-http with its own features, in its own process.

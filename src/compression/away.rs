@@ -10,15 +10,23 @@ use tokio::runtime::Handle;
 use super::{
     encoder::Encoder,
     gathered::Gathered,
+    lead::Lead,
     offload::{Harvest, Home, Offload},
     options::{Core, Flush},
     parallel::{LONG_BLOCK, Parallel},
-    source::broken,
+    source::{Source, broken},
 };
 use crate::BoxError;
 
 #[derive(Debug)]
-pub(super) enum Away {
+pub(super) struct Away {
+    place: Place,
+    /// What comes before all that is done there, done here.
+    lead: Option<Lead>,
+}
+
+#[derive(Debug)]
+enum Place {
     One(Box<Offload>),
     Many(Box<Parallel>),
 }
@@ -30,15 +38,12 @@ pub(super) enum Stay {
     Failed(BoxError),
 }
 
-impl Away {
-    pub(super) fn start(core: &Arc<Core>, encoder: Encoder) -> Result<Self, Stay> {
-        let Ok(handle) = Handle::try_current() else {
-            return Err(Stay::NoRuntime(encoder));
-        };
+impl Place {
+    fn find(core: &Arc<Core>, handle: Handle, encoder: Encoder) -> Result<Self, BoxError> {
         let flush_each = core.options.flush == Flush::EveryFrame;
         match encoder {
             Encoder::Gzip(gzip) if core.options.parallel && !flush_each => {
-                let parallel = Parallel::start(core, handle, gzip).map_err(Stay::Failed)?;
+                let parallel = Parallel::start(core, handle, gzip)?;
                 Ok(Self::Many(Box::new(parallel)))
             }
             encoder => {
@@ -54,36 +59,51 @@ impl Away {
             }
         }
     }
+}
 
+impl Away {
+    /// Sends `encoder` away, which is to encode `input`: all of it, or all but its beginning.
+    pub(super) fn start(
+        core: &Arc<Core>,
+        encoder: Encoder,
+        input: &mut Gathered,
+    ) -> Result<Self, Stay> {
+        let Ok(handle) = Handle::try_current() else {
+            return Err(Stay::NoRuntime(encoder));
+        };
+        let (lead, encoder) = Lead::split_off(core, encoder, input);
+        let place = Place::find(core, handle, encoder).map_err(Stay::Failed)?;
+        Ok(Self { place, lead })
+    }
     pub(super) fn has_room(&self) -> bool {
-        match self {
-            Self::One(one) => one.has_room(),
-            Self::Many(many) => many.has_room(),
+        match &self.place {
+            Place::One(one) => one.has_room(),
+            Place::Many(many) => many.has_room(),
         }
     }
 
     fn is_busy(&self) -> bool {
-        match self {
-            Self::One(one) => one.is_busy(),
-            Self::Many(many) => many.is_busy(),
+        match &self.place {
+            Place::One(one) => one.is_busy(),
+            Place::Many(many) => many.is_busy(),
         }
     }
 
     /// Puts in a piece of `input`, not begun until there is room for its output; one that may still grow only if this is
     /// the `last` of it. False if there was none.
     fn feed(&mut self, input: &mut Gathered, last: bool) -> bool {
-        let most = match self {
-            Self::One(_) => usize::MAX,
-            Self::Many(_) => LONG_BLOCK,
+        let most = match self.place {
+            Place::One(_) => usize::MAX,
+            Place::Many(_) => LONG_BLOCK,
         };
         let piece = match last {
             true => input.take(most),
             false => input.take_full(most),
         };
         let fed = piece.is_some();
-        match (self, piece) {
-            (Self::One(one), Some(piece)) => one.put(piece),
-            (Self::Many(many), Some(piece)) => many.put(piece),
+        match (&mut self.place, piece) {
+            (Place::One(one), Some(piece)) => one.put(piece),
+            (Place::Many(many), Some(piece)) => many.put(piece),
             (_, None) => {}
         }
         fed
@@ -104,7 +124,7 @@ impl Away {
     pub(super) fn idle(&mut self, input: &mut Gathered) {
         if !self.is_busy() {
             while self.has_room() && self.feed(input, true) {}
-            if let Self::Many(many) = self {
+            if let Place::Many(many) = &mut self.place {
                 many.close();
             }
         }
@@ -114,17 +134,27 @@ impl Away {
     pub(super) fn end(&mut self, input: &mut Gathered, well: bool) {
         while self.has_room() && self.feed(input, true) {}
         if input.is_empty() {
-            match self {
-                Self::One(one) => one.end(well),
-                Self::Many(many) => many.close(),
+            match &mut self.place {
+                Place::One(one) => one.end(well),
+                Place::Many(many) => many.close(),
             }
         }
     }
 
-    pub(super) fn harvest(&mut self, cx: &mut Context<'_>) -> Poll<Result<Harvest, BoxError>> {
-        match self {
-            Self::One(one) => one.harvest(cx),
-            Self::Many(many) => Poll::Ready(match ready!(many.harvest(cx)) {
+    pub(super) fn harvest(
+        &mut self,
+        source: &mut Source,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Harvest, BoxError>> {
+        if let Some(lead) = &mut self.lead {
+            if let Some(frame) = ready!(lead.poll(source, cx))? {
+                return Poll::Ready(Ok(Harvest::Frame(frame)));
+            }
+            self.lead = None;
+        }
+        match &mut self.place {
+            Place::One(one) => one.harvest(cx),
+            Place::Many(many) => Poll::Ready(match ready!(many.harvest(cx)) {
                 Ok(Some(frame)) => Ok(Harvest::Frame(frame)),
                 Ok(None) => match many.take_gzip() {
                     Some(gzip) => Ok(Harvest::Home {
@@ -160,12 +190,12 @@ mod tests {
             ..Options::default()
         }));
         let encoder = Encoder::for_stream(&core, Coding::Gzip);
-        let Ok(mut away) = Away::start(&core, encoder) else {
-            panic!("there is a runtime");
-        };
         let large = Bytes::from(vec![b'x'; 64 << 20]);
         let mut input = Gathered::new(&core.options, Coding::Gzip);
         input.put(large.clone());
+        let Ok(mut away) = Away::start(&core, encoder, &mut input) else {
+            panic!("there is a runtime");
+        };
         assert!(!away.fill(&mut input));
         let left: usize = std::iter::from_fn(|| input.take(usize::MAX))
             .map(|piece| piece.len())

@@ -23,6 +23,9 @@ pub(super) const FULL: usize = 32 << 10;
 /// Input is taken in slices of at most this, so that output cannot outgrow its bound by much.
 pub(super) const SLICE: usize = 16 << 10;
 
+/// Input encoded inline between two looks at the clock.
+pub(super) const INLINE_SLICE: usize = 4 << 10;
+
 /// Input that is taken at most before what has come of it is handed on: of what repeats itself zlib gathers megabytes
 /// before it gives anything, as Brotli does of anything.
 const MOST_HELD: usize = 256 << 10;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 
 use super::{
-    encoder::SLICE,
+    encoder::{INLINE_SLICE, SLICE},
     negotiation::Coding,
     options::{Flush, Options},
 };
@@ -16,9 +16,6 @@ const REFILL: usize = 4 << 10;
 
 /// Pieces for which there is room while a stream is idle.
 const FEW: usize = 4;
-
-/// Input encoded inline between two looks at the clock.
-const INLINE_SLICE: usize = 4 << 10;
 
 /// Frames below this many bytes are copied together where several wait: that costs less than a call of the encoder.
 const SMALL: usize = 2 << 10;
@@ -88,6 +85,24 @@ impl Gathered {
         let slice = self.take(INLINE_SLICE)?;
         self.credit = self.credit.saturating_sub(slice.len());
         Some((slice, self.apart && self.pieces.len() < whole))
+    }
+
+    /// All that may be encoded inline, in one piece.
+    pub(super) fn take_credit(&mut self) -> Bytes {
+        let most = std::mem::take(&mut self.credit).min(self.len);
+        let first = self.take(most).unwrap_or_default();
+        if first.len() == most {
+            return first;
+        }
+        let mut joined = BytesMut::with_capacity(most);
+        joined.extend_from_slice(&first);
+        while joined.len() < most {
+            let Some(piece) = self.take(most - joined.len()) else {
+                break;
+            };
+            joined.extend_from_slice(&piece);
+        }
+        joined.freeze()
     }
 
     /// One frame more.

@@ -16,7 +16,8 @@
 //!
 //! Up to 32 KiB of ready input where the body is polled (less, or nothing, at the slow levels of `br` and
 //! `zstd`); more goes to tokio's blocking pool in small blocks,
-//! on as many threads as there are cores. A pool without a thread to spare holds no body up: after
+//! on as many threads as there are cores. The first 32 KiB of a long gzip stream are encoded where it is polled
+//! meanwhile, unless those threads are busy. A pool without a thread to spare holds no body up: after
 //! 50 ms, or at once on a runtime without timers, bodies do those blocks where they are polled. So they do
 //! outside a runtime.
 //!
@@ -42,6 +43,7 @@
 // | `gathered` | what it gave and no encoder has yet |
 // | `encoder`, `codecs`, `pool` | bytes to bytes: gzip, which can be parked; the others; gzip's compressors |
 // | `away` | a stream's encoder on other threads: `offload` on one at a time, `parallel` on several |
+// | `lead` | a long gzip stream's beginning, encoded here meanwhile |
 // | `workers` | those threads, and what is done where there are none |
 // | `stats` | what is counted |
 
@@ -53,6 +55,7 @@ mod encoder;
 mod gathered;
 mod headers;
 mod layer;
+mod lead;
 mod negotiation;
 mod offload;
 mod options;

@@ -17,7 +17,7 @@ use super::{
     encoder::{Encoder, FULL, SLICE},
     options::Core,
     source::broken,
-    workers::{Job, Patience, Workers},
+    workers::{Engaged, Job, Patience, Workers},
 };
 use crate::{BoxError, scope::quietly};
 
@@ -94,7 +94,7 @@ impl Offload {
     }
 
     pub(super) fn is_busy(&self) -> bool {
-        self.station.state().scheduled
+        self.station.state().engaged.is_some()
     }
 
     pub(super) fn put(&mut self, data: Bytes) {
@@ -123,8 +123,9 @@ impl Offload {
     }
 
     fn schedule(&self, mut state: MutexGuard<'_, State>) {
-        if !state.scheduled && !state.refused && !state.input.is_empty() && state.ready < BOUND {
-            state.scheduled = true;
+        let waits = state.engaged.is_none() && !state.refused;
+        if waits && !state.input.is_empty() && state.ready < BOUND {
+            state.engaged = Some(Engaged::new(&self.core));
             drop(state);
             let job = Arc::clone(&self.station) as Arc<dyn Job>;
             Workers::submit(&self.core, job, &self.handle);
@@ -144,7 +145,7 @@ impl Offload {
         if let Some(error) = state.error.take() {
             return Poll::Ready(Err(error));
         }
-        let idle = !state.scheduled && state.input.is_empty() && !state.refused;
+        let idle = state.engaged.is_none() && state.input.is_empty() && !state.refused;
         let stays = idle && self.home == Home::AtEnd && !self.ended;
         if idle && !self.settled && !stays {
             drop(state);
@@ -152,7 +153,7 @@ impl Offload {
             // From the start: the worker may be done with it.
             return self.harvest(cx);
         }
-        if !state.scheduled && !stays && (state.input.is_empty() || state.refused) {
+        if state.engaged.is_none() && !stays && (state.input.is_empty() || state.refused) {
             let Some(encoder) = state.encoder.take() else {
                 return Poll::Ready(Err(broken()));
             };
@@ -164,7 +165,7 @@ impl Offload {
             }));
         }
         let old = state.waker.replace(cx.waker().clone());
-        let waits_for_a_worker = state.scheduled;
+        let waits_for_a_worker = state.engaged.is_some();
         drop(state);
         drop(old);
         if waits_for_a_worker {
@@ -210,7 +211,7 @@ enum Then {
     Finish,
 }
 
-/// `encoder` is here whenever no worker is inside `run`; `scheduled` covers the time from
+/// `encoder` is here whenever no worker is inside `run`; `engaged` covers the time from
 /// submission to the end of the last block.
 struct State {
     encoder: Option<Encoder>,
@@ -220,7 +221,7 @@ struct State {
     ready: usize,
     /// Any output is worth a wake: it was flushed for that, or took its time.
     eager: bool,
-    scheduled: bool,
+    engaged: Option<Engaged>,
     finished: bool,
     refused: bool,
     abandoned: bool,
@@ -238,7 +239,7 @@ impl Station {
                 output: VecDeque::new(),
                 ready: 0,
                 eager,
-                scheduled: false,
+                engaged: None,
                 finished: false,
                 refused: false,
                 abandoned: false,
@@ -299,6 +300,7 @@ impl Job for Station {
             quietly(|| drop(piece));
             state = self.state();
             if state.abandoned {
+                state.engaged = None;
                 drop(state);
                 drop(encoder);
                 return false;
@@ -319,7 +321,9 @@ impl Job for Station {
         let may_go_on = state.ready < BOUND && state.error.is_none() && encoder.is_some();
         let more = may_go_on && !state.input.is_empty();
         state.encoder = encoder;
-        state.scheduled = more;
+        if !more {
+            state.engaged = None;
+        }
         // Waking costs as much as a few kilobytes of text: the body is woken for the end, for
         // plenty of output (any, if `eager`), or for plenty of room while more may come.
         let enough = if state.eager { 1 } else { 2 * FULL };
@@ -334,7 +338,7 @@ impl Job for Station {
 
     fn refuse(&self, panicked: bool) {
         let mut state = self.state();
-        state.scheduled = false;
+        state.engaged = None;
         state.refused = true;
         if panicked {
             state.error = Some(broken());

@@ -19,7 +19,7 @@ use super::{
     options::{Core, WINDOW},
     pool::Lease,
     source::broken,
-    workers::{Job, Patience, Workers},
+    workers::{Engaged, Job, Patience, Workers},
 };
 use crate::BoxError;
 
@@ -122,6 +122,7 @@ impl Parallel {
             core: Arc::clone(&self.core),
             state: Mutex::new(State {
                 text: Some((before, text)),
+                engaged: Some(Engaged::new(&self.core)),
                 done: None,
                 waker: None,
             }),
@@ -275,6 +276,7 @@ struct Block {
 struct State {
     /// The text before the block, and its own.
     text: Option<(Text, Text)>,
+    engaged: Option<Engaged>,
     done: Option<Done>,
     waker: Option<Waker>,
 }
@@ -292,6 +294,7 @@ impl Block {
     fn finish(&self, done: Done) {
         let waker = {
             let mut state = self.state();
+            state.engaged = None;
             state.done = Some(done);
             state.waker.take()
         };

@@ -197,7 +197,7 @@ impl Stream {
             _ => return Err(broken()),
         };
         if self.input.exceeds_credit() && !encoder.is_to_be_made() {
-            match Away::start(&self.core, encoder) {
+            match Away::start(&self.core, encoder, &mut self.input) {
                 Ok(away) => {
                     self.engine = Engine::Away(away);
                     self.sealed = false;
@@ -275,7 +275,7 @@ impl Stream {
         let Engine::Away(away) = &mut self.engine else {
             return Err(broken());
         };
-        match away.harvest(cx) {
+        match away.harvest(&mut self.source, cx) {
             Poll::Pending => Ok(Step::Wait),
             Poll::Ready(Ok(Harvest::Frame(frame))) => Ok(Step::Frame(frame)),
             Poll::Ready(Ok(Harvest::Last(frame))) => {

@@ -1,7 +1,7 @@
 //! A bounded number of blocking-pool threads that take turns with the layer's sustained work.
 //!
-//! A job does a small block and goes to the back of the queue, so streams share the threads evenly
-//! and a thousand downloads compress on as many threads as there are cores.
+//! A job does small blocks for a few milliseconds and goes to the back of the queue, so streams share the threads
+//! evenly and a thousand downloads compress on as many threads as there are cores.
 //!
 //! The blocking pool is the application's, and it may be full: of the very producers that wait for
 //! these bodies to take more. So a body waits for a thread with [`Patience`], and then does a block
@@ -10,7 +10,10 @@
 use std::{
     collections::VecDeque,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Waker},
     thread::available_parallelism,
     time::{Duration, Instant},
@@ -25,6 +28,10 @@ use crate::scope::{Limit, contained, quietly};
 /// shutting down waiting for the work of another. Not counted in blocks: of gzip one takes a
 /// millisecond, of the slowest levels a tenth of a second.
 pub(super) const STINT: Duration = Duration::from_millis(100);
+
+/// A worker stays with a job for this long: with the next one other tables come into its core's cache, which takes as
+/// long as some kilobytes of text.
+pub(super) const TURN: Duration = Duration::from_millis(4);
 
 /// How long a body waits for the blocking pool to have a thread for anybody.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -41,7 +48,26 @@ pub(super) trait Job: Send + Sync {
 
 pub(super) struct Workers {
     limit: usize,
+    /// Jobs of streams, waiting or at work.
+    engaged: AtomicUsize,
     state: Mutex<State>,
+}
+
+/// Counts a stream's job from its submission to its last block. It is to go before the body is told, so that whoever
+/// sends one request after the other finds the workers at rest.
+pub(super) struct Engaged(Arc<Core>);
+
+impl Engaged {
+    pub(super) fn new(core: &Arc<Core>) -> Self {
+        core.workers.engaged.fetch_add(1, Relaxed);
+        Self(Arc::clone(core))
+    }
+}
+
+impl Drop for Engaged {
+    fn drop(&mut self) {
+        self.0.workers.engaged.fetch_sub(1, Relaxed);
+    }
 }
 
 #[derive(Default)]
@@ -72,6 +98,7 @@ impl Workers {
     pub(super) fn new() -> Self {
         Self {
             limit: cores(),
+            engaged: AtomicUsize::new(0),
             state: Mutex::default(),
         }
     }
@@ -79,6 +106,11 @@ impl Workers {
     /// How many jobs run at the same time.
     pub(super) fn limit(&self) -> usize {
         self.limit
+    }
+
+    /// Streams' work takes less than half of the threads.
+    pub(super) fn are_at_rest(&self) -> bool {
+        2 * self.engaged.load(Relaxed) < self.limit
     }
 
     pub(super) fn submit(core: &Arc<Core>, job: Arc<dyn Job>, handle: &Handle) {
@@ -166,11 +198,16 @@ impl Worker {
         let began = Instant::now();
         while began.elapsed() < STINT {
             let next = workers.state().queue.pop_front();
-            let Some((job, handle)) = next else {
+            let Some((mut job, handle)) = next else {
                 return;
             };
-            if let Some(job) = block(job) {
-                workers.state().queue.push_back((job, handle));
+            let turn = Instant::now();
+            while let Some(again) = block(job) {
+                job = again;
+                if turn.elapsed() >= TURN {
+                    workers.state().queue.push_back((job, handle));
+                    break;
+                }
             }
         }
     }

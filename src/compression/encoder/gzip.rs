@@ -167,6 +167,21 @@ impl Gzip {
         }
     }
 
+    pub(in super::super) fn has_begun(&self) -> bool {
+        self.begun
+    }
+
+    /// The encoder of the same member for what comes behind `text`, which is still this one's to write: up to a flush,
+    /// and not to its end.
+    pub(in super::super) fn lead(&mut self, text: &[u8]) -> Box<Self> {
+        self.begin();
+        let mut behind = Self::new(Arc::clone(&self.core), self.history.most());
+        behind.begun = true;
+        behind.crc.update(text);
+        behind.history.overfill(text);
+        Box::new(behind)
+    }
+
     /// Ends at a byte and lets the compressor go, for blocks made elsewhere to follow: what is
     /// written so far, and the text they may refer to.
     pub(in super::super) fn step_aside(&mut self) -> io::Result<(Bytes, Bytes)> {

@@ -15,13 +15,24 @@ impl History {
         }
     }
 
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
     pub(super) fn push(&mut self, text: &[u8]) {
         let text = &text[text.len().saturating_sub(self.most)..];
         let length = self.bytes.len() + text.len();
         if length > self.most {
             self.bytes.drain(..length - self.most);
         }
+        self.bytes.shrink_to(self.most);
         self.bytes.reserve_exact(text.len());
+        self.bytes.extend_from_slice(text);
+    }
+
+    /// Holds all of `text`, until more comes.
+    pub(super) fn overfill(&mut self, text: &[u8]) {
+        self.bytes.clear();
         self.bytes.extend_from_slice(text);
     }
 
@@ -54,6 +65,11 @@ mod tests {
             assert_eq!(history.as_slice(), kept.as_bytes());
             assert!(history.bytes.capacity() <= 8);
         }
+        history.overfill(b"0123456789abc");
+        assert_eq!(history.as_slice(), b"0123456789abc");
+        history.push(b"d");
+        assert_eq!(history.as_slice(), b"6789abcd");
+        assert!(history.bytes.capacity() <= 8);
         let mut nothing = History::new(0);
         nothing.push(b"abc");
         assert!(nothing.as_slice().is_empty());

@@ -42,7 +42,7 @@ fn offload_with(home: Home, flush_each: bool) -> (Crowded, Offload) {
         flush_each,
         home,
     );
-    offload.station.state().scheduled = true;
+    offload.station.state().engaged = Some(Engaged::new(&core));
     (runtime, offload)
 }
 

@@ -19,7 +19,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use super::{
     super::{
         options::{Core, Options},
-        workers::{Job, Patience, STINT, Workers},
+        workers::{Job, Patience, STINT, TURN, Workers},
     },
     Taken, events, gunzip, layer,
     script::{Script, Step},
@@ -68,10 +68,10 @@ impl<F: Fn() -> bool + Send + Sync> Job for Does<F> {
     fn refuse(&self, _panicked: bool) {}
 }
 
-/// With this the worker that runs it has come to its time.
-fn last_a_stint() {
+/// Work of some time.
+fn last(time: Duration) {
     let began = Instant::now();
-    while began.elapsed() < STINT {
+    while began.elapsed() < time {
         thread::yield_now();
     }
 }
@@ -82,6 +82,57 @@ fn one_stint(core: &Arc<Core>, handle: &Handle) {
     let job = Does(move || done.send(()).is_err());
     Workers::submit(core, Arc::new(job), handle);
     finished.recv_timeout(DEADLINE).expect("a worker");
+}
+
+/// Holds up all workers but one until what is returned is dropped.
+fn all_but_one(core: &Arc<Core>, handle: &Handle) -> Vec<mpsc::Sender<()>> {
+    let (begins, begun) = mpsc::channel();
+    let hold = |_| {
+        let (release, held) = mpsc::channel::<()>();
+        let (begins, held) = (begins.clone(), Mutex::new(held));
+        let job = Does(move || {
+            begins.send(()).unwrap();
+            held.lock().unwrap().recv().is_ok()
+        });
+        Workers::submit(core, Arc::new(job), handle);
+        begun.recv_timeout(DEADLINE).expect("a worker");
+        release
+    };
+    (1..core.workers.limit()).map(hold).collect()
+}
+
+/// In which order the only worker does the blocks of two jobs.
+fn order_of(blocks: usize, block: fn()) -> Vec<char> {
+    let runtime = Builder::new_current_thread().build().unwrap();
+    let core = core();
+    let _held = all_but_one(&core, runtime.handle());
+    let (tells, told) = mpsc::channel();
+    let first = {
+        let (core, handle) = (Arc::clone(&core), runtime.handle().clone());
+        Does(move || {
+            for name in ['a', 'b'] {
+                let (tells, done) = (tells.clone(), AtomicUsize::new(0));
+                let job = Does(move || {
+                    block();
+                    tells.send(name).is_ok() && done.fetch_add(1, SeqCst) + 1 < blocks
+                });
+                Workers::submit(&core, Arc::new(job), &handle);
+            }
+            false
+        })
+    };
+    Workers::submit(&core, Arc::new(first), runtime.handle());
+    (0..2 * blocks)
+        .map(|_| told.recv_timeout(DEADLINE).expect("a worker"))
+        .collect()
+}
+
+#[test]
+fn a_worker_stays_with_a_job_for_a_turn_and_then_others_have_theirs() {
+    let changes = |order: Vec<char>| order.windows(2).filter(|two| two[0] != two[1]).count();
+    assert!(changes(order_of(1000, || {})) < 500);
+    // The last block of the one follows that of the other.
+    assert_eq!(changes(order_of(5, || last(TURN))), 9);
 }
 
 #[test]
@@ -126,26 +177,13 @@ fn a_refusal_that_panics_does_not_keep_the_others_from_theirs() {
     };
     let runtime = Builder::new_current_thread().build().unwrap();
     let core = core();
-    // All workers but one are held up, and that one comes to the end of its stint.
-    let (begins, begun) = mpsc::channel();
-    let held: Vec<_> = (1..core.workers.limit())
-        .map(|_| {
-            let (release, held) = mpsc::channel::<()>();
-            let (begins, held) = (begins.clone(), Mutex::new(held));
-            let job = Does(move || {
-                begins.send(()).unwrap();
-                held.lock().unwrap().recv().is_ok()
-            });
-            Workers::submit(&core, Arc::new(job), runtime.handle());
-            begun.recv_timeout(DEADLINE).expect("a worker");
-            release
-        })
-        .collect();
+    // The only worker left comes to the end of its stint.
+    let held = all_but_one(&core, runtime.handle());
     let refused = Arc::<AtomicUsize>::default();
     let last = {
         let (refused, core) = (Arc::clone(&refused), core.clone());
         Does(move || {
-            last_a_stint();
+            last(STINT);
             // There are as many workers as there may be: these wait, and the next is to be of their runtime.
             for _ in 0..3 {
                 let job = Arc::new(Refused(Arc::clone(&refused)));
@@ -171,7 +209,7 @@ fn a_worker_hands_over_when_its_time_is_over_however_few_its_blocks() {
     let job = {
         let core = Arc::clone(&core);
         Does(move || {
-            last_a_stint();
+            last(STINT);
             tells.send(core.workers.stints()).is_ok()
         })
     };

@@ -1,0 +1,71 @@
+//! The first of a long stream, encoded where it is polled while other threads begin behind it.
+//!
+//! The client has its first bytes at once, and what it costs to bring other threads in is hidden behind it. Two
+//! compressors work on one gzip member: this one ends at a flush, the other has been told the text before.
+
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+
+use super::{
+    encoder::{Encoder, INLINE_SLICE},
+    gathered::Gathered,
+    options::{Core, Flush},
+    source::Source,
+};
+use crate::BoxError;
+
+#[derive(Debug)]
+pub(super) struct Lead {
+    encoder: Encoder,
+    text: Bytes,
+}
+
+impl Lead {
+    /// Splits off what may be encoded here, before the first byte of a member is written; what comes behind it is for
+    /// the encoder that is returned.
+    ///
+    /// Two compressors take more of the processors than one: only where those have time.
+    pub(super) fn split_off(
+        core: &Core,
+        encoder: Encoder,
+        input: &mut Gathered,
+    ) -> (Option<Self>, Encoder) {
+        match encoder {
+            Encoder::Gzip(mut gzip)
+                if !gzip.has_begun()
+                    && core.options.flush == Flush::WhenIdle
+                    && core.workers.are_at_rest() =>
+            {
+                let text = input.take_credit();
+                let behind = Encoder::Gzip(gzip.lead(&text));
+                let encoder = Encoder::Gzip(gzip);
+                (Some(Self { encoder, text }), behind)
+            }
+            other => (None, other),
+        }
+    }
+
+    /// A frame of it, or `None` once there are no more. Pending only to let others have their turn.
+    pub(super) fn poll(
+        &mut self,
+        source: &mut Source,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, BoxError>> {
+        source.begin_work();
+        while !self.text.is_empty() {
+            let slice = self.text.split_to(self.text.len().min(INLINE_SLICE));
+            if let Err(error) = self.encoder.write(&slice) {
+                return Poll::Ready(Err(error));
+            }
+            if !self.text.is_empty() && source.is_time_up() {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(self.encoder.flush().map(|()| {
+            let output = self.encoder.take_output();
+            (!output.is_empty()).then_some(output)
+        }))
+    }
+}
