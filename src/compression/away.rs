@@ -147,10 +147,10 @@ impl Away {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Harvest, BoxError>> {
         if let Some(lead) = &mut self.lead {
-            if let Some(frame) = ready!(lead.poll(source, cx))? {
-                return Poll::Ready(Ok(Harvest::Frame(frame)));
-            }
+            let frame = ready!(lead.poll(source, cx));
+            // Its compressor is for others now.
             self.lead = None;
+            return Poll::Ready(frame.map(Harvest::Frame));
         }
         match &mut self.place {
             Place::One(one) => one.harvest(cx),

@@ -87,9 +87,9 @@ impl Gathered {
         Some((slice, self.apart && self.pieces.len() < whole))
     }
 
-    /// All that may be encoded inline, in one piece.
-    pub(super) fn take_credit(&mut self) -> Bytes {
-        let most = std::mem::take(&mut self.credit).min(self.len);
+    /// As much as may be encoded inline, in one piece.
+    pub(super) fn take_burst(&mut self) -> Bytes {
+        let most = self.credit.min(self.len);
         let first = self.take(most).unwrap_or_default();
         if first.len() == most {
             return first;

@@ -32,12 +32,12 @@ impl Lead {
         input: &mut Gathered,
     ) -> (Option<Self>, Encoder) {
         match encoder {
-            Encoder::Gzip(mut gzip)
+            Encoder::Gzip(gzip)
                 if !gzip.has_begun()
                     && core.options.flush == Flush::WhenIdle
                     && core.workers.are_at_rest() =>
             {
-                let text = input.take_credit();
+                let text = input.take_burst();
                 let behind = Encoder::Gzip(gzip.lead(&text));
                 let encoder = Encoder::Gzip(gzip);
                 (Some(Self { encoder, text }), behind)
@@ -46,12 +46,12 @@ impl Lead {
         }
     }
 
-    /// A frame of it, or `None` once there are no more. Pending only to let others have their turn.
+    /// All of it, in one frame. Pending only to let others have their turn.
     pub(super) fn poll(
         &mut self,
         source: &mut Source,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<Bytes>, BoxError>> {
+    ) -> Poll<Result<Bytes, BoxError>> {
         source.begin_work();
         while !self.text.is_empty() {
             let slice = self.text.split_to(self.text.len().min(INLINE_SLICE));
@@ -63,9 +63,7 @@ impl Lead {
                 return Poll::Pending;
             }
         }
-        Poll::Ready(self.encoder.flush().map(|()| {
-            let output = self.encoder.take_output();
-            (!output.is_empty()).then_some(output)
-        }))
+        let flushed = self.encoder.flush();
+        Poll::Ready(flushed.map(|()| self.encoder.take_output()))
     }
 }

@@ -44,7 +44,7 @@
 // | `encoder`, `codecs`, `pool` | bytes to bytes: gzip, which can be parked; the others; gzip's compressors |
 // | `away` | a stream's encoder on other threads: `offload` on one at a time, `parallel` on several |
 // | `lead` | a long gzip stream's beginning, encoded here meanwhile |
-// | `workers` | those threads, and what is done where there are none |
+// | `workers`, `queue` | those threads, and what is done where there are none; who is next |
 // | `stats` | what is counted |
 
 mod away;
@@ -63,6 +63,7 @@ mod parallel;
 mod phase;
 mod pool;
 mod predicate;
+mod queue;
 mod service;
 mod source;
 mod stats;

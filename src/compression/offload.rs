@@ -24,7 +24,7 @@ use crate::{BoxError, scope::quietly};
 /// Bytes that may wait on either side of the encoder.
 const BOUND: usize = 256 << 10;
 
-/// Bytes a worker takes in before the next stream has its turn.
+/// Bytes a worker takes in before it looks whether its turn is over.
 const TURN: usize = 32 << 10;
 
 /// What a piece or a frame counts for besides its bytes, which may be few.
@@ -179,12 +179,13 @@ impl Drop for Offload {
     fn drop(&mut self) {
         let mut state = self.station.state();
         state.abandoned = true;
+        let engaged = state.engaged.take();
         let encoder = state.encoder.take();
         let waiting = std::mem::take(&mut state.input);
         let output = std::mem::take(&mut state.output);
         let waker = state.waker.take();
         drop(state);
-        drop((encoder, waiting, output, waker));
+        drop((encoder, waiting, output, waker, engaged));
     }
 }
 
@@ -300,7 +301,6 @@ impl Job for Station {
             quietly(|| drop(piece));
             state = self.state();
             if state.abandoned {
-                state.engaged = None;
                 drop(state);
                 drop(encoder);
                 return false;

@@ -18,7 +18,7 @@ use super::{
     negotiation::Coding,
     options::Core,
     source::{Event, Inner, Source},
-    workers::{Job, Patience, Workers},
+    workers::{Engaged, Job, Patience, Workers},
 };
 use crate::BoxError;
 
@@ -133,7 +133,7 @@ impl Whole {
             core: Arc::clone(core),
             coding: form.coding,
             data: plain.data.clone(),
-            sender: Mutex::new(Some(sender)),
+            sender: Mutex::new(Some((sender, Engaged::new(core)))),
         };
         Workers::submit(core, Arc::new(job), &handle);
         Ok(Self {
@@ -195,11 +195,13 @@ struct Task {
     core: Arc<Core>,
     coding: Coding,
     data: Bytes,
-    sender: Mutex<Option<oneshot::Sender<Option<Bytes>>>>,
+    sender: Mutex<Option<(Sender, Engaged)>>,
 }
 
+type Sender = oneshot::Sender<Option<Bytes>>;
+
 impl Task {
-    fn sender(&self) -> Option<oneshot::Sender<Option<Bytes>>> {
+    fn sender(&self) -> Option<(Sender, Engaged)> {
         self.sender
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -209,8 +211,9 @@ impl Task {
 
 impl Job for Task {
     fn run(&self) -> bool {
-        if let Some(sender) = self.sender().filter(|sender| !sender.is_closed()) {
+        if let Some((sender, engaged)) = self.sender().filter(|(sender, _)| !sender.is_closed()) {
             if let Ok(compressed) = Encoder::whole(&self.core, self.coding, &self.data) {
+                drop(engaged);
                 // The client may have left meanwhile.
                 let _ = sender.send(Some(compressed));
             }
@@ -219,7 +222,7 @@ impl Job for Task {
     }
 
     fn refuse(&self, panicked: bool) {
-        if let Some(sender) = self.sender().filter(|_| !panicked) {
+        if let Some((sender, _)) = self.sender().filter(|_| !panicked) {
             let _ = sender.send(None);
         }
     }

@@ -1,6 +1,6 @@
 //! A bounded number of blocking-pool threads that take turns with the layer's sustained work.
 //!
-//! A job does small blocks for a few milliseconds and goes to the back of the queue, so streams share the threads
+//! A job does small blocks for a few milliseconds and goes back into the queue, so streams share the threads
 //! evenly and a thousand downloads compress on as many threads as there are cores.
 //!
 //! The blocking pool is the application's, and it may be full: of the very producers that wait for
@@ -8,7 +8,6 @@
 //! itself.
 
 use std::{
-    collections::VecDeque,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -21,7 +20,7 @@ use std::{
 
 use tokio::runtime::Handle;
 
-use super::options::Core;
+use super::{options::Core, queue::Queue};
 use crate::scope::{Limit, contained, quietly};
 
 /// A worker hands over to a fresh one after this long, so that it cannot keep a runtime that is
@@ -48,13 +47,13 @@ pub(super) trait Job: Send + Sync {
 
 pub(super) struct Workers {
     limit: usize,
-    /// Jobs of streams, waiting or at work.
+    /// Jobs whose bodies wait for them, queued or at work.
     engaged: AtomicUsize,
     state: Mutex<State>,
 }
 
-/// Counts a stream's job from its submission to its last block. It is to go before the body is told, so that whoever
-/// sends one request after the other finds the workers at rest.
+/// Counts a job from its submission to its last block. It is to go before the body is told, so that whoever sends one
+/// request after the other finds the workers at rest.
 pub(super) struct Engaged(Arc<Core>);
 
 impl Engaged {
@@ -78,7 +77,7 @@ struct State {
     at_work: usize,
     /// How often one was.
     stints: u64,
-    queue: VecDeque<(Arc<dyn Job>, Handle)>,
+    queue: Queue<(Arc<dyn Job>, Handle)>,
     /// Bodies that no timer wakes, to be told when nobody has a thread for the queue.
     untimed: Vec<Waker>,
 }
@@ -108,14 +107,14 @@ impl Workers {
         self.limit
     }
 
-    /// Streams' work takes less than half of the threads.
+    /// With one more job no more than half of the threads have work.
     pub(super) fn are_at_rest(&self) -> bool {
-        2 * self.engaged.load(Relaxed) < self.limit
+        2 * (self.engaged.load(Relaxed) + 1) <= self.limit
     }
 
     pub(super) fn submit(core: &Arc<Core>, job: Arc<dyn Job>, handle: &Handle) {
         let mut state = core.workers.state();
-        state.queue.push_back((job, handle.clone()));
+        state.queue.push((job, handle.clone()));
         if state.running < core.workers.limit {
             state.running += 1;
             drop(state);
@@ -197,7 +196,7 @@ impl Worker {
         }
         let began = Instant::now();
         while began.elapsed() < STINT {
-            let next = workers.state().queue.pop_front();
+            let next = workers.state().queue.pop();
             let Some((mut job, handle)) = next else {
                 return;
             };
@@ -217,7 +216,7 @@ impl Worker {
         let (next, stranded) = {
             let mut state = self.core.workers.state();
             state.at_work -= 1;
-            let next = state.queue.front().map(|(_, handle)| handle.clone());
+            let next = state.queue.peek().map(|(_, handle)| handle.clone());
             state.running -= usize::from(next.is_none());
             // All of them, now and then: those whose bodies are gone are forgotten.
             (next, std::mem::take(&mut state.untimed))
@@ -301,7 +300,7 @@ impl Patience {
     ) -> Option<(Arc<dyn Job>, Handle)> {
         let mut state = core.workers.state();
         if state.at_work == 0 && (untimed.is_some() || state.stints == since) {
-            if let Some(next) = state.queue.pop_front() {
+            if let Some(next) = state.queue.pop() {
                 drop(state);
                 return Some(next);
             }

@@ -171,10 +171,9 @@ impl Gzip {
         self.begun
     }
 
-    /// The encoder of the same member for what comes behind `text`, which is still this one's to write: up to a flush,
-    /// and not to its end.
-    pub(in super::super) fn lead(&mut self, text: &[u8]) -> Box<Self> {
-        self.begin();
+    /// The encoder of the same member for what comes behind `text`, which is this one's to write: the header before it,
+    /// a flush behind it, and no end.
+    pub(in super::super) fn lead(&self, text: &[u8]) -> Box<Self> {
         let mut behind = Self::new(Arc::clone(&self.core), self.history.most());
         behind.begun = true;
         behind.crc.update(text);
