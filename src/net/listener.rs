@@ -8,7 +8,6 @@ use tokio::{
 };
 
 use super::{keepalive, stream::WatchedStream};
-#[cfg(feature = "tracing")]
 use crate::scope::quietly;
 
 /// The first pause after a failed accept; doubled each time, up to [`LONGEST_PAUSE`].
@@ -107,7 +106,8 @@ impl WatchedListener {
     /// Calls `f` for each failed accept that was not one connection's own.
     ///
     /// Typically file descriptors have run out. It runs on the accepting task: count or log,
-    /// do not block. With the feature `tracing` these errors are logged anyway.
+    /// do not block. Its panic ends nothing, and it is called again. With the feature `tracing` these errors are
+    /// logged anyway.
     pub fn on_accept_error(mut self, f: impl FnMut(&io::Error) + Send + 'static) -> Self {
         self.on_error = Some(Box::new(f));
         self
@@ -154,7 +154,7 @@ impl WatchedListener {
     pub(super) async fn back_off(&mut self, error: &io::Error) {
         self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
         if let Some(on_error) = &mut self.on_error {
-            on_error(error);
+            quietly(|| on_error(error));
         }
         #[cfg(feature = "tracing")]
         quietly(|| {
@@ -211,7 +211,7 @@ mod tests {
 
     use super::{super::mute::Mute, *};
 
-    /// Also to a subscriber that panics: `tracing` remembers of a callsite what the first test to meet it was told,
+    /// By a hook that panics, and to a subscriber that panics: `tracing` remembers of a callsite what the first test to meet it was told,
     /// so that is this one.
     #[tokio::test(start_paused = true)]
     async fn pauses_double_up_to_a_second_and_each_error_is_told() {
@@ -221,7 +221,10 @@ mod tests {
         let mut listener = WatchedListener::bind("127.0.0.1:0")
             .await
             .unwrap()
-            .on_accept_error(move |error| log.lock().unwrap().push(error.to_string()));
+            .on_accept_error(move |error| {
+                log.lock().unwrap().push(error.to_string());
+                panic!("hook");
+            });
         let mut pauses = Vec::new();
         for _ in 0..9 {
             let start = Instant::now();
