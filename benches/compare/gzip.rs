@@ -19,7 +19,7 @@ use flate2::{Compression, write::GzEncoder};
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, StreamBody};
-use tokio::task::JoinSet;
+use tokio::{runtime::Runtime, task::JoinSet};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_http::{CompressionLevel, compression::CompressionLayer as TowerHttp};
 
@@ -32,9 +32,10 @@ use crate::support::{
 const ROUNDS: usize = 5;
 /// Of what two threads or short answers make uneven.
 const MANY_ROUNDS: usize = 21;
-/// Where both sides are expected to be alike: many short rounds, since each has its tables at another
-/// place in memory, and that makes several per cent.
-const CLOSE_ROUNDS: usize = 84;
+/// Where both sides are expected to be alike: so many processes of so many short rounds, since where in memory the
+/// tables stand makes several per cent, and much of that is drawn once for each process.
+const CLOSE_PROCESSES: usize = 8;
+const CLOSE_ROUNDS: usize = 11;
 /// The part of the text that a short round takes.
 const CLOSE_PART: usize = 4;
 const BYTES: usize = 4 << 20;
@@ -66,20 +67,52 @@ fn begin() -> (Instant, Duration) {
     (Instant::now(), cpu)
 }
 
-pub(crate) fn run(levels: bool) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .unwrap();
-    let peer = Peer::new();
+        .unwrap()
+}
+
+fn corpora() -> Vec<(&'static str, Bytes)> {
     let size = if quick() { BYTES / 2 } else { BYTES };
-    let corpora = match env::var("GZIP_FILE") {
-        Ok(path) => vec![("file", fs::read(path).expect("GZIP_FILE"))],
-        Err(_) => vec![("prose", corpus::prose(size)), ("json", corpus::json(size))],
+    match env::var("GZIP_FILE") {
+        Ok(path) => vec![("file", fs::read(path).expect("GZIP_FILE").into())],
+        Err(_) => vec![
+            ("prose", corpus::prose(size).into()),
+            ("json", corpus::json(size).into()),
+        ],
+    }
+}
+
+/// One process of [`Rounds::of_processes`]: its rounds, each in a line.
+pub(crate) fn close(row: &str) {
+    let mut row = row.split('/');
+    let mut next = || row.next().expect("corpus/chunk/peer");
+    let (name, chunk, peer) = (next(), next().parse().expect("a number"), next());
+    let mut corpora = corpora().into_iter();
+    let (_, text) = corpora.find(|corpus| corpus.0 == name).expect("a corpus");
+    let chunks = chunks(&text.slice(..text.len() / CLOSE_PART), chunk);
+    let runtime = runtime();
+    let layer = || CompressionLayer::new().random_padding(0).level(6);
+    let ours = || runtime.block_on(through(&layer(), &chunks));
+    let theirs = TowerHttp::new().quality(CompressionLevel::Precise(6));
+    let theirs = || match peer {
+        "loop" => raw(&chunks, 6),
+        _ => runtime.block_on(through(&theirs, &chunks)),
     };
+    let rounds = CLOSE_ROUNDS / if quick() { 2 } else { 1 };
+    let pair = compare(Box::new(ours), Box::new(theirs), rounds);
+    for (faster, cheaper) in pair.faster.iter().zip(&pair.cheaper) {
+        println!("{faster} {cheaper}");
+    }
+}
+
+pub(crate) fn run(levels: bool) {
+    let runtime = runtime();
+    let peer = Peer::new();
     let mut close = Close::default();
-    for (name, text) in corpora {
-        let text = Bytes::from(text);
+    for (name, text) in corpora() {
         let part = text.slice(..text.len() / CLOSE_PART);
         let file = peer.store(name, &text);
         let raw = |chunk: usize, level: u32| -> Run<'_> {
@@ -108,12 +141,6 @@ pub(crate) fn run(levels: bool) {
                 }
             })
         };
-        let theirs = |chunk: usize, level: i32| -> Run<'_> {
-            let chunks = chunks(&part, chunk);
-            let layer = TowerHttp::new().quality(CompressionLevel::Precise(level));
-            let runtime = &runtime;
-            Box::new(move || runtime.block_on(through(&layer, &chunks)))
-        };
         let default = |chunk: usize| -> Run<'_> {
             let (peer, file) = (&peer, file.clone());
             Box::new(move || peer.run(&file, chunk))
@@ -138,7 +165,6 @@ pub(crate) fn run(levels: bool) {
             continue;
         }
         let sizes: &[usize] = if quick() { &[64 << 10] } else { &CHUNKS };
-        let close_rounds = CLOSE_ROUNDS / if quick() { 2 } else { 1 };
         let parallel_rounds = MANY_ROUNDS / if quick() { 2 } else { 1 };
         for &chunk in sizes {
             let layer = || CompressionLayer::new().random_padding(0);
@@ -148,13 +174,13 @@ pub(crate) fn run(levels: bool) {
             let pair = compare(ours(&text, chunk, layer), default(chunk), ROUNDS);
             at_least(&about("vs_tower_http_default"), pair.faster, 2.4);
             at_most(&about("size_vs_tower_http_default"), pair.size, 1.02);
-            let pair = compare(ours(&part, chunk, level_6), theirs(chunk, 6), close_rounds);
+            let rounds = Rounds::of_processes(name, chunk, "tower_http");
             close
                 .tower_http
-                .of(&about("vs_tower_http_zlib_rs"), pair, 1.0);
-            let pair = compare(ours(&part, chunk, level_6), raw(chunk, 6), close_rounds);
-            close.loops.of(&about("vs_flate2_loop"), pair, 0.97);
-            let pair = compare(inline(chunk, level_6), raw(chunk, 6), close_rounds / 4);
+                .row(&about("vs_tower_http_zlib_rs"), rounds, 1.0);
+            let rounds = Rounds::of_processes(name, chunk, "loop");
+            close.loops.row(&about("vs_flate2_loop"), rounds, 0.97);
+            let pair = compare(inline(chunk, level_6), raw(chunk, 6), MANY_ROUNDS);
             println!(
                 "{}: {:.3} by the clock, {:.3} by processor time",
                 about("vs_flate2_loop_without_workers"),
@@ -196,12 +222,31 @@ struct Rounds {
 }
 
 impl Rounds {
+    /// Our layer against a peer at the same level, in several processes.
+    fn of_processes(name: &str, chunk: usize, peer: &str) -> Self {
+        let mut rounds = Self::default();
+        for _ in 0..CLOSE_PROCESSES {
+            let mut command = Command::new(env::current_exe().expect("this program"));
+            command.args(["--gzip-close", &format!("{name}/{chunk}/{peer}")]);
+            if quick() {
+                command.arg("--quick");
+            }
+            let output = command.output().expect("a process");
+            for line in String::from_utf8(output.stdout).expect("numbers").lines() {
+                let mut ratios = line.split(' ').map(|n| n.parse::<f64>().expect("a number"));
+                rounds.faster.extend(ratios.next());
+                rounds.cheaper.extend(ratios.next());
+            }
+        }
+        rounds
+    }
+
     /// One row, whose rounds count for [`all`](Self::all) too.
-    fn of(&mut self, name: &str, pair: Pair, goal: f64) {
-        self.faster.extend(&pair.faster);
-        self.cheaper.extend(&pair.cheaper);
-        at_least(name, pair.faster, goal);
-        at_least(&format!("{name}_cpu"), pair.cheaper, goal);
+    fn row(&mut self, name: &str, rounds: Self, goal: f64) {
+        self.faster.extend(&rounds.faster);
+        self.cheaper.extend(&rounds.cheaper);
+        at_least(name, rounds.faster, goal);
+        at_least(&format!("{name}_cpu"), rounds.cheaper, goal);
     }
 
     /// What the rows' own scatter hides.

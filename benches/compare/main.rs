@@ -42,6 +42,9 @@ const PARTS: [Part; 9] = [
 ];
 
 fn main() {
+    if let Some(row) = option("--gzip-close") {
+        return gzip::close(&row);
+    }
     let only = option("--only").unwrap_or_default();
     let begin = Instant::now();
     match &*only {
