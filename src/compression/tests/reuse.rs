@@ -1,6 +1,6 @@
 //! Compressors that went back, and what the next stream makes of them.
 
-use std::{pin::pin, time::Duration};
+use std::{pin::pin, thread::available_parallelism, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::poll_fn};
@@ -15,6 +15,7 @@ use super::{
     script::{Script, Step, data},
     stream,
     streams::random,
+    workers::crowded,
 };
 
 #[test]
@@ -90,4 +91,16 @@ async fn a_buffer_that_has_grown_does_not_stay_with_its_compressor() {
     assert!(gunzip(&taken.wire) == noise);
     let kept = layer.core_scratch();
     assert!(kept <= LARGEST_SCRATCH, "{kept} bytes");
+}
+
+#[test]
+fn what_has_encoded_a_beginning_is_for_others_as_soon_as_that_is_handed_on() {
+    let (runtime, _done) = crowded();
+    let _context = runtime.enter();
+    let layer = layer();
+    let mut body = pin!(stream(&layer, Script::new([data(events(4_000).concat())])));
+    // Without end where there is one core, and so no beginning of its own.
+    let given = (0..100).any(|_| poll(body.as_mut()).is_ready());
+    assert!(given || available_parallelism().unwrap().get() == 1);
+    assert_eq!(layer.core_lent(), 0);
 }

@@ -268,7 +268,7 @@ fn text_that_waits_when_the_encoder_comes_home_is_encoded() {
 }
 
 /// The application's own work has all of the blocking pool, for as long as this says.
-fn crowded() -> (tokio::runtime::Runtime, std::sync::mpsc::Sender<()>) {
+pub(super) fn crowded() -> (tokio::runtime::Runtime, std::sync::mpsc::Sender<()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(1)
         .enable_time()
