@@ -128,6 +128,10 @@ impl Parallel {
             }),
         });
         self.blocks.push_back(Arc::clone(&block));
+        let submit = match self.submitted {
+            0 => Workers::submit,
+            _ => Workers::submit_more,
+        };
         self.submitted += 1;
         #[cfg(test)]
         let _ = self
@@ -136,7 +140,7 @@ impl Parallel {
             .tally
             .blocks
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        Workers::submit(&self.core, block, &self.handle);
+        submit(&self.core, block, &self.handle);
     }
 
     /// The next block's frame, or `None` once all are done.

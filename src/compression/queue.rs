@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-/// Jobs that were just submitted, and those that a turn was not enough for: one of these and one of those, while
+/// Jobs that have just come, and those of streams that a turn was not enough for: one of these and one of those, while
 /// there are both. So who has come last, or has little to do, does not wait for the megabytes of all others, and
 /// nobody waits for ever.
 pub(super) struct Queue<T> {
@@ -12,12 +12,12 @@ pub(super) struct Queue<T> {
 }
 
 impl<T> Queue<T> {
-    /// One that was submitted.
+    /// One that has just come.
     pub(super) fn push(&mut self, job: T) {
         self.fresh.push_back(job);
     }
 
-    /// One that has had a turn, and needs more.
+    /// One of a stream that has had a turn, and needs more.
     pub(super) fn push_back(&mut self, job: T) {
         self.long.push_back(job);
     }

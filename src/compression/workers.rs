@@ -69,6 +69,8 @@ impl Drop for Engaged {
     }
 }
 
+type Jobs = Queue<(Arc<dyn Job>, Handle)>;
+
 #[derive(Default)]
 struct State {
     /// Asked for.
@@ -77,7 +79,7 @@ struct State {
     at_work: usize,
     /// How often one was.
     stints: u64,
-    queue: Queue<(Arc<dyn Job>, Handle)>,
+    queue: Jobs,
     /// Bodies that no timer wakes, to be told when nobody has a thread for the queue.
     untimed: Vec<Waker>,
 }
@@ -112,9 +114,19 @@ impl Workers {
         2 * (self.engaged.load(Relaxed) + 1) <= self.limit
     }
 
+    /// Has a job done, soon.
     pub(super) fn submit(core: &Arc<Core>, job: Arc<dyn Job>, handle: &Handle) {
+        Self::queue(core, handle, |queue| queue.push((job, handle.clone())));
+    }
+
+    /// The same for one of a stream that has had its first turns.
+    pub(super) fn submit_more(core: &Arc<Core>, job: Arc<dyn Job>, handle: &Handle) {
+        Self::queue(core, handle, |queue| queue.push_back((job, handle.clone())));
+    }
+
+    fn queue(core: &Arc<Core>, handle: &Handle, put: impl FnOnce(&mut Jobs)) {
         let mut state = core.workers.state();
-        state.queue.push((job, handle.clone()));
+        put(&mut state.queue);
         if state.running < core.workers.limit {
             state.running += 1;
             drop(state);
@@ -276,7 +288,7 @@ impl Patience {
             Some((job, handle)) => {
                 if let Some(job) = block(job) {
                     // Not just queued: the worker that was asked for may have found nothing meanwhile.
-                    Workers::submit(core, job, &handle);
+                    Workers::submit_more(core, job, &handle);
                 }
                 let stranded = core.workers.state().stranded();
                 wake(stranded);
