@@ -38,7 +38,7 @@ impl Lead {
                     && core.workers.are_at_rest() =>
             {
                 let text = input.take_burst();
-                let behind = Encoder::Gzip(gzip.lead(&text));
+                let behind = Encoder::Gzip(gzip.behind(&text));
                 let encoder = Encoder::Gzip(gzip);
                 (Some(Self { encoder, text }), behind)
             }

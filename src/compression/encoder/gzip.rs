@@ -173,7 +173,7 @@ impl Gzip {
 
     /// The encoder of the same member for what comes behind `text`, which is this one's to write: the header before it,
     /// a flush behind it, and no end.
-    pub(in super::super) fn lead(&self, text: &[u8]) -> Box<Self> {
+    pub(in super::super) fn behind(&self, text: &[u8]) -> Box<Self> {
         let mut behind = Self::new(Arc::clone(&self.core), self.history.most());
         behind.begun = true;
         behind.crc.update(text);
