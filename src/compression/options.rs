@@ -21,7 +21,8 @@ pub enum Flush {
     /// what has come of each 256 KiB or so is handed on.
     #[default]
     WhenIdle,
-    /// After every data frame, ready or not. Costs size where frames are small and many.
+    /// After every data frame, ready or not. Costs size where frames are small and many; and over HTTP/2 a client may
+    /// take thousands of a few bytes each for an attack (those of the `h2` crate end the connection).
     EveryFrame,
     /// Only at the end. The stream keeps its compressor while it is idle.
     Never,
