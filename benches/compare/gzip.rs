@@ -94,7 +94,7 @@ pub(crate) fn close(row: &str) {
     let (_, text) = corpora.find(|corpus| corpus.0 == name).expect("a corpus");
     let chunks = chunks(&text.slice(..text.len() / CLOSE_PART), chunk);
     let runtime = runtime();
-    let layer = || CompressionLayer::new().random_padding(0).level(6);
+    let layer = || CompressionLayer::new().level(6);
     let ours = || runtime.block_on(through(&layer(), &chunks));
     let theirs = TowerHttp::new().quality(CompressionLevel::Precise(6));
     let theirs = || match peer {
@@ -167,9 +167,9 @@ pub(crate) fn run(levels: bool) {
         let sizes: &[usize] = if quick() { &[64 << 10] } else { &CHUNKS };
         let parallel_rounds = MANY_ROUNDS / if quick() { 2 } else { 1 };
         for &chunk in sizes {
-            let layer = || CompressionLayer::new().random_padding(0);
-            let level_6 = || CompressionLayer::new().random_padding(0).level(6);
-            let parallel = || CompressionLayer::new().random_padding(0).parallel(true);
+            let layer = CompressionLayer::new;
+            let level_6 = || CompressionLayer::new().level(6);
+            let parallel = || CompressionLayer::new().parallel(true);
             let about = |what: &str| format!("gzip_{name}_{chunk}_{what}");
             let pair = compare(ours(&text, chunk, layer), default(chunk), ROUNDS);
             at_least(&about("vs_tower_http_default"), pair.faster, 2.4);
@@ -410,7 +410,7 @@ fn loaded(len: usize, at_once: usize) {
         .unwrap();
     let chunks = chunks(&Bytes::from(corpus::json(len)), 4 << 10);
     let each = (BYTES / if quick() { 2 } else { 1 } / len / at_once).max(1);
-    let ours = CompressionLayer::new().random_padding(0).level(6);
+    let ours = CompressionLayer::new().level(6);
     let theirs = TowerHttp::new().quality(CompressionLevel::Precise(6));
     let ours = || runtime.block_on(all(&ours, &chunks, at_once, each));
     let theirs = || runtime.block_on(all(&theirs, &chunks, at_once, each));

@@ -75,6 +75,7 @@ impl Away {
         let place = Place::find(core, handle, encoder).map_err(Stay::Failed)?;
         Ok(Self { place, lead })
     }
+
     pub(super) fn has_room(&self) -> bool {
         match &self.place {
             Place::One(one) => one.has_room(),

@@ -176,8 +176,9 @@ impl CompressionLayer {
     /// The most random bytes added to a gzip response against BREACH. Default: 100.
     ///
     /// They are its file-name field, which decoders skip. So equal input gives another output, of another
-    /// length, each time: with 0 (for caches, and tests that compare bytes) it gives the same. Only
-    /// the text is the same where a stream of more than 32 KiB has small frames, or others are compressed meanwhile.
+    /// length, each time: with 0 (for caches, and tests that compare bytes) it gives the same. Except
+    /// for streams of more than 32 KiB in small frames, and those that wait: their pieces, and so a few bytes, depend on
+    /// timing. Without padding no stream's beginning is encoded where it is polled while other threads begin behind it.
     pub fn random_padding(self, most: u16) -> Self {
         self.with(|options| options.random_padding = most)
     }

@@ -25,18 +25,17 @@ impl Lead {
     /// Splits off what may be encoded here, before the first byte of a member is written; what comes behind it is for
     /// the encoder that is returned.
     ///
-    /// Two compressors take more of the processors than one: only where those have time.
+    /// Two compressors take more of the processors than one: only where those have time. And so only where equal input
+    /// need not give equal bytes, which without padding it does.
     pub(super) fn split_off(
         core: &Core,
         encoder: Encoder,
         input: &mut Gathered,
     ) -> (Option<Self>, Encoder) {
+        let options = &core.options;
+        let may_be = options.flush == Flush::WhenIdle && options.random_padding > 0;
         match encoder {
-            Encoder::Gzip(gzip)
-                if !gzip.has_begun()
-                    && core.options.flush == Flush::WhenIdle
-                    && core.workers.are_at_rest() =>
-            {
+            Encoder::Gzip(gzip) if may_be && !gzip.has_begun() && core.workers.are_at_rest() => {
                 let text = input.take_burst();
                 let behind = Encoder::Gzip(gzip.behind(&text));
                 let encoder = Encoder::Gzip(gzip);

@@ -24,8 +24,8 @@ use crate::{BoxError, scope::quietly};
 /// Bytes that may wait on either side of the encoder.
 const BOUND: usize = 256 << 10;
 
-/// Bytes a worker takes in before it looks whether its turn is over.
-const TURN: usize = 32 << 10;
+/// Bytes in one block of a worker.
+const BLOCK: usize = 32 << 10;
 
 /// What a piece or a frame counts for besides its bytes, which may be few.
 const EACH: usize = 256;
@@ -283,7 +283,7 @@ impl Job for Station {
         let mut encoder = state.encoder.take();
         let mut taken = 0;
         while let Some(at_work) = encoder.as_mut() {
-            if taken >= TURN || state.ready >= BOUND {
+            if taken >= BLOCK || state.ready >= BOUND {
                 break;
             }
             let Some(piece) = state.next_slice() else {

@@ -42,6 +42,12 @@ impl<T> Queue<T> {
     pub(super) fn len(&self) -> usize {
         self.fresh.len() + self.long.len()
     }
+
+    /// Those that have just come, of all.
+    #[cfg(test)]
+    pub(super) fn fresh(&self) -> usize {
+        self.fresh.len()
+    }
 }
 
 impl<T> Default for Queue<T> {

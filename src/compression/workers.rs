@@ -134,6 +134,13 @@ impl Workers {
         }
     }
 
+    /// Jobs that wait: those that have just come, and all.
+    #[cfg(test)]
+    pub(super) fn queued(&self) -> (usize, usize) {
+        let state = self.state();
+        (state.queue.fresh(), state.queue.len())
+    }
+
     /// How often a thread was had.
     #[cfg(test)]
     pub(super) fn stints(&self) -> u64 {

@@ -211,8 +211,8 @@ mod tests {
 
     use super::{super::mute::Mute, *};
 
-    /// By a hook that panics, and to a subscriber that panics: `tracing` remembers of a callsite what the first test to meet it was told,
-    /// so that is this one.
+    /// By a hook that panics, and to a subscriber that panics: `tracing` remembers of a callsite what the first test to
+    /// meet it was told, so that is this one.
     #[tokio::test(start_paused = true)]
     async fn pauses_double_up_to_a_second_and_each_error_is_told() {
         let subscriber = Mute::new();

@@ -51,8 +51,8 @@ type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// over. Without a signal it serves for ever.
 ///
 /// A connection that was upgraded (a WebSocket) is the application's. It is waited for as long as a
-/// [`Hold`](crate::scope::Hold) keeps its response open; without one, or if the response was ended by a limit
-/// or by [`Shutdown::end_now`](crate::Shutdown::end_now), it outlives the drain.
+/// [`Hold`](crate::scope::Hold) keeps its response open; without one, or if
+/// [`Shutdown::end_now`](crate::Shutdown::end_now) has ended the response, it outlives the drain.
 ///
 /// ```no_run
 /// use axum::{Router, routing::get};

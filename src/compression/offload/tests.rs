@@ -169,7 +169,7 @@ fn a_slow_end_is_a_workers_without_a_flush_before_it() {
 fn a_body_is_woken_for_room_while_it_may_put_more_in_and_not_behind_its_end() {
     for (ends, wakes) in [(false, true), (true, false)] {
         let (_runtime, mut offload) = offload(Home::AsItIs);
-        offload.put(Bytes::from(vec![b'x'; 2 * TURN]));
+        offload.put(Bytes::from(vec![b'x'; 2 * BLOCK]));
         if ends {
             offload.end(true);
         }
@@ -191,7 +191,7 @@ fn a_body_is_woken_for_room_while_it_may_put_more_in_and_not_behind_its_end() {
 fn flushed_frames_are_told_before_the_end() {
     let (_runtime, mut offload) = offload_with(Home::AsItIs, true);
     for _ in 0..4 {
-        offload.put(Bytes::from(vec![b'x'; TURN / 2]));
+        offload.put(Bytes::from(vec![b'x'; BLOCK / 2]));
     }
     offload.end(true);
     let woken = Arc::new(Woken::default());
@@ -212,7 +212,7 @@ fn a_turn_and_a_queue_are_bounded_in_frames_too() {
     }
     assert!(put <= BOUND / EACH, "{put}");
     assert!(offload.station.run(), "more to do");
-    assert!(offload.station.state().output.len() <= TURN / EACH + 1);
+    assert!(offload.station.state().output.len() <= BLOCK / EACH + 1);
 }
 
 #[derive(Default)]
@@ -294,7 +294,7 @@ fn a_drop_that_panics_costs_only_itself() {
 fn a_stream_that_goes_leaves_nothing_in_the_queue() {
     let (_runtime, mut offload) = offload_with(Home::AsItIs, true);
     for _ in 0..3 {
-        offload.put(Bytes::from(vec![b'x'; TURN]));
+        offload.put(Bytes::from(vec![b'x'; BLOCK]));
     }
     assert!(offload.station.run(), "more to do");
     let queued = Arc::clone(&offload.station);

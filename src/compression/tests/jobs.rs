@@ -18,7 +18,10 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::{
     super::{
+        encoder::Encoder,
+        negotiation::Coding,
         options::{Core, Options},
+        parallel::{LONG_BLOCK, Parallel},
         workers::{Job, Patience, STINT, TURN, Workers},
     },
     Taken, events, gunzip, layer,
@@ -132,6 +135,20 @@ fn a_worker_stays_with_a_job_for_a_turn_and_then_others_have_theirs() {
     let changes = |order: Vec<char>| order.windows(2).filter(|two| two[0] != two[1]).count();
     assert!(changes(order_of(1000, || {})) < 500);
     assert!(changes(order_of(5, || last(TURN))) >= 7);
+}
+
+/// Who comes behind it waits for one block or two, and not for all.
+#[test]
+fn of_a_stream_in_parallel_only_the_first_block_has_just_come() {
+    let (runtime, core) = (timerless(), core());
+    let _crowd = crowd(runtime.handle());
+    let Encoder::Gzip(gzip) = Encoder::for_stream(&core, Coding::Gzip) else {
+        panic!("another");
+    };
+    let mut parallel = Parallel::start(&core, runtime.handle().clone(), gzip).unwrap();
+    parallel.put(vec![b'x'; 4 * LONG_BLOCK].into());
+    let (fresh, all) = core.workers.queued();
+    assert_eq!((fresh, all > 3), (1, true));
 }
 
 #[test]

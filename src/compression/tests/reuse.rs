@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::sync::mpsc;
 
 use super::{
-    super::{Flush, pool::LARGEST_SCRATCH},
+    super::{CompressionLayer, Flush, pool::LARGEST_SCRATCH},
     Taken, answer, drain, events, get, gunzip, gunzip_prefix, layer, poll,
     script::{Script, Step, data},
     stream,
@@ -97,7 +97,7 @@ async fn a_buffer_that_has_grown_does_not_stay_with_its_compressor() {
 fn what_has_encoded_a_beginning_is_for_others_as_soon_as_that_is_handed_on() {
     let (runtime, _done) = crowded();
     let _context = runtime.enter();
-    let layer = layer();
+    let layer = CompressionLayer::new();
     let mut body = pin!(stream(&layer, Script::new([data(events(4_000).concat())])));
     // Without end where there is one core, and so no beginning of its own.
     let given = (0..100).any(|_| poll(body.as_mut()).is_ready());
