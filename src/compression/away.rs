@@ -22,7 +22,7 @@ use crate::BoxError;
 pub(super) struct Away {
     place: Place,
     /// What comes before all that is done there, done here.
-    lead: Option<Lead>,
+    lead: Option<Box<Lead>>,
 }
 
 #[derive(Debug)]
@@ -120,13 +120,14 @@ impl Away {
         false
     }
 
-    /// Nothing more is ready: small frames need not wait for each other, but what is under way
-    /// comes first, and more may have come by then.
-    pub(super) fn idle(&mut self, input: &mut Gathered) {
+    /// Nothing more is to be had in this poll: small frames need not wait for each other, but what is under way
+    /// comes first, and more may have come by then. A block waits for more unless the inner body is `waiting`, too.
+    pub(super) fn idle(&mut self, input: &mut Gathered, waiting: bool) {
         if !self.is_busy() {
             while self.has_room() && self.feed(input, true) {}
-            if let Place::Many(many) = &mut self.place {
-                many.close();
+            match &mut self.place {
+                Place::Many(many) if waiting => many.close(),
+                Place::Many(_) | Place::One(_) => {}
             }
         }
     }
@@ -149,8 +150,10 @@ impl Away {
     ) -> Poll<Result<Harvest, BoxError>> {
         if let Some(lead) = &mut self.lead {
             let frame = ready!(lead.poll(source, cx));
-            // Its compressor is for others now.
-            self.lead = None;
+            if lead.is_over() {
+                // Its compressor is for others now.
+                self.lead = None;
+            }
             return Poll::Ready(frame.map(Harvest::Frame));
         }
         match &mut self.place {

@@ -8,8 +8,9 @@ use async_compression::{
 };
 
 use super::{
+    encoder::{FULL, MOST_HELD},
     negotiation::Coding,
-    options::{Core, Options},
+    options::{Core, Flush, Options},
 };
 
 /// Room made for output at a time.
@@ -25,7 +26,7 @@ pub(super) struct Codec {
     /// Written to since the last flush.
     dirty: bool,
     /// Input since output was taken.
-    pub(super) held: usize,
+    held: usize,
 }
 
 impl Codec {
@@ -46,6 +47,7 @@ impl Codec {
 
     pub(super) fn write(&mut self, input: &[u8]) -> io::Result<()> {
         self.dirty |= !input.is_empty();
+        self.held += input.len();
         let mut input = PartialBuffer::new(input);
         while !input.unwritten().is_empty() {
             self.step(|encoder, output| encoder.encode(&mut input, output).map(|()| true))?;
@@ -58,6 +60,15 @@ impl Codec {
             while !self.step(|encoder, output| encoder.flush(output))? {}
         }
         Ok(())
+    }
+
+    /// Whether what was written is to be handed on: flushes it if it is much and little has come of it.
+    pub(super) fn is_due(&mut self) -> io::Result<bool> {
+        let held = self.held >= MOST_HELD && self.core.options.flush != Flush::Never;
+        if held {
+            self.flush()?;
+        }
+        Ok(held || self.output.len() >= FULL)
     }
 
     pub(super) fn finish(&mut self) -> io::Result<()> {
@@ -78,7 +89,9 @@ impl Codec {
         &self.output
     }
 
+    /// The output, to be taken.
     pub(super) fn output_mut(&mut self) -> &mut Vec<u8> {
+        self.held = 0;
         &mut self.output
     }
 

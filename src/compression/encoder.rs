@@ -9,10 +9,7 @@ use bytes::Bytes;
 
 #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
 use super::codecs::Codec;
-use super::{
-    negotiation::Coding,
-    options::{Core, Flush},
-};
+use super::{negotiation::Coding, options::Core};
 use crate::BoxError;
 
 pub(super) use gzip::Gzip;
@@ -23,12 +20,12 @@ pub(super) const FULL: usize = 32 << 10;
 /// Input is taken in slices of at most this, so that output cannot outgrow its bound by much.
 pub(super) const SLICE: usize = 16 << 10;
 
-/// Input encoded inline between two looks at the clock.
-pub(super) const INLINE_SLICE: usize = 4 << 10;
+/// What gzip's compressor is given at a time; also what is encoded inline between two looks at the clock.
+pub(super) const CUT: usize = 4 << 10;
 
 /// Input that is taken at most before what has come of it is handed on: of what repeats itself zlib gathers megabytes
 /// before it gives anything, as Brotli does of anything.
-const MOST_HELD: usize = 256 << 10;
+pub(super) const MOST_HELD: usize = 256 << 10;
 
 /// One response's encoder.
 #[derive(Debug)]
@@ -80,7 +77,6 @@ impl Encoder {
 
     /// Takes all of `input`; some of it may stay inside until a flush.
     pub(super) fn write(&mut self, input: &[u8]) -> Result<(), BoxError> {
-        *self.held() += input.len();
         match self {
             Self::Gzip(gzip) => Ok(gzip.write(input)?),
             #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
@@ -90,23 +86,10 @@ impl Encoder {
 
     /// Whether what was written is to be handed on, enough of it or not. Flushes what may be flushed for that.
     pub(super) fn is_due(&mut self) -> Result<bool, BoxError> {
-        let flush = match self {
-            Self::Gzip(gzip) => gzip.core.options.flush,
-            #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
-            Self::Codec(codec) => codec.core.options.flush,
-        };
-        let held = *self.held() >= MOST_HELD && flush != Flush::Never;
-        if held {
-            self.flush()?;
-        }
-        Ok(held || self.output_len() >= FULL)
-    }
-
-    fn held(&mut self) -> &mut usize {
         match self {
-            Self::Gzip(gzip) => &mut gzip.held,
+            Self::Gzip(gzip) => Ok(gzip.is_due()),
             #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
-            Self::Codec(codec) => &mut codec.held,
+            Self::Codec(codec) => Ok(codec.is_due()?),
         }
     }
 
@@ -158,7 +141,6 @@ impl Encoder {
         };
         let bytes = Bytes::copy_from_slice(output);
         output.clear();
-        *self.held() = 0;
         bytes
     }
 

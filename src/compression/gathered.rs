@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 
 use super::{
-    encoder::{INLINE_SLICE, SLICE},
+    encoder::{CUT, SLICE},
     negotiation::Coding,
     options::{Flush, Options},
 };
@@ -13,6 +13,10 @@ use super::{
 /// What each idle moment restores of the burst: a stream with less than this between two idle
 /// moments, as events have, always stays inline.
 const REFILL: usize = 4 << 10;
+
+/// How many bursts are gathered if they are ready within one turn: the longer a stream is seen to be, the more of it
+/// two encoders can begin with.
+const AT_ONCE: usize = 8;
 
 /// Pieces for which there is room while a stream is idle.
 const FEW: usize = 4;
@@ -55,9 +59,18 @@ impl Gathered {
         self.len == 0
     }
 
-    /// No more is to be asked for before this is encoded.
+    /// More is not to be asked for before this is encoded, though it be ready at once.
     pub(super) fn is_full(&self) -> bool {
-        self.len > self.credit.min(self.burst) || (self.apart && self.len > 0)
+        self.is_enough(AT_ONCE) || (self.apart && self.len > 0)
+    }
+
+    /// More is not to be waited for before this is encoded.
+    pub(super) fn is_plenty(&self) -> bool {
+        self.is_enough(1)
+    }
+
+    fn is_enough(&self, bursts: usize) -> bool {
+        self.len > bursts * self.credit.min(self.burst)
     }
 
     /// More than may be encoded inline.
@@ -82,14 +95,15 @@ impl Gathered {
     /// The next slice to be encoded inline, and whether that is flushed behind it.
     pub(super) fn take_inline(&mut self) -> Option<(Bytes, bool)> {
         let whole = self.pieces.len();
-        let slice = self.take(INLINE_SLICE)?;
+        let slice = self.take(CUT)?;
         self.credit = self.credit.saturating_sub(slice.len());
         Some((slice, self.apart && self.pieces.len() < whole))
     }
 
-    /// As much as may be encoded inline, in one piece.
-    pub(super) fn take_burst(&mut self) -> Bytes {
-        let most = self.credit.min(self.len);
+    /// In one piece, as much as may be encoded inline, or half of what was gathered.
+    pub(super) fn take_lead(&mut self) -> Bytes {
+        let half = self.burst * AT_ONCE / 2;
+        let most = (self.len / 2).min(half).max(self.credit);
         let first = self.take(most).unwrap_or_default();
         if first.len() == most {
             return first;
@@ -266,11 +280,11 @@ mod tests {
     #[test]
     fn frames_that_are_flushed_by_themselves_are_each_told_from_the_next() {
         let mut gathered = Gathered::with(true, 0);
-        gathered.put(frame(INLINE_SLICE + 1, b'x'));
+        gathered.put(frame(CUT + 1, b'x'));
         gathered.put(frame(1, b'y'));
         let taken = std::iter::from_fn(|| gathered.take_inline());
         let flushes: Vec<_> = taken.map(|(slice, flush)| (slice.len(), flush)).collect();
-        assert_eq!(flushes, [(INLINE_SLICE, false), (1, true), (1, true)]);
+        assert_eq!(flushes, [(CUT, false), (1, true), (1, true)]);
     }
 
     #[test]

@@ -176,9 +176,11 @@ impl CompressionLayer {
     /// The most random bytes added to a gzip response against BREACH. Default: 100.
     ///
     /// They are its file-name field, which decoders skip. So equal input gives another output, of another
-    /// length, each time: with 0 (for caches, and tests that compare bytes) it gives the same. Except
-    /// for streams of more than 32 KiB in small frames, and those that wait: their pieces, and so a few bytes, depend on
-    /// timing. Without padding no stream's beginning is encoded where it is polled while other threads begin behind it.
+    /// length, each time. With 0 (for caches, and tests that compare bytes) equal text gives equal bytes, whatever
+    /// frames it comes in and however busy the machine is; then no stream's beginning is encoded where it is polled
+    /// while other threads begin behind it. Only flushes show: with [`Flush::WhenIdle`] one is where the body was pending
+    /// (if its encoder had caught up), with [`Flush::EveryFrame`] one behind each frame. With
+    /// [`parallel`](Self::parallel) it holds for bodies that are never pending.
     pub fn random_padding(self, most: u16) -> Self {
         self.with(|options| options.random_padding = most)
     }

@@ -1,4 +1,4 @@
-//! The first of a long stream, encoded where it is polled while other threads begin behind it.
+//! The beginning of a long stream, encoded where it is polled while other threads begin behind it.
 //!
 //! The client has its first bytes at once, and what it costs to bring other threads in is hidden behind it. Two
 //! compressors work on one gzip member: this one ends at a flush, the other has been told the text before.
@@ -8,9 +8,9 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 
 use super::{
-    encoder::{Encoder, INLINE_SLICE},
+    encoder::{CUT, Encoder, FULL},
     gathered::Gathered,
-    options::{Core, Flush},
+    options::{BURST, Core, Flush},
     source::Source,
 };
 use crate::BoxError;
@@ -18,7 +18,9 @@ use crate::BoxError;
 #[derive(Debug)]
 pub(super) struct Lead {
     encoder: Encoder,
-    text: Bytes,
+    /// What the client is to have at once, and the rest.
+    first: Bytes,
+    rest: Bytes,
 }
 
 impl Lead {
@@ -31,33 +33,52 @@ impl Lead {
         core: &Core,
         encoder: Encoder,
         input: &mut Gathered,
-    ) -> (Option<Self>, Encoder) {
+    ) -> (Option<Box<Self>>, Encoder) {
         let options = &core.options;
         let may_be = options.flush == Flush::WhenIdle && options.random_padding > 0;
         match encoder {
             Encoder::Gzip(gzip) if may_be && !gzip.has_begun() && core.workers.are_at_rest() => {
-                let text = input.take_burst();
-                let behind = Encoder::Gzip(gzip.behind(&text));
-                let encoder = Encoder::Gzip(gzip);
-                (Some(Self { encoder, text }), behind)
+                let mut first = input.take_lead();
+                let behind = Encoder::Gzip(gzip.behind(&first));
+                let lead = Self {
+                    encoder: Encoder::Gzip(gzip),
+                    rest: first.split_off(first.len().min(BURST)),
+                    first,
+                };
+                (Some(Box::new(lead)), behind)
             }
             other => (None, other),
         }
     }
 
-    /// All of it, in one frame. Pending only to let others have their turn.
+    /// The last frame was all that was left.
+    pub(super) fn is_over(&self) -> bool {
+        self.first.is_empty() && self.rest.is_empty()
+    }
+
+    /// Its next frame. Pending only to let others have their turn.
     pub(super) fn poll(
         &mut self,
         source: &mut Source,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Bytes, BoxError>> {
         source.begin_work();
-        while !self.text.is_empty() {
-            let slice = self.text.split_to(self.text.len().min(INLINE_SLICE));
-            if let Err(error) = self.encoder.write(&slice) {
+        let text = match self.first.is_empty() {
+            false => &mut self.first,
+            true => &mut self.rest,
+        };
+        while !text.is_empty() {
+            let cut = text.split_to(text.len().min(CUT));
+            if let Err(error) = self.encoder.write(&cut) {
                 return Poll::Ready(Err(error));
             }
-            if !self.text.is_empty() && source.is_time_up() {
+            if text.is_empty() {
+                break;
+            }
+            if self.encoder.output_len() >= FULL {
+                return Poll::Ready(Ok(self.encoder.take_output()));
+            }
+            if source.is_time_up() {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }

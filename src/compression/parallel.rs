@@ -152,7 +152,11 @@ impl Parallel {
             return Poll::Ready(Ok(Some(std::mem::take(&mut self.head))));
         }
         let Some(block) = self.blocks.front() else {
-            return Poll::Ready(Ok(None));
+            // More is to come for the next block.
+            return match self.next.len {
+                0 => Poll::Ready(Ok(None)),
+                _ => Poll::Pending,
+            };
         };
         let done = {
             let mut state = block.state();
@@ -330,16 +334,11 @@ fn compress(core: &Arc<Core>, before: &Text, text: &Text) -> Result<Compressed, 
     if before.len > 0 {
         lease.prime(&before.join())?;
     }
+    // In one piece: what is made of it is not to depend on the frames it came in.
+    let text = text.join();
     let mut crc = Crc::new();
-    let mut pieces = text.pieces.iter().peekable();
-    while let Some(piece) = pieces.next() {
-        let flush = match pieces.peek() {
-            Some(_) => FlushCompress::None,
-            None => FlushCompress::Sync,
-        };
-        crc.update(piece);
-        lease.deflate(piece, &mut output, flush)?;
-    }
+    crc.update(&text);
+    lease.deflate(&text, &mut output, FlushCompress::Sync)?;
     let frame = Bytes::copy_from_slice(&output);
     lease.keep_scratch(output);
     Ok((frame, crc))

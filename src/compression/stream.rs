@@ -145,7 +145,8 @@ impl Stream {
     {
         loop {
             let waiting = self.source.is_waiting();
-            if self.sealed || waiting || self.input.is_full() {
+            let enough = self.input.is_plenty() && self.source.is_time_up();
+            if self.sealed || waiting || enough || self.input.is_full() {
                 self.sealed = !self.input.is_empty();
                 if self.sealed {
                     return self.encode(cx);
@@ -245,8 +246,9 @@ impl Stream {
                 break;
             }
             over = self.source.is_turn_over();
-            if over || self.source.is_waiting() {
-                away.idle(&mut self.input);
+            let waiting = self.source.is_waiting();
+            if over || waiting {
+                away.idle(&mut self.input, waiting);
                 break;
             }
             if self.ask(inner.as_mut(), cx) {

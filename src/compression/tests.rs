@@ -3,6 +3,7 @@
 mod closing;
 #[cfg(all(feature = "br", feature = "zstd", feature = "deflate"))]
 mod codecs;
+mod equal;
 mod foreign;
 mod jobs;
 mod matrix;

@@ -10,7 +10,12 @@ use bytes::Bytes;
 use flate2::{Crc, FlushCompress};
 
 use super::{
-    super::{options::Core, pool::Lease, stats::Parked},
+    super::{
+        options::{Core, Flush, WINDOW},
+        pool::Lease,
+        stats::Parked,
+    },
+    CUT, FULL, MOST_HELD,
     history::History,
 };
 
@@ -25,12 +30,17 @@ pub(in super::super) struct Gzip {
     parked: Option<Parked>,
     crc: Crc,
     history: History,
+    /// Text that is less than a cut.
+    pending: Vec<u8>,
     output: Vec<u8>,
+    /// Text behind which the compressor has given so much, both since the last flush or since that was enough.
+    held: u32,
+    given: u32,
     begun: bool,
     /// Written to since the last flush.
     dirty: bool,
-    /// Input since output was taken.
-    pub(super) held: usize,
+    /// Output was flushed to be handed on.
+    due: bool,
 }
 
 impl Gzip {
@@ -41,47 +51,90 @@ impl Gzip {
             parked: None,
             crc: Crc::new(),
             history: History::new(history),
+            pending: Vec::new(),
             output: Vec::new(),
+            held: 0,
+            given: 0,
             begun: false,
             dirty: false,
-            held: 0,
+            due: false,
         }
     }
 
-    pub(super) fn write(&mut self, input: &[u8]) -> io::Result<()> {
-        if input.is_empty() {
-            return Ok(());
+    /// The compressor is given cuts of one size, counted from the last flush: what it makes of a text depends on how that
+    /// is cut, and is not to depend on the frames it came in, or on who had time for them when.
+    pub(super) fn write(&mut self, mut input: &[u8]) -> io::Result<()> {
+        self.dirty |= !input.is_empty();
+        if !self.pending.is_empty() {
+            let (head, rest) = input.split_at(input.len().min(CUT - self.pending.len()));
+            self.pending.extend_from_slice(head);
+            if self.pending.len() < CUT {
+                return Ok(());
+            }
+            self.encode_pending(FlushCompress::None)?;
+            input = rest;
         }
-        self.wake()?;
-        self.begin();
-        self.crc.update(input);
-        self.history.push(input);
-        self.dirty = true;
-        self.deflate(input, FlushCompress::None)
-    }
-
-    pub(super) fn flush(&mut self) -> io::Result<()> {
-        if self.dirty {
-            self.deflate(&[], FlushCompress::Sync)?;
-            self.dirty = false;
+        let cuts = input.chunks_exact(CUT);
+        self.pending.extend_from_slice(cuts.remainder());
+        for cut in cuts {
+            self.encode(cut, FlushCompress::None)?;
         }
         Ok(())
     }
 
-    pub(super) fn finish(&mut self) -> io::Result<()> {
-        self.end(&[])
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        if self.dirty {
+            self.encode_pending(FlushCompress::Sync)?;
+        }
+        Ok(())
     }
 
-    /// All of a member in one go: `input` is its only text.
+    fn encode_pending(&mut self, flush: FlushCompress) -> io::Result<()> {
+        let mut text = std::mem::take(&mut self.pending);
+        self.encode(&text, flush)?;
+        text.clear();
+        self.pending = text;
+        Ok(())
+    }
+
+    fn encode(&mut self, text: &[u8], flush: FlushCompress) -> io::Result<()> {
+        self.wake()?;
+        self.begin();
+        self.crc.update(text);
+        self.history.push(text);
+        let before = self.output.len();
+        self.deflate(text, flush)?;
+        if flush == FlushCompress::Sync {
+            (self.held, self.given) = (0, 0);
+            self.dirty = !self.pending.is_empty();
+            return Ok(());
+        }
+        self.held += text.len() as u32;
+        self.given += (self.output.len() - before) as u32;
+        if self.given >= FULL as u32 {
+            (self.held, self.given) = (0, 0);
+        } else if self.held >= MOST_HELD as u32 && self.core.options.flush != Flush::Never {
+            self.due = true;
+            return self.encode(&[], FlushCompress::Sync);
+        }
+        Ok(())
+    }
+
+    /// Whether what was written is to be handed on, enough of it or not.
+    pub(super) fn is_due(&self) -> bool {
+        self.due || self.output.len() >= FULL
+    }
+
+    pub(super) fn finish(&mut self) -> io::Result<()> {
+        let text = std::mem::take(&mut self.pending);
+        self.whole(&text)
+    }
+
+    /// Ends the member behind `input`, which may be all of its text.
     pub(super) fn whole(&mut self, input: &[u8]) -> io::Result<()> {
         if !input.is_empty() {
             self.wake()?;
         }
-        self.end(input)
-    }
-
-    /// Ends the member behind `input`, for which there has to be a compressor unless it is empty.
-    fn end(&mut self, input: &[u8]) -> io::Result<()> {
         self.begin();
         self.crc.update(input);
         match self.lease {
@@ -108,6 +161,7 @@ impl Gzip {
             return;
         }
         self.let_go();
+        self.pending = Vec::new();
         self.parked = Some(Parked::new(Arc::clone(&self.core)));
     }
 
@@ -122,7 +176,9 @@ impl Gzip {
         &self.output
     }
 
+    /// The output, to be taken.
     pub(super) fn output_mut(&mut self) -> &mut Vec<u8> {
+        self.due = false;
         &mut self.output
     }
 
@@ -168,7 +224,7 @@ impl Gzip {
     }
 
     pub(in super::super) fn has_begun(&self) -> bool {
-        self.begun
+        self.begun || self.dirty
     }
 
     /// The encoder of the same member for what comes behind `text`, which is this one's to write: the header before it,
@@ -177,7 +233,9 @@ impl Gzip {
         let mut behind = Self::new(Arc::clone(&self.core), self.history.most());
         behind.begun = true;
         behind.crc.update(text);
-        behind.history.overfill(text);
+        behind
+            .history
+            .overfill(&text[text.len().saturating_sub(WINDOW)..]);
         Box::new(behind)
     }
 
@@ -187,7 +245,7 @@ impl Gzip {
         self.begin();
         self.flush()?;
         let written = Bytes::copy_from_slice(&self.output);
-        self.output.clear();
+        self.output_mut().clear();
         self.let_go();
         // It is not waiting, but at work elsewhere.
         self.parked = None;

@@ -100,7 +100,7 @@ fn what_has_encoded_a_beginning_is_for_others_as_soon_as_that_is_handed_on() {
     let layer = CompressionLayer::new();
     let mut body = pin!(stream(&layer, Script::new([data(events(4_000).concat())])));
     // Without end where there is one core, and so no beginning of its own.
-    let given = (0..100).any(|_| poll(body.as_mut()).is_ready());
-    assert!(given || available_parallelism().unwrap().get() == 1);
+    let given = (0..200).filter(|_| poll(body.as_mut()).is_ready()).count();
+    assert!(given > 0 || available_parallelism().unwrap().get() == 1);
     assert_eq!(layer.core_lent(), 0);
 }

@@ -118,9 +118,16 @@ fn flush_policies() {
 #[test]
 fn an_unfinished_body_without_flushes_keeps_its_compressor() {
     let layer = layer().flush(Flush::Never).resident_limit(0);
-    let mut body = pin!(stream(&layer, Script::new([data("text"), Step::Pending])));
-    assert!(poll(body.as_mut()).is_pending());
-    assert_eq!((layer.stats().resident, layer.stats().parked), (1, 0));
+    // It takes one once there is enough to be encoded.
+    for (length, resident) in [(1000, 0), (10_000, 1)] {
+        let steps = [data(vec![b'x'; length]), Step::Pending];
+        let mut body = pin!(stream(&layer, Script::new(steps)));
+        assert!(poll(body.as_mut()).is_pending());
+        assert_eq!(
+            (layer.stats().resident, layer.stats().parked),
+            (resident, 0)
+        );
+    }
 }
 
 #[test]
