@@ -6,6 +6,7 @@ use async_compression::{
     codecs::EncodeV2,
     core::util::{PartialBuffer, WriteBuffer},
 };
+use bytes::Bytes;
 
 use super::{
     encoder::{FULL, MOST_HELD},
@@ -89,10 +90,12 @@ impl Codec {
         &self.output
     }
 
-    /// The output, to be taken.
-    pub(super) fn output_mut(&mut self) -> &mut Vec<u8> {
+    /// In a buffer of its own size; the scratch buffer stays.
+    pub(super) fn take_output(&mut self) -> Bytes {
         self.held = 0;
-        &mut self.output
+        let bytes = Bytes::copy_from_slice(&self.output);
+        self.output.clear();
+        bytes
     }
 
     /// One call of the codec, with room behind the output so far.

@@ -134,14 +134,11 @@ impl Encoder {
 
     /// The output so far, as a buffer of its own size; the scratch buffer stays.
     pub(super) fn take_output(&mut self) -> Bytes {
-        let output = match self {
-            Self::Gzip(gzip) => gzip.output_mut(),
+        match self {
+            Self::Gzip(gzip) => gzip.take_output(),
             #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
-            Self::Codec(codec) => codec.output_mut(),
-        };
-        let bytes = Bytes::copy_from_slice(output);
-        output.clear();
-        bytes
+            Self::Codec(codec) => codec.take_output(),
+        }
     }
 
     fn output(&self) -> &[u8] {

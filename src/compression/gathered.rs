@@ -297,6 +297,26 @@ mod tests {
     }
 
     #[test]
+    fn the_beginning_is_half_of_what_was_gathered_within_bounds() {
+        for (given, plenty, full, lead) in [
+            (100, false, false, 100),
+            (101, true, false, 100),
+            (300, true, false, 150),
+            (800, true, false, 400),
+            (5000, true, true, 400),
+        ] {
+            let mut gathered = Gathered::with(false, 100);
+            for _ in 0..given / 50 {
+                gathered.put(frame(50, b'x'));
+            }
+            gathered.put(frame(given % 50, b'x'));
+            assert_eq!((gathered.is_plenty(), gathered.is_full()), (plenty, full));
+            assert_eq!(gathered.take_lead().len(), lead);
+            assert_eq!(gathered.len, given - lead);
+        }
+    }
+
+    #[test]
     fn what_comes_back_is_first_again() {
         let mut gathered = Gathered::with(false, 0);
         gathered.put(frame(1, b'c'));

@@ -180,7 +180,8 @@ impl CompressionLayer {
     /// frames it comes in and however busy the machine is; then no stream's beginning is encoded where it is polled
     /// while other threads begin behind it. Only flushes show: with [`Flush::WhenIdle`] one is where the body was pending
     /// (if its encoder had caught up), with [`Flush::EveryFrame`] one behind each frame. With
-    /// [`parallel`](Self::parallel) it holds for bodies that are never pending.
+    /// [`parallel`](Self::parallel) it holds for bodies that are never pending, inside a runtime, on machines of as many
+    /// cores.
     pub fn random_padding(self, most: u16) -> Self {
         self.with(|options| options.random_padding = most)
     }

@@ -43,6 +43,7 @@
 // | `source` | the inner body, and whether it keeps its promises |
 // | `gathered` | what it gave and no encoder has yet |
 // | `encoder`, `codecs`, `pool` | bytes to bytes: gzip, which can be parked; the others; gzip's compressors |
+// | `output` | what comes out of gzip's compressors, and the buffer for it |
 // | `away` | a stream's encoder on other threads: `offload` on one at a time, `parallel` on several |
 // | `lead` | a long gzip stream's beginning, encoded here meanwhile |
 // | `workers`, `queue` | those threads, and what is done where there are none; who is next |
@@ -60,6 +61,7 @@ mod lead;
 mod negotiation;
 mod offload;
 mod options;
+mod output;
 mod parallel;
 mod phase;
 mod pool;

@@ -339,7 +339,7 @@ fn compress(core: &Arc<Core>, before: &Text, text: &Text) -> Result<Compressed, 
     let mut crc = Crc::new();
     crc.update(&text);
     lease.deflate(&text, &mut output, FlushCompress::Sync)?;
-    let frame = Bytes::copy_from_slice(&output);
+    let frame = output.take();
     lease.keep_scratch(output);
     Ok((frame, crc))
 }

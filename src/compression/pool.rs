@@ -10,13 +10,11 @@ use std::{
 
 use flate2::{Compress, Compression, FlushCompress, Status};
 
-use super::{encoder::FULL, options::Core, stats::Resident};
-
-/// Room an output buffer grows by; more than any flush needs at once.
-const GROWTH: usize = FULL + (16 << 10);
-
-/// A buffer that has grown beyond the usual does not go back with its compressor.
-pub(super) const LARGEST_SCRATCH: usize = 2 * GROWTH;
+use super::{
+    options::Core,
+    output::{LARGEST_SCRATCH, Output, ROOM},
+    stats::Resident,
+};
 
 /// Compressors of one level, at most `limit` of which outlive their use.
 #[derive(Debug)]
@@ -32,7 +30,7 @@ pub(super) struct Pool {
 /// A raw deflate compressor (hundreds of kilobytes) and the buffer it writes to.
 struct Compressor {
     deflate: Compress,
-    scratch: Vec<u8>,
+    scratch: Output,
     _resident: Resident,
 }
 
@@ -66,7 +64,7 @@ impl Pool {
         }
         let compressor = Compressor {
             deflate: Compress::new(self.level, false),
-            scratch: Vec::new(),
+            scratch: Output::default(),
             _resident: Resident::new(),
         };
         // Only once it exists, which may fail.
@@ -139,23 +137,21 @@ impl Lease {
     pub(super) fn deflate(
         &mut self,
         mut input: &[u8],
-        output: &mut Vec<u8>,
+        output: &mut Output,
         flush: FlushCompress,
     ) -> io::Result<()> {
         self.clean = false;
         let deflate = &mut self.compressor().deflate;
         loop {
-            if output.capacity() - output.len() < 64 {
-                output.reserve(GROWTH);
-            }
-            let before = deflate.total_in();
-            let status = deflate.compress_vec(input, output, flush)?;
-            input = &input[(deflate.total_in() - before) as usize..];
+            let before = (deflate.total_in(), deflate.total_out());
+            let status = deflate.compress(input, output.room(), flush)?;
+            input = &input[(deflate.total_in() - before.0) as usize..];
+            let written = (deflate.total_out() - before.1) as usize;
+            output.add(written);
             // Room left over says that the compressor had nothing more to write.
-            let drained = output.len() < output.capacity();
             let done = match flush {
                 FlushCompress::Finish => status == Status::StreamEnd,
-                _ => input.is_empty() && drained,
+                _ => input.is_empty() && written < ROOM,
             };
             if done {
                 break;
@@ -166,12 +162,12 @@ impl Lease {
     }
 
     /// The buffer that came with it, empty.
-    pub(super) fn take_scratch(&mut self) -> Vec<u8> {
+    pub(super) fn take_scratch(&mut self) -> Output {
         std::mem::take(&mut self.compressor().scratch)
     }
 
     /// Lets a buffer go back with it.
-    pub(super) fn keep_scratch(&mut self, mut buffer: Vec<u8>) {
+    pub(super) fn keep_scratch(&mut self, mut buffer: Output) {
         let scratch = &mut self.compressor().scratch;
         if buffer.capacity() <= LARGEST_SCRATCH && scratch.capacity() == 0 {
             buffer.clear();

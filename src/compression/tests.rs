@@ -7,6 +7,7 @@ mod equal;
 mod foreign;
 mod jobs;
 mod matrix;
+mod pauses;
 mod property;
 mod reuse;
 mod script;

@@ -12,6 +12,7 @@ use flate2::{Crc, FlushCompress};
 use super::{
     super::{
         options::{Core, Flush, WINDOW},
+        output::Output,
         pool::Lease,
         stats::Parked,
     },
@@ -32,13 +33,13 @@ pub(in super::super) struct Gzip {
     history: History,
     /// Text that is less than a cut.
     pending: Vec<u8>,
-    output: Vec<u8>,
+    output: Output,
     /// Text behind which the compressor has given so much, both since the last flush or since that was enough.
     held: u32,
     given: u32,
     begun: bool,
-    /// Written to since the last flush.
-    dirty: bool,
+    /// The compressor has something inside.
+    charged: bool,
     /// Output was flushed to be handed on.
     due: bool,
 }
@@ -52,11 +53,11 @@ impl Gzip {
             crc: Crc::new(),
             history: History::new(history),
             pending: Vec::new(),
-            output: Vec::new(),
+            output: Output::default(),
             held: 0,
             given: 0,
             begun: false,
-            dirty: false,
+            charged: false,
             due: false,
         }
     }
@@ -64,7 +65,6 @@ impl Gzip {
     /// The compressor is given cuts of one size, counted from the last flush: what it makes of a text depends on how that
     /// is cut, and is not to depend on the frames it came in, or on who had time for them when.
     pub(super) fn write(&mut self, mut input: &[u8]) -> io::Result<()> {
-        self.dirty |= !input.is_empty();
         if !self.pending.is_empty() {
             let (head, rest) = input.split_at(input.len().min(CUT - self.pending.len()));
             self.pending.extend_from_slice(head);
@@ -83,10 +83,15 @@ impl Gzip {
     }
 
     pub(super) fn flush(&mut self) -> io::Result<()> {
-        if self.dirty {
-            self.encode_pending(FlushCompress::Sync)?;
+        match self.is_settled() {
+            true => Ok(()),
+            false => self.encode_pending(FlushCompress::Sync),
         }
-        Ok(())
+    }
+
+    /// All that was written has come out.
+    fn is_settled(&self) -> bool {
+        !self.charged && self.pending.is_empty()
     }
 
     fn encode_pending(&mut self, flush: FlushCompress) -> io::Result<()> {
@@ -104,9 +109,9 @@ impl Gzip {
         self.history.push(text);
         let before = self.output.len();
         self.deflate(text, flush)?;
-        if flush == FlushCompress::Sync {
+        self.charged = flush != FlushCompress::Sync;
+        if !self.charged {
             (self.held, self.given) = (0, 0);
-            self.dirty = !self.pending.is_empty();
             return Ok(());
         }
         self.held += text.len() as u32;
@@ -127,11 +132,18 @@ impl Gzip {
 
     pub(super) fn finish(&mut self) -> io::Result<()> {
         let text = std::mem::take(&mut self.pending);
-        self.whole(&text)
+        self.end(&text)
     }
 
-    /// Ends the member behind `input`, which may be all of its text.
+    /// All of a member in one go: `input` is its only text.
     pub(super) fn whole(&mut self, input: &[u8]) -> io::Result<()> {
+        let (cuts, rest) = input.split_at(input.len() - input.len() % CUT);
+        self.write(cuts)?;
+        self.end(rest)
+    }
+
+    /// Ends the member behind `input`, which is less than a cut.
+    fn end(&mut self, input: &[u8]) -> io::Result<()> {
         if !input.is_empty() {
             self.wake()?;
         }
@@ -140,12 +152,11 @@ impl Gzip {
         match self.lease {
             Some(_) => self.deflate(input, FlushCompress::Finish)?,
             // Nothing is pending: parked, or nothing was ever written. No compressor is needed.
-            None => self.output.extend_from_slice(&EMPTY_FINAL_BLOCK),
+            None => self.output.push(&EMPTY_FINAL_BLOCK),
         }
-        self.output.extend_from_slice(&self.crc.sum().to_le_bytes());
-        self.output
-            .extend_from_slice(&self.crc.amount().to_le_bytes());
-        self.dirty = false;
+        self.output.push(&self.crc.sum().to_le_bytes());
+        self.output.push(&self.crc.amount().to_le_bytes());
+        self.charged = false;
         self.parked = None;
         Ok(())
     }
@@ -155,7 +166,7 @@ impl Gzip {
         if self.lease.as_ref().is_some_and(Lease::may_stay)
             || self.parked.is_some()
             || !self.begun
-            || self.dirty
+            || !self.is_settled()
             || !self.output.is_empty()
         {
             return;
@@ -173,13 +184,12 @@ impl Gzip {
     }
 
     pub(super) fn output(&self) -> &[u8] {
-        &self.output
+        self.output.as_slice()
     }
 
-    /// The output, to be taken.
-    pub(super) fn output_mut(&mut self) -> &mut Vec<u8> {
+    pub(super) fn take_output(&mut self) -> Bytes {
         self.due = false;
-        &mut self.output
+        self.output.take()
     }
 
     /// The header, with a file name of random length. No time stamp, unknown system.
@@ -190,11 +200,11 @@ impl Gzip {
         let padding = self.core.draw_padding();
         let flags = if padding > 0 { 0b1000 } else { 0 };
         self.output
-            .extend_from_slice(&[0x1f, 0x8b, 8, flags, 0, 0, 0, 0, 0, 255]);
+            .push(&[0x1f, 0x8b, 8, flags, 0, 0, 0, 0, 0, 255]);
         if padding > 0 {
             // Its terminating zero counts as one byte of the padding.
-            self.output.resize(self.output.len() + padding - 1, b'a');
-            self.output.push(0);
+            self.output.push_repeated(b'a', padding - 1);
+            self.output.push(&[0]);
         }
     }
 
@@ -224,7 +234,7 @@ impl Gzip {
     }
 
     pub(in super::super) fn has_begun(&self) -> bool {
-        self.begun || self.dirty
+        self.begun || !self.pending.is_empty()
     }
 
     /// The encoder of the same member for what comes behind `text`, which is this one's to write: the header before it,
@@ -244,8 +254,7 @@ impl Gzip {
     pub(in super::super) fn step_aside(&mut self) -> io::Result<(Bytes, Bytes)> {
         self.begin();
         self.flush()?;
-        let written = Bytes::copy_from_slice(&self.output);
-        self.output_mut().clear();
+        let written = self.take_output();
         self.let_go();
         // It is not waiting, but at work elsewhere.
         self.parked = None;
@@ -266,5 +275,62 @@ impl Gzip {
 impl Drop for Gzip {
     fn drop(&mut self) {
         self.let_go();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::{
+        super::{super::options::Options, SLICE},
+        *,
+    };
+
+    fn decoded(wire: &[u8]) -> Vec<u8> {
+        let mut text = Vec::new();
+        let mut decoder = flate2::bufread::GzDecoder::new(wire);
+        let ended = decoder.read_to_end(&mut text).is_ok();
+        assert!(ended || !wire.is_empty());
+        text
+    }
+
+    /// Text of which nothing comes is flushed at some cut, and that may be anywhere in a write.
+    #[test]
+    fn nothing_stays_inside_behind_a_flush_that_was_forced() {
+        let core = Arc::new(Core::new(Options {
+            resident_limit: 0,
+            random_padding: 0,
+            ..Options::default()
+        }));
+        for first in [0, 1, CUT - 1, CUT, CUT + 1] {
+            for before in (0..5).map(|cuts| MOST_HELD - cuts * CUT) {
+                for last in [1, CUT - 1, CUT, CUT + 1, 3 * CUT, SLICE - 1, SLICE] {
+                    let about = format!("{first}, to {before}, {last}");
+                    let mut gzip = Gzip::new(Arc::clone(&core), 100);
+                    let (mut text, mut wire) = (Vec::new(), Vec::new());
+                    let mut lengths = vec![first];
+                    lengths.resize(1 + (before - first) / CUT, CUT);
+                    lengths.push(last);
+                    for length in lengths {
+                        let piece = vec![b'x'; length];
+                        gzip.write(&piece).unwrap();
+                        text.extend(piece);
+                        if gzip.is_due() {
+                            wire.extend_from_slice(&gzip.take_output());
+                        }
+                    }
+                    gzip.flush().unwrap();
+                    wire.extend_from_slice(&gzip.take_output());
+                    assert_eq!(decoded(&wire).len(), text.len(), "{about}");
+                    gzip.rest();
+                    gzip.write(b"more").unwrap();
+                    gzip.finish().unwrap();
+                    wire.extend_from_slice(&gzip.take_output());
+                    text.extend(b"more");
+                    assert!(decoded(&wire) == text, "{about}");
+                }
+            }
+        }
     }
 }

@@ -27,13 +27,22 @@ fn in_frames(text: &Bytes, most: usize, waits: bool) -> Script {
     Script::new(steps)
 }
 
-fn texts() -> [Bytes; 3] {
+fn texts() -> [Bytes; 4] {
     let mut random = Random(1);
+    let noise: Bytes = (0..200_000).map(|_| random.next() as u8).collect();
+    // Matches everywhere, and more output than any buffer has room for.
+    let words = (0..30_000).flat_map(|_| {
+        let word = 7 * random.below(3_000);
+        let literal = random.next() as u8;
+        noise.slice(word..word + 6).into_iter().chain([literal])
+    });
+    let words = words.collect();
     [
         events(6_000).concat().into(),
         // So much that it is flushed before anything has come of it.
         vec![b'x'; 700_000].into(),
-        (0..200_000).map(|_| random.next() as u8).collect(),
+        words,
+        noise,
     ]
 }
 
@@ -41,6 +50,7 @@ fn texts() -> [Bytes; 3] {
 fn equal_text_gives_equal_bytes() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .enable_time()
         .build()
         .unwrap();
     for (flush, parallel) in [
@@ -52,15 +62,18 @@ fn equal_text_gives_equal_bytes() {
             for text in texts() {
                 let layer = layer().flush(flush).level(level).parallel(parallel);
                 let about = format!("{flush:?}, parallel {parallel}, level {level}");
-                let mut streams = JoinSet::new();
-                // At once, so that some find the workers busy.
-                for most in [50, 1_000, 4_096, 5_000, 40_000, text.len()] {
-                    let waits = flush == Flush::Never;
-                    let body = stream(&layer, in_frames(&text, most, waits));
-                    let wire = async { body.collect().await.unwrap().to_bytes() };
-                    streams.spawn_on(wire, runtime.handle());
+                let mut wires = Vec::new();
+                // At once, so that some find the workers busy; and then with what those have left in the pool.
+                for _ in 0..2 {
+                    let mut streams = JoinSet::new();
+                    for most in [50, 1_000, 4_096, 5_000, 40_000, text.len()] {
+                        let waits = flush == Flush::Never;
+                        let body = stream(&layer, in_frames(&text, most, waits));
+                        let wire = async { body.collect().await.unwrap().to_bytes() };
+                        streams.spawn_on(wire, runtime.handle());
+                    }
+                    wires.extend(runtime.block_on(streams.join_all()));
                 }
-                let mut wires = runtime.block_on(streams.join_all());
                 if !parallel {
                     // No runtime, no worker.
                     let here = stream(&layer, in_frames(&text, 20_000, false));
@@ -70,6 +83,22 @@ fn equal_text_gives_equal_bytes() {
                 wires.dedup();
                 assert_eq!(wires.len(), 1, "{about}");
             }
+        }
+    }
+}
+
+/// What has a length and is short is encoded as a whole, if it is ready at once.
+#[test]
+fn a_stream_gives_the_bytes_of_a_whole_body() {
+    let text = Bytes::from(events(500).concat());
+    for flush in [Flush::WhenIdle, Flush::Never] {
+        for level in 1..=9 {
+            let layer = layer().flush(flush).level(level);
+            let whole = in_frames(&text, text.len(), false).promising(text.len() as u64);
+            let whole = drain(stream(&layer, whole));
+            let here = drain(stream(&layer, in_frames(&text, 100, false)));
+            assert_eq!(gunzip(&whole.wire), text);
+            assert_eq!(whole.wire, here.wire, "{flush:?}, level {level}");
         }
     }
 }

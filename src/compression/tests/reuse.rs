@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::sync::mpsc;
 
 use super::{
-    super::{CompressionLayer, Flush, pool::LARGEST_SCRATCH},
+    super::{CompressionLayer, Flush, output::LARGEST_SCRATCH},
     Taken, answer, drain, events, get, gunzip, gunzip_prefix, layer, poll,
     script::{Script, Step, data},
     stream,
