@@ -178,10 +178,10 @@ impl CompressionLayer {
     /// They are its file-name field, which decoders skip. So equal input gives another output, of another
     /// length, each time. With 0 (for caches, and tests that compare bytes) equal text gives equal bytes, whatever
     /// frames it comes in and however busy the machine is; then no stream's beginning is encoded where it is polled
-    /// while other threads begin behind it. Only flushes show: with [`Flush::WhenIdle`] one is where the body was pending
-    /// (if its encoder had caught up), with [`Flush::EveryFrame`] one behind each frame. With
-    /// [`parallel`](Self::parallel) it holds for bodies that are never pending, inside a runtime, on machines of as many
-    /// cores.
+    /// while other threads begin behind it. That is so for bodies that are never pending, and with [`Flush::Never`] for
+    /// all: elsewhere a few bytes depend on where it was flushed, and on whether it was parked. (With
+    /// [`Flush::EveryFrame`] frames show, and with [`parallel`](Self::parallel) it holds for bodies that are never pending,
+    /// inside a runtime, on machines of as many cores.)
     pub fn random_padding(self, most: u16) -> Self {
         self.with(|options| options.random_padding = most)
     }

@@ -8,11 +8,11 @@ use super::encoder::FULL;
 /// room it goes on with other matches than it had.
 pub(super) const ROOM: usize = 16 << 10;
 
-/// What a buffer grows by: as much as a stream has that is handed on in time.
-const GROWTH: usize = FULL + ROOM;
+/// What a buffer grows by: with the first an event has room, with two a stream that is handed on in time.
+const GROWTH: usize = (FULL + ROOM) / 2;
 
 /// A buffer that has grown beyond the usual does not go back with its compressor.
-pub(super) const LARGEST_SCRATCH: usize = 2 * GROWTH;
+pub(super) const LARGEST_SCRATCH: usize = 4 * GROWTH;
 
 /// Bytes, in a buffer that outlives them and is made ready to be written to only once.
 #[derive(Debug, Default)]

@@ -252,8 +252,8 @@ impl Gzip {
     /// Ends at a byte and lets the compressor go, for blocks made elsewhere to follow: what is
     /// written so far, and the text they may refer to.
     pub(in super::super) fn step_aside(&mut self) -> io::Result<(Bytes, Bytes)> {
-        self.begin();
         self.flush()?;
+        self.begin();
         let written = self.take_output();
         self.let_go();
         // It is not waiting, but at work elsewhere.
