@@ -78,6 +78,11 @@ impl Gathered {
         self.len > self.credit
     }
 
+    /// Not so much more than may be encoded inline that another thread is worth it, if this is all there is.
+    pub(super) fn is_little(&self) -> bool {
+        self.len <= self.credit.saturating_add(self.credit / 2)
+    }
+
     /// An idle moment: a stream holds little then.
     pub(super) fn refill(&mut self) {
         if self.pieces.capacity() > FEW {

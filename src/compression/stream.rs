@@ -197,6 +197,9 @@ impl Stream {
             Engine::Here(encoder) => encoder,
             _ => return Err(broken()),
         };
+        if matches!(self.phase, Phase::Ended(_)) && self.input.is_little() {
+            self.input.allow_all();
+        }
         if self.input.exceeds_credit() && !encoder.is_to_be_made() {
             match Away::start(&self.core, encoder, &mut self.input) {
                 Ok(away) => {

@@ -90,6 +90,27 @@ fn an_encoder_stays_for_a_burst_and_otherwise_goes_away_before_it_has_begun() {
     assert!(is_lead(&wire));
 }
 
+/// To bring another thread in takes longer than a few kilobytes.
+#[test]
+fn what_little_is_left_behind_a_burst_needs_no_worker() {
+    let (runtime, _done) = crowded();
+    // Nobody loses patience.
+    runtime.block_on(async { tokio::time::pause() });
+    let _context = runtime.enter();
+    for (length, stays) in [(BURST + BURST / 2, true), (BURST + BURST / 2 + 1, false)] {
+        let text = random(length);
+        let layer = layer();
+        let mut body = Box::pin(stream(&layer, Script::new([data(text.clone())])));
+        let mut taken = Taken::default();
+        let ended = (0..POLLS).any(|_| match poll(body.as_mut()) {
+            Poll::Ready(frame) => !taken.take(frame),
+            Poll::Pending => false,
+        });
+        assert_eq!(ended, stays, "{length}");
+        assert!(!ended || gunzip(&taken.wire) == text);
+    }
+}
+
 #[test]
 fn a_stream_dropped_while_its_beginning_is_encoded_leaves_nothing() {
     for polls in 0..20 {
