@@ -78,6 +78,13 @@ impl Service<Request<()>> for Handler {
     }
 }
 
+fn for_gzip() -> Request<()> {
+    let mut request = Request::new(());
+    let gzip = HeaderValue::from_static("gzip");
+    request.headers_mut().append("accept-encoding", gzip);
+    request
+}
+
 fuzz_target!(|input: &[u8]| {
     let Some((&[a, b, c, d, e, f], mut rest)) = input.split_first_chunk::<6>() else {
         return;
@@ -151,10 +158,7 @@ fuzz_target!(|input: &[u8]| {
         .expect("a runtime");
     runtime.block_on(async {
         if let Some(left) = left {
-            let mut request = Request::new(());
-            let gzip = HeaderValue::from_static("gzip");
-            request.headers_mut().append("accept-encoding", gzip);
-            let response = layer.layer(Handler(Some(left))).call(request).await;
+            let response = layer.layer(Handler(Some(left))).call(for_gzip()).await;
             let mut body = Box::pin(response.expect("infallible").into_body());
             for _ in 0..f >> 4 {
                 if body.frame().await.is_none() {
@@ -191,10 +195,7 @@ fuzz_target!(|input: &[u8]| {
                     size: None,
                     ended: false,
                 };
-                let mut request = Request::new(());
-                let gzip = HeaderValue::from_static("gzip");
-                request.headers_mut().append("accept-encoding", gzip);
-                let response = layer.layer(Handler(Some(script))).call(request).await;
+                let response = layer.layer(Handler(Some(script))).call(for_gzip()).await;
                 let again = response.expect("infallible").into_body().collect().await;
                 assert!(again.expect("no error").to_bytes() == wire, "other bytes");
             }

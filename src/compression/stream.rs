@@ -132,7 +132,8 @@ impl Stream {
         polled
     }
 
-    /// Gathers what is ready, up to the burst, and encodes that here, or sends the encoder away with it.
+    /// Gathers what is ready, up to the burst or as much more as is there at once, and encodes that here, or sends the
+    /// encoder away with it.
     fn read<B>(
         &mut self,
         mut inner: Pin<&mut Inner<B>>,
@@ -197,7 +198,9 @@ impl Stream {
             Engine::Here(encoder) => encoder,
             _ => return Err(broken()),
         };
-        if matches!(self.phase, Phase::Ended(_)) && self.input.is_little() {
+        // Of a stream in parallel the blocks show where it went, and by then how much is left is a matter of time.
+        let ended = matches!(self.phase, Phase::Ended(_)) && !self.core.options.parallel;
+        if ended && self.input.is_little() {
             self.input.allow_all();
         }
         if self.input.exceeds_credit() && !encoder.is_to_be_made() {

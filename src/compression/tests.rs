@@ -6,6 +6,7 @@ mod codecs;
 mod equal;
 mod foreign;
 mod jobs;
+mod lead;
 mod matrix;
 mod pauses;
 mod property;

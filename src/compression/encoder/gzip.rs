@@ -34,7 +34,7 @@ pub(in super::super) struct Gzip {
     /// Text that is less than a cut.
     pending: Vec<u8>,
     output: Output,
-    /// Text behind which the compressor has given so much, both since the last flush or since that was enough.
+    /// Text taken in and output given for it, both since the last flush or since that output was enough to be handed on.
     held: u32,
     given: u32,
     begun: bool,
@@ -275,62 +275,5 @@ impl Gzip {
 impl Drop for Gzip {
     fn drop(&mut self) {
         self.let_go();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Read;
-
-    use super::{
-        super::{super::options::Options, SLICE},
-        *,
-    };
-
-    fn decoded(wire: &[u8]) -> Vec<u8> {
-        let mut text = Vec::new();
-        let mut decoder = flate2::bufread::GzDecoder::new(wire);
-        let ended = decoder.read_to_end(&mut text).is_ok();
-        assert!(ended || !wire.is_empty());
-        text
-    }
-
-    /// Text of which nothing comes is flushed at some cut, and that may be anywhere in a write.
-    #[test]
-    fn nothing_stays_inside_behind_a_flush_that_was_forced() {
-        let core = Arc::new(Core::new(Options {
-            resident_limit: 0,
-            random_padding: 0,
-            ..Options::default()
-        }));
-        for first in [0, 1, CUT - 1, CUT, CUT + 1] {
-            for before in (0..5).map(|cuts| MOST_HELD - cuts * CUT) {
-                for last in [1, CUT - 1, CUT, CUT + 1, 3 * CUT, SLICE - 1, SLICE] {
-                    let about = format!("{first}, to {before}, {last}");
-                    let mut gzip = Gzip::new(Arc::clone(&core), 100);
-                    let (mut text, mut wire) = (Vec::new(), Vec::new());
-                    let mut lengths = vec![first];
-                    lengths.resize(1 + (before - first) / CUT, CUT);
-                    lengths.push(last);
-                    for length in lengths {
-                        let piece = vec![b'x'; length];
-                        gzip.write(&piece).unwrap();
-                        text.extend(piece);
-                        if gzip.is_due() {
-                            wire.extend_from_slice(&gzip.take_output());
-                        }
-                    }
-                    gzip.flush().unwrap();
-                    wire.extend_from_slice(&gzip.take_output());
-                    assert_eq!(decoded(&wire).len(), text.len(), "{about}");
-                    gzip.rest();
-                    gzip.write(b"more").unwrap();
-                    gzip.finish().unwrap();
-                    wire.extend_from_slice(&gzip.take_output());
-                    text.extend(b"more");
-                    assert!(decoded(&wire) == text, "{about}");
-                }
-            }
-        }
     }
 }

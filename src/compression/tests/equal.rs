@@ -1,5 +1,7 @@
 //! Without random padding equal text gives equal bytes, in whatever frames it comes and whoever encodes it.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use tokio::task::JoinSet;
@@ -83,6 +85,36 @@ fn equal_text_gives_equal_bytes() {
                 wires.dedup();
                 assert_eq!(wires.len(), 1, "{about}");
             }
+        }
+    }
+}
+
+/// How much is gathered before an encoder goes away is a matter of time.
+#[test]
+fn rows_that_take_their_time_give_the_bytes_of_those_that_are_there() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    for length in [30, 33, 40, 48, 49, 100, 300].map(|kib| kib << 10) {
+        let text = Bytes::from(events(6_000).concat()).slice(..length);
+        for parallel in [false, true] {
+            let layer = layer().parallel(parallel);
+            let wire = |costs: Duration| {
+                let rows = in_frames(&text, 3_000, false).map_frame(move |frame| {
+                    let begun = Instant::now();
+                    while begun.elapsed() < costs {
+                        std::hint::spin_loop();
+                    }
+                    frame
+                });
+                let body = stream(&layer, rows);
+                runtime.block_on(async { body.collect().await.unwrap().to_bytes() })
+            };
+            let ready = wire(Duration::ZERO);
+            assert_eq!(gunzip(&ready), text);
+            let slow = wire(Duration::from_micros(150));
+            assert!(ready == slow, "{length}, parallel {parallel}");
         }
     }
 }

@@ -1,36 +1,24 @@
 //! Whenever the inner body is pending all that it gave is decodable, wherever its encoder is and however it has come
 //! there.
 
-use std::{
-    pin::{Pin, pin},
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http_body::{Body, Frame};
-use http_body_util::BodyExt;
-use tokio::{
-    sync::mpsc::{UnboundedReceiver, unbounded_channel},
-    time::timeout,
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use tokio::{sync::mpsc::unbounded_channel, time::timeout};
+
+use super::{
+    super::{
+        Flush,
+        encoder::{CUT, Encoder, MOST_HELD, SLICE},
+        negotiation::Coding,
+        options::{Core, Options},
+    },
+    Taken, events, gunzip, gunzip_prefix, layer,
+    property::Random,
+    stream,
 };
-
-use super::{super::Flush, Taken, events, gunzip, gunzip_prefix, layer, property::Random, stream};
-
-struct Fed(UnboundedReceiver<Bytes>);
-
-impl Body for Fed {
-    type Data = Bytes;
-    type Error = std::io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
-        let next = self.0.poll_recv(cx);
-        next.map(|next| next.map(|data| Ok(Frame::data(data))))
-    }
-}
 
 /// The clock is paused: a time-out is over when nothing is left to be done, on other threads either.
 const LONG: Duration = Duration::from_secs(3600);
@@ -50,8 +38,12 @@ async fn all_that_was_given_is_decodable() {
             .history(random.pick(&[0, 10, 6 << 10, 32 << 10]))
             .level(1 + random.below(9) as u32);
         let about = format!("seed {seed}, {layer:?}");
-        let (sender, body) = unbounded_channel();
-        let mut body = pin!(stream(&layer, Fed(body)));
+        let (sender, mut receiver) = unbounded_channel();
+        let frames = futures_util::stream::poll_fn(move |cx| {
+            let data = receiver.poll_recv(cx);
+            data.map(|data| data.map(|data| Ok::<_, std::io::Error>(Frame::data(data))))
+        });
+        let mut body = pin!(stream(&layer, StreamBody::new(frames)));
         let mut taken = Taken::default();
         let mut given = 0;
         for _ in 0..4 {
@@ -77,5 +69,43 @@ async fn all_that_was_given_is_decodable() {
         drop(sender);
         while taken.take(timeout(LONG, body.frame()).await.expect("an end")) {}
         assert!(gunzip(&taken.wire) == text[..given], "{about}");
+    }
+}
+
+/// Text of which nothing comes is flushed at some cut, and that may be anywhere in a write.
+#[test]
+fn nothing_stays_inside_behind_a_flush_that_was_forced() {
+    let core = Arc::new(Core::new(Options {
+        resident_limit: 0,
+        ..Options::default()
+    }));
+    for first in [0, 1, CUT - 1, CUT, CUT + 1] {
+        for before in (0..5).map(|cuts| MOST_HELD - cuts * CUT) {
+            for last in [1, CUT - 1, CUT, CUT + 1, 3 * CUT, SLICE - 1, SLICE] {
+                let about = format!("{first}, to {before}, {last}");
+                let mut encoder = Encoder::for_stream(&core, Coding::Gzip);
+                let (mut text, mut wire) = (Vec::new(), Vec::new());
+                let mut lengths = vec![first];
+                lengths.resize(1 + (before - first) / CUT, CUT);
+                lengths.push(last);
+                for length in lengths {
+                    let piece = vec![b'x'; length];
+                    encoder.write(&piece).unwrap();
+                    text.extend(piece);
+                    if encoder.is_due().unwrap() {
+                        wire.extend_from_slice(&encoder.take_output());
+                    }
+                }
+                encoder.flush().unwrap();
+                wire.extend_from_slice(&encoder.take_output());
+                assert!(gunzip_prefix(&wire) == text, "{about}");
+                encoder.rest();
+                encoder.write(b"more").unwrap();
+                encoder.finish().unwrap();
+                wire.extend_from_slice(&encoder.take_output());
+                text.extend(b"more");
+                assert!(gunzip(&wire) == text, "{about}");
+            }
+        }
     }
 }

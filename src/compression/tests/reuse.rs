@@ -1,6 +1,6 @@
 //! Compressors that went back, and what the next stream makes of them.
 
-use std::{pin::pin, thread::available_parallelism, time::Duration};
+use std::{pin::pin, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::poll_fn};
@@ -10,12 +10,11 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::sync::mpsc;
 
 use super::{
-    super::{CompressionLayer, Flush, output::LARGEST_SCRATCH},
+    super::{Flush, output::LARGEST_SCRATCH},
     Taken, answer, drain, events, get, gunzip, gunzip_prefix, layer, poll,
     script::{Script, Step, data},
     stream,
     streams::random,
-    workers::crowded,
 };
 
 #[test]
@@ -91,16 +90,4 @@ async fn a_buffer_that_has_grown_does_not_stay_with_its_compressor() {
     assert!(gunzip(&taken.wire) == noise);
     let kept = layer.core_scratch();
     assert!(kept <= LARGEST_SCRATCH, "{kept} bytes");
-}
-
-#[test]
-fn what_has_encoded_a_beginning_is_for_others_as_soon_as_that_is_handed_on() {
-    let (runtime, _done) = crowded();
-    let _context = runtime.enter();
-    let layer = CompressionLayer::new();
-    let mut body = pin!(stream(&layer, Script::new([data(events(4_000).concat())])));
-    // Without end where there is one core, and so no beginning of its own.
-    let given = (0..200).filter(|_| poll(body.as_mut()).is_ready()).count();
-    assert!(given > 0 || available_parallelism().unwrap().get() == 1);
-    assert_eq!(layer.core_lent(), 0);
 }

@@ -6,7 +6,6 @@ use std::{
     pin::pin,
     sync::Arc,
     task::Poll,
-    thread,
     time::Duration,
 };
 
@@ -17,10 +16,9 @@ use http_body_util::{BodyExt, Full};
 
 use super::{
     super::{
-        CompressionLayer,
         headers::Form,
         negotiation::Coding,
-        options::{BURST, Core, Flush, Options},
+        options::{Core, Flush, Options},
         whole::Whole,
     },
     Fixed, Taken, answer, drain, events, get, gunzip, gunzip_prefix, layer, poll,
@@ -38,95 +36,6 @@ fn sustained() -> Vec<Step> {
 /// More than may wait for a worker.
 pub(super) fn plenty() -> Vec<Bytes> {
     events(20_000)
-}
-
-const POLLS: usize = 200;
-
-/// What a stream of `count` events gives while no worker has a thread.
-fn without_threads(layer: &CompressionLayer, count: usize) -> (Vec<u8>, impl Sized) {
-    let mut steps: Vec<_> = events(count).into_iter().map(Step::Data).collect();
-    steps.extend((0..POLLS).map(|_| Step::Pending));
-    let mut body = Box::pin(stream(layer, Script::new(steps)));
-    let mut wire = Vec::new();
-    // Several polls: on a busy machine a turn may be over after a few frames.
-    for _ in 0..POLLS {
-        if let Poll::Ready(Some(Ok(frame))) = poll(body.as_mut()) {
-            wire.extend_from_slice(frame.data_ref().unwrap());
-        }
-    }
-    (wire, body)
-}
-
-/// Its tables would be moved from one core's cache to another's.
-#[test]
-fn an_encoder_stays_for_a_burst_and_otherwise_goes_away_before_it_has_begun() {
-    let (runtime, _done) = crowded();
-    // Nobody loses patience.
-    runtime.block_on(async { tokio::time::pause() });
-    let _context = runtime.enter();
-    let text = events(4_000).concat();
-    let burst = events(100).concat();
-    let layer = CompressionLayer::new();
-    let (wire, _body) = without_threads(&layer, 100);
-    assert_eq!(gunzip_prefix(&wire), burst);
-    // Whoever is first to ask for workers, where there are several, has its beginning encoded here, by another encoder.
-    // How much depends on what was ready in time.
-    let bounds = match thread::available_parallelism().unwrap().get() {
-        1 => 0..=0,
-        _ => BURST..=4 * BURST,
-    };
-    let is_lead = |wire: &[u8]| {
-        let lead = gunzip_prefix(wire);
-        bounds.contains(&lead.len()) && text.starts_with(&lead)
-    };
-    let (wire, first) = without_threads(&layer, 4_000);
-    assert!(is_lead(&wire));
-    let resident = layer.stats().resident;
-    let (wire, second) = without_threads(&layer, 4_000);
-    assert!(wire.is_empty());
-    assert_eq!(layer.stats().resident, resident);
-    drop((first, second));
-    let (wire, _third) = without_threads(&layer, 4_000);
-    assert!(is_lead(&wire));
-}
-
-/// To bring another thread in takes longer than a few kilobytes.
-#[test]
-fn what_little_is_left_behind_a_burst_needs_no_worker() {
-    let (runtime, _done) = crowded();
-    // Nobody loses patience.
-    runtime.block_on(async { tokio::time::pause() });
-    let _context = runtime.enter();
-    for (length, stays) in [(BURST + BURST / 2, true), (BURST + BURST / 2 + 1, false)] {
-        let text = random(length);
-        let layer = layer();
-        let mut body = Box::pin(stream(&layer, Script::new([data(text.clone())])));
-        let mut taken = Taken::default();
-        let ended = (0..POLLS).any(|_| match poll(body.as_mut()) {
-            Poll::Ready(frame) => !taken.take(frame),
-            Poll::Pending => false,
-        });
-        assert_eq!(ended, stays, "{length}");
-        assert!(!ended || gunzip(&taken.wire) == text);
-    }
-}
-
-#[test]
-fn a_stream_dropped_while_its_beginning_is_encoded_leaves_nothing() {
-    for polls in 0..20 {
-        let (runtime, _done) = crowded();
-        let _context = runtime.enter();
-        let layer = CompressionLayer::new().level(9);
-        let text = vec![data(random(200 << 10))];
-        let mut body = Box::pin(stream(&layer, Script::new(text)));
-        for _ in 0..polls {
-            let _ = poll(body.as_mut());
-        }
-        drop(body);
-        assert_eq!(layer.stats().open, 0);
-        // One that is dropped in the middle of its text is no use to others.
-        assert!(layer.stats().resident <= 1, "{polls}");
-    }
 }
 
 #[tokio::test]

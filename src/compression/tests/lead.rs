@@ -1,0 +1,139 @@
+//! The beginning of a long stream, encoded where it is polled, and what is not worth a worker.
+
+use std::{pin::pin, task::Poll, thread::available_parallelism};
+
+use super::{
+    super::{CompressionLayer, options::BURST},
+    Taken, events, gunzip, gunzip_prefix, layer, poll,
+    script::{Script, Step, data},
+    stream,
+    streams::random,
+    workers::crowded,
+};
+
+const POLLS: usize = 200;
+
+/// What a stream of `count` events gives while no worker has a thread.
+fn without_threads(layer: &CompressionLayer, count: usize) -> (Vec<u8>, impl Sized) {
+    let mut steps: Vec<_> = events(count).into_iter().map(Step::Data).collect();
+    steps.extend((0..POLLS).map(|_| Step::Pending));
+    let mut body = Box::pin(stream(layer, Script::new(steps)));
+    let mut wire = Vec::new();
+    // Several polls: on a busy machine a turn may be over after a few frames.
+    for _ in 0..POLLS {
+        if let Poll::Ready(Some(Ok(frame))) = poll(body.as_mut()) {
+            wire.extend_from_slice(frame.data_ref().unwrap());
+        }
+    }
+    (wire, body)
+}
+
+/// Its tables would be moved from one core's cache to another's.
+#[test]
+fn an_encoder_stays_for_a_burst_and_otherwise_goes_away_before_it_has_begun() {
+    let (runtime, _done) = crowded();
+    // Nobody loses patience.
+    runtime.block_on(async { tokio::time::pause() });
+    let _context = runtime.enter();
+    let text = events(4_000).concat();
+    let burst = events(100).concat();
+    let layer = CompressionLayer::new();
+    let (wire, _body) = without_threads(&layer, 100);
+    assert_eq!(gunzip_prefix(&wire), burst);
+    // Whoever is first to ask for workers, where there are several, has its beginning encoded here, by another encoder.
+    // How much depends on what was ready in time.
+    let bounds = match available_parallelism().unwrap().get() {
+        1 => 0..=0,
+        _ => BURST..=4 * BURST,
+    };
+    let is_lead = |wire: &[u8]| {
+        let lead = gunzip_prefix(wire);
+        bounds.contains(&lead.len()) && text.starts_with(&lead)
+    };
+    let (wire, first) = without_threads(&layer, 4_000);
+    assert!(is_lead(&wire));
+    let resident = layer.stats().resident;
+    let (wire, second) = without_threads(&layer, 4_000);
+    assert!(wire.is_empty());
+    assert_eq!(layer.stats().resident, resident);
+    drop((first, second));
+    let (wire, _third) = without_threads(&layer, 4_000);
+    assert!(is_lead(&wire));
+}
+
+/// To bring another thread in takes longer than a few kilobytes.
+#[test]
+fn what_little_is_left_behind_a_burst_needs_no_worker() {
+    let (runtime, _done) = crowded();
+    // Nobody loses patience.
+    runtime.block_on(async { tokio::time::pause() });
+    let _context = runtime.enter();
+    for (length, stays) in [(BURST + BURST / 2, true), (BURST + BURST / 2 + 1, false)] {
+        let text = random(length);
+        let layer = layer();
+        let mut body = Box::pin(stream(&layer, Script::new([data(text.clone())])));
+        let mut taken = Taken::default();
+        let ended = (0..POLLS).any(|_| match poll(body.as_mut()) {
+            Poll::Ready(frame) => !taken.take(frame),
+            Poll::Pending => false,
+        });
+        assert_eq!(ended, stays, "{length}");
+        assert!(!ended || gunzip(&taken.wire) == text);
+    }
+}
+
+/// Half of what is ready, up to a bound; and the client need not wait for all of that.
+#[test]
+fn the_first_burst_goes_out_by_itself() {
+    let (runtime, _done) = crowded();
+    // Nobody loses patience.
+    runtime.block_on(async { tokio::time::pause() });
+    let _context = runtime.enter();
+    let text = random(20 * BURST);
+    let mut body = Box::pin(stream(
+        &CompressionLayer::new(),
+        Script::new([data(text.clone())]),
+    ));
+    let (mut wire, mut flushed) = (Vec::new(), Vec::new());
+    for _ in 0..POLLS {
+        if let Poll::Ready(Some(Ok(frame))) = poll(body.as_mut()) {
+            wire.extend_from_slice(frame.data_ref().unwrap());
+            flushed.push(gunzip_prefix(&wire).len());
+        }
+    }
+    if available_parallelism().unwrap().get() > 1 {
+        assert!(flushed.contains(&BURST), "{flushed:?}");
+        assert_eq!(flushed.last(), Some(&(4 * BURST)));
+    }
+    assert!(text.starts_with(&gunzip_prefix(&wire)));
+}
+
+#[test]
+fn a_stream_dropped_while_its_beginning_is_encoded_leaves_nothing() {
+    for polls in 0..20 {
+        let (runtime, _done) = crowded();
+        let _context = runtime.enter();
+        let layer = CompressionLayer::new().level(9);
+        let text = vec![data(random(200 << 10))];
+        let mut body = Box::pin(stream(&layer, Script::new(text)));
+        for _ in 0..polls {
+            let _ = poll(body.as_mut());
+        }
+        drop(body);
+        assert_eq!(layer.stats().open, 0);
+        // One that is dropped in the middle of its text is no use to others.
+        assert!(layer.stats().resident <= 1, "{polls}");
+    }
+}
+
+#[test]
+fn what_has_encoded_a_beginning_is_for_others_as_soon_as_that_is_handed_on() {
+    let (runtime, _done) = crowded();
+    let _context = runtime.enter();
+    let layer = CompressionLayer::new();
+    let mut body = pin!(stream(&layer, Script::new([data(events(4_000).concat())])));
+    // Without end where there is one core, and so no beginning of its own.
+    let given = (0..200).filter(|_| poll(body.as_mut()).is_ready()).count();
+    assert!(given > 0 || available_parallelism().unwrap().get() == 1);
+    assert_eq!(layer.core_lent(), 0);
+}
