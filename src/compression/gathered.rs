@@ -78,9 +78,11 @@ impl Gathered {
         self.len > self.credit
     }
 
-    /// Not so much more than may be encoded inline that another thread is worth it, if this is all there is.
-    pub(super) fn is_little(&self) -> bool {
-        self.len <= self.credit.saturating_add(self.credit / 2)
+    /// Not so much more than may be encoded inline that another thread is worth it, if this is all there is: one that
+    /// begins at once, `beside` this one, or one that all of it goes to.
+    pub(super) fn is_little(&self, beside: bool) -> bool {
+        let more = self.credit / if beside { 8 } else { 2 };
+        self.len <= self.credit.saturating_add(more)
     }
 
     /// An idle moment: a stream holds little then.

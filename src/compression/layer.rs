@@ -180,8 +180,8 @@ impl CompressionLayer {
     /// frames it comes in and however busy the machine is; then no stream's beginning is encoded where it is polled
     /// while other threads begin behind it. That is so for bodies that are never pending, and with [`Flush::Never`] for
     /// all: elsewhere a few bytes depend on where it was flushed, and on whether it was parked. (With
-    /// [`Flush::EveryFrame`] frames show. With [`parallel`](Self::parallel) it holds for bodies that are never pending,
-    /// inside a runtime, on machines of as many cores, and apart for those of 32 to 64 KiB with a length.)
+    /// [`Flush::EveryFrame`] frames show, and with [`parallel`](Self::parallel) it holds for bodies that are never pending,
+    /// inside a runtime, on machines of as many cores.)
     pub fn random_padding(self, most: u16) -> Self {
         self.with(|options| options.random_padding = most)
     }

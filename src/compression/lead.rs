@@ -24,20 +24,29 @@ pub(super) struct Lead {
 }
 
 impl Lead {
-    /// Splits off what may be encoded here, before the first byte of a member is written; what comes behind it is for
-    /// the encoder that is returned.
+    /// Before the first byte of a member is written.
     ///
     /// Two compressors take more of the processors than one: only where those have time. And so only where equal input
     /// need not give equal bytes, which without padding it does.
+    pub(super) fn is_possible(core: &Core, encoder: &Encoder) -> bool {
+        let options = &core.options;
+        let may_be = options.flush == Flush::WhenIdle && options.random_padding > 0;
+        match encoder {
+            Encoder::Gzip(gzip) => may_be && !gzip.has_begun() && core.workers.are_at_rest(),
+            #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
+            Encoder::Codec(_) => false,
+        }
+    }
+
+    /// Splits off what may be encoded here; what comes behind it is for the encoder that is returned.
     pub(super) fn split_off(
         core: &Core,
         encoder: Encoder,
         input: &mut Gathered,
     ) -> (Option<Box<Self>>, Encoder) {
-        let options = &core.options;
-        let may_be = options.flush == Flush::WhenIdle && options.random_padding > 0;
+        let is_possible = Self::is_possible(core, &encoder);
         match encoder {
-            Encoder::Gzip(gzip) if may_be && !gzip.has_begun() && core.workers.are_at_rest() => {
+            Encoder::Gzip(gzip) if is_possible => {
                 let mut first = input.take_lead();
                 let behind = Encoder::Gzip(gzip.behind(&first));
                 let lead = Self {

@@ -96,8 +96,8 @@ enum State<F> {
     /// Nothing on offer is acceptable, and the layer is strict.
     Refused,
     Inner(#[pin] F),
-    /// A whole body is being compressed on another thread.
-    Away(Whole),
+    /// A whole body is being compressed, in turns or on another thread.
+    Compressing(Box<Whole>),
     Done,
 }
 
@@ -132,11 +132,11 @@ where
                     this.state.set(State::Done);
                     return Poll::Ready(Ok(response));
                 }
-                Err(whole) => this.state.set(State::Away(whole)),
+                Err(whole) => this.state.set(State::Compressing(whole)),
             }
         }
         let response = match this.state.as_mut().project() {
-            StateProjection::Away(whole) => ready!(whole.poll(cx)),
+            StateProjection::Compressing(whole) => ready!(whole.poll(cx)),
             StateProjection::Refused => not_acceptable(),
             StateProjection::Inner(_) | StateProjection::Done => panic!("polled after completion"),
         };
@@ -146,12 +146,12 @@ where
 }
 
 impl Call {
-    /// What the client gets; `Err` while a whole body is being compressed on another thread.
+    /// What the client gets; `Err` while a whole body is being compressed.
     fn treat<B>(
         &self,
         mut response: Response<B>,
         cx: &mut Context<'_>,
-    ) -> Result<Response<CompressionBody<B>>, Whole>
+    ) -> Result<Response<CompressionBody<B>>, Box<Whole>>
     where
         B: Body,
         B::Data: 'static,
@@ -192,7 +192,7 @@ impl Call {
         size: Option<u64>,
         form: Form,
         cx: &mut Context<'_>,
-    ) -> Result<Response<CompressionBody<B>>, Whole>
+    ) -> Result<Response<CompressionBody<B>>, Box<Whole>>
     where
         B: Body,
         B::Data: 'static,
@@ -215,8 +215,8 @@ impl Call {
             Collected::Whole { data, trailers } => {
                 let larger = self.only_encoded;
                 match Whole::start(&self.core, form, parts, data, trailers, larger) {
-                    Ok(away) => Err(away),
-                    Err(whole) => Ok(whole.compress_here()),
+                    Ok(begun) => Err(begun),
+                    Err(small) => Ok(small.compress_here()),
                 }
             }
             Collected::Stream {

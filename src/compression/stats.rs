@@ -84,6 +84,10 @@ impl Open {
         tell!(gauge "bodyguard_compression_streams", increment 1.0);
         Self(core)
     }
+
+    pub(super) fn count(&self, bytes_in: u64, bytes_out: u64) {
+        self.0.stats.count(bytes_in, bytes_out);
+    }
 }
 
 impl Drop for Open {

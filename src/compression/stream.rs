@@ -14,10 +14,11 @@ use super::{
     encoder::Encoder,
     gathered::Gathered,
     headers::Form,
+    lead::Lead,
     offload::Harvest,
     options::{Core, Flush},
     phase::{End, Phase},
-    source::{Event, Inner, Source, broken},
+    source::{Account, Event, Inner, Source, broken},
     stats::Open,
 };
 use crate::{BodyError, BoxError};
@@ -39,7 +40,8 @@ pub(super) struct Stream {
     /// Plain bytes counted with the frames handed on; above zero once there was one.
     counted: u64,
     core: Arc<Core>,
-    _open: Open,
+    /// `None` if no stream is what this becomes: nobody is told.
+    open: Option<Open>,
 }
 
 /// Where the encoder is.
@@ -64,7 +66,31 @@ enum Step {
 }
 
 impl Stream {
+    /// The stream of what `source` has given already, `input`, and is going to give.
     pub(super) fn new(core: &Arc<Core>, form: Form, source: Source, input: Bytes) -> Self {
+        let open = Open::new(Arc::clone(core));
+        Self::with(core, form, source, input, Phase::Reading, Some(open))
+    }
+
+    /// One of `input` and nothing else, whose frames are not to go out by themselves.
+    pub(super) fn of_all(core: &Arc<Core>, form: Form, input: Bytes) -> Self {
+        let source = Source::new(Account {
+            promised: None,
+            ends_at_length: false,
+            given: input.len() as u64,
+        });
+        let phase = Phase::Ended(End::Well(None));
+        Self::with(core, form, source, input, phase, None)
+    }
+
+    fn with(
+        core: &Arc<Core>,
+        form: Form,
+        source: Source,
+        input: Bytes,
+        phase: Phase,
+        open: Option<Open>,
+    ) -> Self {
         let mut gathered = Gathered::new(&core.options, form.coding);
         gathered.put(input);
         Self {
@@ -72,12 +98,12 @@ impl Stream {
             engine: Engine::Here(Encoder::for_stream(core, form.coding)),
             input: gathered,
             sealed: false,
-            phase: Phase::Reading,
+            phase,
             form,
             polling: false,
             counted: 0,
             core: Arc::clone(core),
-            _open: Open::new(Arc::clone(core)),
+            open,
         }
     }
 
@@ -200,7 +226,11 @@ impl Stream {
         };
         // Of a stream in parallel the blocks show where it went, and by then how much is left is a matter of time.
         let ended = matches!(self.phase, Phase::Ended(_)) && !self.core.options.parallel;
-        if ended && self.input.is_little() {
+        if ended
+            && self
+                .input
+                .is_little(Lead::is_possible(&self.core, &encoder))
+        {
             self.input.allow_all();
         }
         if self.input.exceeds_credit() && !encoder.is_to_be_made() {
@@ -377,9 +407,9 @@ impl Stream {
 
     fn emit(&mut self, output: Bytes) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let given = self.source.given();
-        self.core
-            .stats
-            .count(given - self.counted, output.len() as u64);
+        if let Some(open) = &self.open {
+            open.count(given - self.counted, output.len() as u64);
+        }
         self.counted = given;
         Poll::Ready(Some(Ok(Frame::data(output))))
     }

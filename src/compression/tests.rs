@@ -21,12 +21,17 @@ use std::{
     future::{Ready, ready},
     io::Read,
     pin::{Pin, pin},
-    task::{Context, Poll, Waker},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Wake, Waker},
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame};
+use http_body_util::Full;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -38,7 +43,7 @@ fn layer() -> CompressionLayer {
     CompressionLayer::new().random_padding(0)
 }
 
-/// Answers one request through `layer`, with a future that is ready at once.
+/// Answers one request through `layer`, with a future that waits for nothing.
 fn answer<B>(
     layer: &CompressionLayer,
     request: Request<()>,
@@ -49,11 +54,35 @@ where
 {
     let mut response = Some(response);
     let mut service = layer.layer(Fixed(|| response.take().expect("called once")));
-    let future = pin!(service.call(request));
-    match future.poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(Ok(response)) => response,
-        Poll::Pending => panic!("the head is held back"),
+    let mut future = pin!(service.call(request));
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(Ok(response)) => return response,
+            // It lets others have their turn.
+            Poll::Pending => assert!(woken.0.swap(false, Relaxed), "the head is held back"),
+        }
     }
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// The answer to one request, with a body of known size.
+fn whole(
+    layer: &CompressionLayer,
+    text: impl Into<Bytes>,
+) -> impl Future<Output = Result<Response<CompressionBody<Full<Bytes>>>, Infallible>> {
+    let mut response = Some(Response::new(Full::new(text.into())));
+    let mut service = layer.layer(Fixed(move || response.take().expect("called once")));
+    service.call(get("gzip"))
 }
 
 struct Fixed<F>(F);

@@ -1,24 +1,22 @@
 //! Small bodies of known size: collected while ready, compressed at once, sent with their length.
 
 use std::{
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
 };
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Response, StatusCode, response::Parts};
-use http_body::Body;
-use tokio::{runtime::Handle, sync::oneshot};
+use http_body::{Body, Frame};
 
 use super::{
     body::CompressionBody,
     encoder::Encoder,
     headers::{self, Form},
-    negotiation::Coding,
     options::Core,
     source::{Event, Inner, Source},
-    workers::{Engaged, Job, Patience, Workers},
+    stream::Stream,
 };
 use crate::BoxError;
 
@@ -46,19 +44,11 @@ where
     B::Error: Into<BoxError>,
 {
     let mut boxed = Box::pin(Inner::Plain(body));
-    let mut first = Bytes::new();
-    let mut rest = BytesMut::new();
+    let mut text = Joined::default();
     loop {
         let trailers = match source.poll(boxed.as_mut(), cx) {
             Poll::Ready(Event::Data(data)) => {
-                if first.is_empty() {
-                    first = data;
-                } else {
-                    if rest.is_empty() {
-                        rest.extend_from_slice(&first);
-                    }
-                    rest.extend_from_slice(&data);
-                }
+                text.push(data);
                 continue;
             }
             Poll::Ready(Event::End) => Some(None),
@@ -69,11 +59,7 @@ where
             }
             Poll::Pending => None,
         };
-        let data = if rest.is_empty() {
-            first
-        } else {
-            rest.freeze()
-        };
+        let data = text.take();
         return match trailers {
             Some(trailers) => Collected::Whole { data, trailers },
             None => Collected::Stream {
@@ -85,13 +71,40 @@ where
     }
 }
 
-/// A whole body on its way to being compressed.
+/// Pieces put together. One alone is not copied.
+#[derive(Default)]
+struct Joined {
+    first: Bytes,
+    all: BytesMut,
+}
+
+impl Joined {
+    fn push(&mut self, data: Bytes) {
+        if self.first.is_empty() {
+            self.first = data;
+            return;
+        }
+        if self.all.is_empty() {
+            self.all.extend_from_slice(&self.first);
+        }
+        self.all.extend_from_slice(&data);
+    }
+
+    fn take(&mut self) -> Bytes {
+        let Self { first, all } = std::mem::take(self);
+        match all.is_empty() {
+            true => first,
+            false => all.freeze(),
+        }
+    }
+}
+
+/// A whole body on its way to being compressed: the stream of it, collected.
 pub(super) struct Whole {
+    stream: Stream,
+    compressed: Joined,
     /// `None` once answered.
     plain: Option<Box<Plain>>,
-    /// `None` if no worker could run; it is closed if one has failed, or panicked.
-    compressed: oneshot::Receiver<Option<Bytes>>,
-    patience: Patience,
 }
 
 pub(super) struct Plain {
@@ -105,7 +118,7 @@ pub(super) struct Plain {
 }
 
 impl Whole {
-    /// Sends a larger body to a worker; one within a burst, or without a runtime, comes back.
+    /// A body within a burst comes back: it is done at once.
     pub(super) fn start(
         core: &Arc<Core>,
         form: Form,
@@ -113,7 +126,7 @@ impl Whole {
         data: Bytes,
         trailers: Option<HeaderMap>,
         larger: bool,
-    ) -> Result<Self, Box<Plain>> {
+    ) -> Result<Box<Self>, Box<Plain>> {
         let plain = Box::new(Plain {
             core: Arc::clone(core),
             form,
@@ -125,36 +138,32 @@ impl Whole {
         if plain.data.len() <= core.options.burst(form.coding) {
             return Err(plain);
         }
-        let Ok(handle) = Handle::try_current() else {
-            return Err(plain);
-        };
-        let (sender, compressed) = oneshot::channel();
-        let job = Task {
-            core: Arc::clone(core),
-            coding: form.coding,
-            data: plain.data.clone(),
-            sender: Mutex::new(Some((sender, Engaged::new(core)))),
-        };
-        Workers::submit(core, Arc::new(job), &handle);
-        Ok(Self {
+        Ok(Box::new(Self {
+            stream: Stream::of_all(core, form, plain.data.clone()),
+            compressed: Joined::default(),
             plain: Some(plain),
-            compressed,
-            patience: Patience::default(),
-        })
+        }))
     }
 
-    pub(super) fn poll<B>(&mut self, cx: &mut Context<'_>) -> Poll<Response<CompressionBody<B>>> {
-        let plain = self.plain.as_ref().expect("polled after completion");
-        let Poll::Ready(told) = Pin::new(&mut self.compressed).poll(cx) else {
-            self.patience.poll(&plain.core, cx);
-            return Poll::Pending;
+    pub(super) fn poll<B>(&mut self, cx: &mut Context<'_>) -> Poll<Response<CompressionBody<B>>>
+    where
+        B: Body,
+        B::Data: 'static,
+        B::Error: Into<BoxError>,
+    {
+        let compressed = loop {
+            let nothing_more = pin!(Inner::<B>::Gone);
+            match ready!(self.stream.poll_frame(nothing_more, cx))
+                .map(|polled| polled.map(Frame::into_data))
+            {
+                Some(Ok(Ok(frame))) => self.compressed.push(frame),
+                Some(Ok(Err(_))) => {}
+                Some(Err(_)) => break None,
+                None => break Some(self.compressed.take()),
+            }
         };
-        let plain = self.plain.take().expect("looked at above");
-        Poll::Ready(match told {
-            // Else the plain form is as good.
-            Ok(None) if plain.larger => plain.compress_here(),
-            told => plain.answer(told.ok().flatten()),
-        })
+        let plain = self.plain.take().expect("polled after completion");
+        Poll::Ready(plain.answer(compressed))
     }
 }
 
@@ -188,42 +197,5 @@ impl Plain {
             _ => self.data,
         };
         Response::from_parts(parts, CompressionBody::whole(data, trailers))
-    }
-}
-
-struct Task {
-    core: Arc<Core>,
-    coding: Coding,
-    data: Bytes,
-    sender: Mutex<Option<(Sender, Engaged)>>,
-}
-
-type Sender = oneshot::Sender<Option<Bytes>>;
-
-impl Task {
-    fn sender(&self) -> Option<(Sender, Engaged)> {
-        self.sender
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-    }
-}
-
-impl Job for Task {
-    fn run(&self) -> bool {
-        if let Some((sender, engaged)) = self.sender().filter(|(sender, _)| !sender.is_closed()) {
-            if let Ok(compressed) = Encoder::whole(&self.core, self.coding, &self.data) {
-                drop(engaged);
-                // The client may have left meanwhile.
-                let _ = sender.send(Some(compressed));
-            }
-        }
-        false
-    }
-
-    fn refuse(&self, panicked: bool) {
-        if let Some((sender, _)) = self.sender().filter(|_| !panicked) {
-            let _ = sender.send(None);
-        }
     }
 }

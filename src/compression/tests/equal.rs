@@ -11,7 +11,7 @@ use super::{
     drain, events, gunzip, layer,
     property::Random,
     script::{Script, Step, data},
-    stream,
+    stream, whole,
 };
 
 /// `text` in frames of up to `most` bytes, not all of one length; pending between some of them if it `waits`.
@@ -122,15 +122,26 @@ fn rows_that_take_their_time_give_the_bytes_of_those_that_are_there() {
 /// What has a length and is short is encoded as a whole, if it is ready at once.
 #[test]
 fn a_stream_gives_the_bytes_of_a_whole_body() {
-    let text = Bytes::from(events(500).concat());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let text = Bytes::from(events(1_500).concat());
     for flush in [Flush::WhenIdle, Flush::Never] {
-        for level in 1..=9 {
-            let layer = layer().flush(flush).level(level);
-            let whole = in_frames(&text, text.len(), false).promising(text.len() as u64);
-            let whole = drain(stream(&layer, whole));
-            let here = drain(stream(&layer, in_frames(&text, 100, false)));
-            assert_eq!(gunzip(&whole.wire), text);
-            assert_eq!(whole.wire, here.wire, "{flush:?}, level {level}");
+        for (level, parallel) in (1..=9).flat_map(|level| [(level, false), (level, true)]) {
+            let layer = layer().flush(flush).level(level).parallel(parallel);
+            for text in [8, 30, 33, 40, 49, 64].map(|kib| text.slice(..kib << 10)) {
+                let (all, here) = runtime.block_on(async {
+                    let all = whole(&layer, text.clone()).await.unwrap();
+                    assert_eq!(all.headers()["content-encoding"], "gzip");
+                    assert!(all.headers().contains_key("content-length"));
+                    let here = stream(&layer, in_frames(&text, 100, false));
+                    (all.collect().await.unwrap(), here.collect().await.unwrap())
+                });
+                let (all, here) = (all.to_bytes(), here.to_bytes());
+                assert!(gunzip(&all) == text);
+                let about = format!("{} bytes, {layer:?}", text.len());
+                assert!(all == here, "{about}");
+            }
         }
     }
 }

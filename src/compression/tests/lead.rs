@@ -1,6 +1,10 @@
 //! The beginning of a long stream, encoded where it is polled, and what is not worth a worker.
 
-use std::{pin::pin, task::Poll, thread::available_parallelism};
+use std::{
+    pin::pin,
+    task::{Context, Poll, Waker},
+    thread::available_parallelism,
+};
 
 use super::{
     super::{CompressionLayer, options::BURST},
@@ -8,6 +12,7 @@ use super::{
     script::{Script, Step, data},
     stream,
     streams::random,
+    whole,
     workers::crowded,
 };
 
@@ -68,17 +73,26 @@ fn what_little_is_left_behind_a_burst_needs_no_worker() {
     // Nobody loses patience.
     runtime.block_on(async { tokio::time::pause() });
     let _context = runtime.enter();
-    for (length, stays) in [(BURST + BURST / 2, true), (BURST + BURST / 2 + 1, false)] {
-        let text = random(length);
-        let layer = layer();
-        let mut body = Box::pin(stream(&layer, Script::new([data(text.clone())])));
-        let mut taken = Taken::default();
-        let ended = (0..POLLS).any(|_| match poll(body.as_mut()) {
-            Poll::Ready(frame) => !taken.take(frame),
-            Poll::Pending => false,
-        });
-        assert_eq!(ended, stays, "{length}");
-        assert!(!ended || gunzip(&taken.wire) == text);
+    // It is worth it sooner if it begins beside this one.
+    let beside = match available_parallelism().unwrap().get() {
+        1 => BURST / 2,
+        _ => BURST / 8,
+    };
+    for (layer, most) in [
+        (layer(), BURST + BURST / 2),
+        (CompressionLayer::new(), BURST + beside),
+    ] {
+        for (length, stays) in [(most, true), (most + 1, false)] {
+            let text = random(length);
+            let mut body = Box::pin(stream(&layer, Script::new([data(text.clone())])));
+            let mut taken = Taken::default();
+            let ended = (0..POLLS).any(|_| match poll(body.as_mut()) {
+                Poll::Ready(frame) => !taken.take(frame),
+                Poll::Pending => false,
+            });
+            assert_eq!(ended, stays, "{length}");
+            assert!(!ended || gunzip(&taken.wire) == text);
+        }
     }
 }
 
@@ -123,6 +137,29 @@ fn a_stream_dropped_while_its_beginning_is_encoded_leaves_nothing() {
         assert_eq!(layer.stats().open, 0);
         // One that is dropped in the middle of its text is no use to others.
         assert!(layer.stats().resident <= 1, "{polls}");
+    }
+}
+
+#[test]
+fn a_whole_body_dropped_while_it_is_encoded_leaves_nothing_and_counts_for_nothing() {
+    let text = random(60 << 10);
+    for polls in 0..12 {
+        let (runtime, _done) = crowded();
+        // Nobody loses patience.
+        runtime.block_on(async { tokio::time::pause() });
+        let _context = runtime.enter();
+        let layer = CompressionLayer::new().level(9);
+        let mut future = Box::pin(whole(&layer, text.clone()));
+        for _ in 0..polls {
+            let polled = future
+                .as_mut()
+                .poll(&mut Context::from_waker(Waker::noop()));
+            assert!(polled.is_pending(), "no worker has a thread");
+        }
+        drop(future);
+        assert_eq!(layer.core_lent(), 0, "{polls}");
+        let stats = layer.stats();
+        assert_eq!((stats.open, stats.bytes_in, stats.bytes_out), (0, 0, 0));
     }
 }
 

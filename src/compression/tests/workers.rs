@@ -16,15 +16,17 @@ use http_body_util::{BodyExt, Full};
 
 use super::{
     super::{
+        CompressionLayer,
         headers::Form,
         negotiation::Coding,
         options::{Core, Flush, Options},
         whole::Whole,
     },
-    Fixed, Taken, answer, drain, events, get, gunzip, gunzip_prefix, layer, poll,
+    Taken, answer, drain, events, get, gunzip, gunzip_prefix, layer, poll,
     script::{Script, Step, data},
     stream,
     streams::random,
+    whole,
 };
 use crate::scope::{Failure, FailureKind};
 
@@ -238,12 +240,8 @@ fn whole_bodies_do_not_wait_for_the_blocking_pool() {
     let layer = layer();
     let text = events(800).concat();
     assert!((33 << 10..64 << 10).contains(&text.len()));
-    let response = runtime.block_on(async {
-        let mut response = Some(Response::new(Full::new(Bytes::from(text.clone()))));
-        let mut service = tower_layer::Layer::layer(&layer, Fixed(|| response.take().unwrap()));
-        let answer = tower_service::Service::call(&mut service, get("gzip"));
-        tokio::time::timeout(DEADLINE, answer).await
-    });
+    let answer = whole(&layer, text.clone());
+    let response = runtime.block_on(async { tokio::time::timeout(DEADLINE, answer).await });
     let Ok(Ok(response)) = response else {
         panic!("the head is held back");
     };
@@ -269,26 +267,39 @@ fn a_runtime_that_refuses_its_threads_holds_no_poll_up() {
     }
 }
 
+#[tokio::test]
+async fn a_whole_body_counts_if_it_goes_out_compressed() {
+    let layer = CompressionLayer::new();
+    let text = events(1_100).concat();
+    for (text, encoded) in [(random(60 << 10), false), (text[..60 << 10].into(), true)] {
+        let length = text.len() as u64;
+        let response = whole(&layer, text).await.unwrap();
+        assert_eq!(response.headers().contains_key("content-encoding"), encoded);
+        let given = response.into_body().collect().await.unwrap().to_bytes();
+        let stats = layer.stats();
+        let counted = match encoded {
+            true => (length, given.len() as u64),
+            false => (0, 0),
+        };
+        assert_eq!((stats.bytes_in, stats.bytes_out), counted);
+        assert_eq!((stats.open, layer.core_lent()), (0, 0));
+    }
+}
+
 #[test]
-fn a_whole_body_that_is_refused_goes_out_in_the_form_that_is_wanted() {
-    let text = events(800).concat();
+fn a_whole_body_that_is_refused_is_encoded_where_it_is() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
     let handle = runtime.handle().clone();
     drop(runtime);
     let _context = handle.enter();
-    for (accept, encoded) in [("gzip", false), ("gzip, identity;q=0", true)] {
-        let response = Response::new(Full::new(Bytes::from(text.clone())));
-        let response = answer(&layer(), get(accept), response);
-        assert_eq!(response.headers().contains_key("content-encoding"), encoded);
-        let wire = drain(response.into_body()).wire;
-        let form = match encoded {
-            true => gunzip(&wire),
-            false => wire,
-        };
-        assert!(form == text, "{accept}");
-    }
+    let text = Bytes::from(events(1_100).concat()).slice(..60 << 10);
+    let response = Response::new(Full::new(text.clone()));
+    let response = answer(&layer(), get("gzip"), response);
+    assert_eq!(response.headers()["content-encoding"], "gzip");
+    assert!(response.headers().contains_key("content-length"));
+    assert!(gunzip(&drain(response.into_body()).wire) == text);
 }
 
 #[test]
@@ -296,9 +307,10 @@ fn a_whole_body_whose_encoder_panics_is_not_encoded_again() {
     // There is no such level.
     let core = Arc::new(Core::new(Options {
         level: 99,
+        random_padding: 0,
         ..Options::default()
     }));
-    let text = Bytes::from(events(800).concat());
+    let text = Bytes::from(events(1_100).concat()).slice(..60 << 10);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
