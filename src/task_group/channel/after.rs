@@ -29,13 +29,22 @@ impl After {
     }
 
     /// A waker that panics keeps it from nobody else: they hold grants, and are not woken again.
-    pub(super) fn run(self) {
-        if let Some((first, more)) = self.senders {
+    ///
+    /// In place: to move all of this would take as long as to do it.
+    #[inline]
+    pub(super) fn run(&mut self) {
+        if self.senders.is_some() {
+            self.wake_senders();
+        }
+        if let Some(waker) = self.receiver.take() {
+            quietly(|| waker.wake());
+        }
+    }
+
+    fn wake_senders(&mut self) {
+        if let Some((first, more)) = self.senders.take() {
             quietly(|| first.wake());
             more.into_iter().for_each(|waker| quietly(|| waker.wake()));
-        }
-        if let Some(waker) = self.receiver {
-            quietly(|| waker.wake());
         }
     }
 }

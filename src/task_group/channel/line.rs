@@ -243,9 +243,15 @@ impl Line {
         self.waiters.capacity()
     }
 
+    #[inline]
     fn place(&self, ticket: u64) -> Result<usize, usize> {
-        self.waiters
-            .binary_search_by_key(&ticket, |waiter| waiter.ticket)
+        match self.waiters.front() {
+            Some(front) if front.ticket <= ticket => self
+                .waiters
+                .binary_search_by_key(&ticket, |waiter| waiter.ticket),
+            // It was granted: nearly always.
+            _ => Err(0),
+        }
     }
 
     /// Bytes of the bound that are spoken for.

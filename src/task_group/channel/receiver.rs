@@ -42,7 +42,7 @@ impl FrameReceiver {
         next.map(|next| {
             next.map(|next| match next {
                 Next::Data(data) => Frame::data(data),
-                Next::Trailers(trailers) => Frame::trailers(trailers),
+                Next::Trailers(trailers) => Frame::trailers(*trailers),
             })
         })
     }

@@ -43,7 +43,7 @@ enum End {
 /// What the receiver finds.
 pub(super) enum Next {
     Data(Bytes),
-    Trailers(HeaderMap),
+    Trailers(Box<HeaderMap>),
 }
 
 impl State {
@@ -183,7 +183,7 @@ impl State {
             return Poll::Ready(Some(Next::Data(frame)));
         }
         if let Some(trailers) = self.trailers.take() {
-            return Poll::Ready(Some(Next::Trailers(*trailers)));
+            return Poll::Ready(Some(Next::Trailers(trailers)));
         }
         if self.end.is_some() {
             return Poll::Ready(None);
