@@ -14,7 +14,7 @@ use super::{
     offload::{Harvest, Home, Offload},
     options::{Core, Flush},
     parallel::{LONG_BLOCK, Parallel},
-    source::{Source, broken},
+    source::broken,
 };
 use crate::BoxError;
 
@@ -62,16 +62,20 @@ impl Place {
 }
 
 impl Away {
-    /// Sends `encoder` away, which is to encode `input`: all of it, or all but its beginning.
+    /// Sends `encoder` away, which is to encode `input`: all of it, or all but its beginning if that `leads`.
     pub(super) fn start(
         core: &Arc<Core>,
         encoder: Encoder,
         input: &mut Gathered,
+        leads: bool,
     ) -> Result<Self, Stay> {
         let Ok(handle) = Handle::try_current() else {
             return Err(Stay::NoRuntime(encoder));
         };
-        let (lead, encoder) = Lead::split_off(core, encoder, input);
+        let (lead, encoder) = match leads {
+            true => Lead::split_off(core, encoder, input),
+            false => (None, encoder),
+        };
         let place = Place::find(core, handle, encoder).map_err(Stay::Failed)?;
         Ok(Self { place, lead })
     }
@@ -143,13 +147,9 @@ impl Away {
         }
     }
 
-    pub(super) fn harvest(
-        &mut self,
-        source: &mut Source,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Harvest, BoxError>> {
+    pub(super) fn harvest(&mut self, cx: &mut Context<'_>) -> Poll<Result<Harvest, BoxError>> {
         if let Some(lead) = &mut self.lead {
-            let frame = ready!(lead.poll(source, cx));
+            let frame = ready!(lead.poll(cx));
             if lead.is_over() {
                 // Its compressor is for others now.
                 self.lead = None;
@@ -197,7 +197,7 @@ mod tests {
         let large = Bytes::from(vec![b'x'; 64 << 20]);
         let mut input = Gathered::new(&core.options, Coding::Gzip);
         input.put(large.clone());
-        let Ok(mut away) = Away::start(&core, encoder, &mut input) else {
+        let Ok(mut away) = Away::start(&core, encoder, &mut input, false) else {
             panic!("there is a runtime");
         };
         assert!(!away.fill(&mut input));

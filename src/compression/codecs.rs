@@ -1,6 +1,9 @@
 //! Brotli, Zstandard and zlib, on the codecs of `async-compression` without its I/O.
 
-use std::{fmt, io, sync::Arc};
+use std::{
+    fmt, io,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use async_compression::{
     codecs::EncodeV2,
@@ -20,7 +23,9 @@ const GROWTH: usize = 16 << 10;
 /// An encoder that lives as long as its stream: these codecs cannot be parked.
 pub(super) struct Codec {
     /// `None` before the first byte: hundreds of kilobytes, and with some levels tens of milliseconds.
-    encoder: Option<Box<dyn EncodeV2 + Send>>,
+    ///
+    /// Never locked: it makes this `Sync`, so that no feature changes what a body or a future is.
+    encoder: Option<Mutex<Box<dyn EncodeV2 + Send>>>,
     coding: Coding,
     pub(super) core: Arc<Core>,
     output: Vec<u8>,
@@ -77,9 +82,13 @@ impl Codec {
         Ok(())
     }
 
+    pub(super) fn is_new(&self) -> bool {
+        self.encoder.is_none()
+    }
+
     /// Not of a slow one, which takes too long for a task.
     pub(super) fn is_to_be_made(&self) -> bool {
-        self.encoder.is_none() && !self.core.options.is_slow(self.coding)
+        self.is_new() && !self.core.options.is_slow(self.coding)
     }
 
     pub(super) fn rest(&mut self) {
@@ -105,10 +114,11 @@ impl Codec {
     ) -> io::Result<bool> {
         let encoder = self
             .encoder
-            .get_or_insert_with(|| encoder(self.coding, &self.core.options));
+            .get_or_insert_with(|| Mutex::new(encoder(self.coding, &self.core.options)));
         let begin = self.output.len();
         self.output.resize(begin + GROWTH, 0);
         let mut room = WriteBuffer::new_initialized(&mut self.output[begin..]);
+        let encoder = encoder.get_mut().unwrap_or_else(PoisonError::into_inner);
         let done = call(encoder.as_mut(), &mut room);
         let written = room.written_len();
         self.output.truncate(begin + written);

@@ -20,7 +20,11 @@ pub(super) const FULL: usize = 32 << 10;
 /// Input is taken in slices of at most this, so that output cannot outgrow its bound by much.
 pub(super) const SLICE: usize = 16 << 10;
 
-/// What gzip's compressor is given at a time; also what is encoded inline between two looks at the clock.
+/// The first slice of the other encoders.
+#[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
+const FIRST_SLICE: usize = 64 << 10;
+
+/// What gzip's compressor is given at a time.
 pub(super) const CUT: usize = 4 << 10;
 
 /// Input that is taken at most before what has come of it is handed on: of what repeats itself zlib gathers megabytes
@@ -72,6 +76,18 @@ impl Encoder {
             Self::Gzip(_) => false,
             #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
             Self::Codec(codec) => codec.is_to_be_made(),
+        }
+    }
+
+    /// How much of its input it is to be given at a time. Brotli makes room for what its first write brings, and some 8 MB
+    /// with the second, which a small body need not come to.
+    pub(super) fn slice(&self) -> usize {
+        match self {
+            Self::Gzip(_) => SLICE,
+            #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
+            Self::Codec(codec) if codec.is_new() => FIRST_SLICE,
+            #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
+            Self::Codec(_) => SLICE,
         }
     }
 

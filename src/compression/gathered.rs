@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 
 use super::{
-    encoder::{CUT, SLICE},
+    encoder::SLICE,
     negotiation::Coding,
     options::{Flush, Options},
 };
@@ -99,10 +99,10 @@ impl Gathered {
         self.credit = self.len.max(self.burst);
     }
 
-    /// The next slice to be encoded inline, and whether that is flushed behind it.
-    pub(super) fn take_inline(&mut self) -> Option<(Bytes, bool)> {
+    /// The next slice to be encoded inline, at most `most` bytes, and whether that is flushed behind it.
+    pub(super) fn take_inline(&mut self, most: usize) -> Option<(Bytes, bool)> {
         let whole = self.pieces.len();
-        let slice = self.take(CUT)?;
+        let slice = self.take(most.min(self.credit.max(1)))?;
         self.credit = self.credit.saturating_sub(slice.len());
         Some((slice, self.apart && self.pieces.len() < whole))
     }
@@ -286,12 +286,12 @@ mod tests {
 
     #[test]
     fn frames_that_are_flushed_by_themselves_are_each_told_from_the_next() {
-        let mut gathered = Gathered::with(true, 0);
-        gathered.put(frame(CUT + 1, b'x'));
+        let mut gathered = Gathered::with(true, 2 * SLICE);
+        gathered.put(frame(SLICE + 1, b'x'));
         gathered.put(frame(1, b'y'));
-        let taken = std::iter::from_fn(|| gathered.take_inline());
+        let taken = std::iter::from_fn(|| gathered.take_inline(SLICE));
         let flushes: Vec<_> = taken.map(|(slice, flush)| (slice.len(), flush)).collect();
-        assert_eq!(flushes, [(CUT, false), (1, true), (1, true)]);
+        assert_eq!(flushes, [(SLICE, false), (1, true), (1, true)]);
     }
 
     #[test]

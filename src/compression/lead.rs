@@ -3,15 +3,18 @@
 //! The client has its first bytes at once, and what it costs to bring other threads in is hidden behind it. Two
 //! compressors work on one gzip member: this one ends at a flush, the other has been told the text before.
 
-use std::task::{Context, Poll};
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
 
 use super::{
-    encoder::{CUT, Encoder, FULL},
+    encoder::{Encoder, FULL, SLICE},
     gathered::Gathered,
     options::{BURST, Core, Flush},
-    source::Source,
+    workers::Engaged,
 };
 use crate::BoxError;
 
@@ -21,6 +24,8 @@ pub(super) struct Lead {
     /// What the client is to have at once, and the rest.
     first: Bytes,
     rest: Bytes,
+    /// Its compressor is one more that is at work.
+    _engaged: Engaged,
 }
 
 impl Lead {
@@ -40,23 +45,24 @@ impl Lead {
 
     /// Splits off what may be encoded here; what comes behind it is for the encoder that is returned.
     pub(super) fn split_off(
-        core: &Core,
+        core: &Arc<Core>,
         encoder: Encoder,
         input: &mut Gathered,
     ) -> (Option<Box<Self>>, Encoder) {
-        let is_possible = Self::is_possible(core, &encoder);
         match encoder {
-            Encoder::Gzip(gzip) if is_possible => {
+            Encoder::Gzip(gzip) => {
                 let mut first = input.take_lead();
                 let behind = Encoder::Gzip(gzip.behind(&first));
                 let lead = Self {
                     encoder: Encoder::Gzip(gzip),
                     rest: first.split_off(first.len().min(BURST)),
                     first,
+                    _engaged: Engaged::new(core),
                 };
                 (Some(Box::new(lead)), behind)
             }
-            other => (None, other),
+            #[cfg(any(feature = "br", feature = "zstd", feature = "deflate"))]
+            codec => (None, codec),
         }
     }
 
@@ -66,31 +72,21 @@ impl Lead {
     }
 
     /// Its next frame. Pending only to let others have their turn.
-    pub(super) fn poll(
-        &mut self,
-        source: &mut Source,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Bytes, BoxError>> {
-        source.begin_work();
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, BoxError>> {
         let text = match self.first.is_empty() {
             false => &mut self.first,
             true => &mut self.rest,
         };
-        while !text.is_empty() {
-            let cut = text.split_to(text.len().min(CUT));
-            if let Err(error) = self.encoder.write(&cut) {
-                return Poll::Ready(Err(error));
-            }
-            if text.is_empty() {
-                break;
-            }
+        let slice = text.split_to(text.len().min(SLICE));
+        if let Err(error) = self.encoder.write(&slice) {
+            return Poll::Ready(Err(error));
+        }
+        if !text.is_empty() {
             if self.encoder.output_len() >= FULL {
                 return Poll::Ready(Ok(self.encoder.take_output()));
             }
-            if source.is_time_up() {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         let flushed = self.encoder.flush();
         Poll::Ready(flushed.map(|()| self.encoder.take_output()))

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::{
-    encoder::{Encoder, FULL, SLICE},
+    encoder::{Encoder, FULL},
     options::Core,
     source::broken,
     workers::{Engaged, Job, Patience, Workers},
@@ -263,9 +263,9 @@ impl State {
         self.queued <= BOUND / 4 && last != Some(Then::Finish)
     }
 
-    fn next_slice(&mut self) -> Option<Piece> {
+    fn next_slice(&mut self, most: usize) -> Option<Piece> {
         let piece = self.input.front_mut()?;
-        let data = piece.data.split_to(piece.data.len().min(SLICE));
+        let data = piece.data.split_to(piece.data.len().min(most));
         self.queued -= data.len();
         let mut then = Then::Nothing;
         if piece.data.is_empty() {
@@ -286,7 +286,7 @@ impl Job for Station {
             if taken >= BLOCK || state.ready >= BOUND {
                 break;
             }
-            let Some(piece) = state.next_slice() else {
+            let Some(piece) = state.next_slice(at_work.slice()) else {
                 break;
             };
             taken += piece.data.len() + EACH;

@@ -16,12 +16,15 @@ use super::{
     headers::Form,
     lead::Lead,
     offload::Harvest,
-    options::{Core, Flush},
+    options::{BURST, Core, Flush},
     phase::{End, Phase},
     source::{Account, Event, Inner, Source, broken},
     stats::Open,
 };
 use crate::{BodyError, BoxError};
+
+/// Bytes that one poll encodes, where there is nobody else to encode more than a burst.
+const MOST_ENCODED: usize = 2 * BURST;
 
 /// The encoder's half of a compressed body.
 #[derive(Debug)]
@@ -35,6 +38,8 @@ pub(super) struct Stream {
     sealed: bool,
     phase: Phase,
     form: Form,
+    /// Bytes that this poll has encoded.
+    encoded: usize,
     /// Set before each poll and cleared after it: still set means that the poll panicked.
     polling: bool,
     /// Plain bytes counted with the frames handed on; above zero once there was one.
@@ -100,6 +105,7 @@ impl Stream {
             sealed: false,
             phase,
             form,
+            encoded: 0,
             polling: false,
             counted: 0,
             core: Arc::clone(core),
@@ -126,6 +132,7 @@ impl Stream {
         }
         self.polling = true;
         self.source.begin_turn();
+        self.encoded = 0;
         let polled = loop {
             let step = match self.phase {
                 Phase::Reading => match self.engine {
@@ -219,36 +226,37 @@ impl Stream {
     }
 
     /// Encodes one slice of `input`, or sends the encoder away when the burst is used up.
+    ///
+    /// What may be encoded here is encoded in one go. Others that have their turn in the middle of it take compressors of
+    /// their own, hundreds of them in a crowd, and with tables that are cold it takes twice as long.
     fn encode(&mut self, cx: &mut Context<'_>) -> Result<Step, BoxError> {
         let mut encoder = match std::mem::replace(&mut self.engine, Engine::Gone) {
             Engine::Here(encoder) => encoder,
             _ => return Err(broken()),
         };
-        // Of a stream in parallel the blocks show where it went, and by then how much is left is a matter of time.
-        let ended = matches!(self.phase, Phase::Ended(_)) && !self.core.options.parallel;
-        if ended
-            && self
-                .input
-                .is_little(Lead::is_possible(&self.core, &encoder))
-        {
-            self.input.allow_all();
-        }
-        if self.input.exceeds_credit() && !encoder.is_to_be_made() {
-            match Away::start(&self.core, encoder, &mut self.input) {
-                Ok(away) => {
-                    self.engine = Engine::Away(away);
-                    self.sealed = false;
-                    return Ok(Step::Next);
+        if self.input.exceeds_credit() {
+            let ended = matches!(self.phase, Phase::Ended(_));
+            let leads = Lead::is_possible(&self.core, &encoder);
+            if ended && self.may_stay(&encoder) && self.input.is_little(leads) {
+                self.input.allow_all();
+            } else if ended || !encoder.is_to_be_made() {
+                // Once all is there a worker has it for one turn, and frees what it makes.
+                match Away::start(&self.core, encoder, &mut self.input, leads) {
+                    Ok(away) => {
+                        self.engine = Engine::Away(away);
+                        self.sealed = false;
+                        return Ok(Step::Next);
+                    }
+                    Err(Stay::NoRuntime(back)) => {
+                        self.input.allow_all();
+                        encoder = back;
+                    }
+                    Err(Stay::Failed(error)) => return Err(error),
                 }
-                Err(Stay::NoRuntime(back)) => {
-                    self.input.allow_all();
-                    encoder = back;
-                }
-                Err(Stay::Failed(error)) => return Err(error),
             }
         }
-        self.source.begin_work();
-        let (slice, flush) = self.input.take_inline().unwrap_or_default();
+        let (slice, flush) = self.input.take_inline(encoder.slice()).unwrap_or_default();
+        self.encoded += slice.len();
         encoder.write(&slice)?;
         if flush {
             encoder.flush()?;
@@ -258,11 +266,17 @@ impl Stream {
         if emit {
             return Ok(Step::Emit);
         }
-        if !self.input.is_empty() && self.source.is_time_up() {
+        if !self.input.is_empty() && self.encoded >= MOST_ENCODED {
             cx.waker().wake_by_ref();
             return Ok(Step::Wait);
         }
         Ok(Step::Next)
+    }
+
+    /// Whether an ended stream may be encoded here although it is more than a burst: gzip, for which this was measured,
+    /// and not in parallel, where the blocks show where it went, and how much is left by then is a matter of time.
+    fn may_stay(&self, encoder: &Encoder) -> bool {
+        matches!(encoder, Encoder::Gzip(_)) && !self.core.options.parallel
     }
 
     /// Keeps the worker fed while the inner body is ready.
@@ -313,7 +327,7 @@ impl Stream {
         let Engine::Away(away) = &mut self.engine else {
             return Err(broken());
         };
-        match away.harvest(&mut self.source, cx) {
+        match away.harvest(cx) {
             Poll::Pending => Ok(Step::Wait),
             Poll::Ready(Ok(Harvest::Frame(frame))) => Ok(Step::Frame(frame)),
             Poll::Ready(Ok(Harvest::Last(frame))) => {

@@ -76,10 +76,10 @@ impl Wake for Woken {
 }
 
 /// The answer to one request, with a body of known size.
-fn whole(
+fn whole<T: Into<Bytes>>(
     layer: &CompressionLayer,
-    text: impl Into<Bytes>,
-) -> impl Future<Output = Result<Response<CompressionBody<Full<Bytes>>>, Infallible>> {
+    text: T,
+) -> impl Future<Output = Result<Response<CompressionBody<Full<Bytes>>>, Infallible>> + use<T> {
     let mut response = Some(Response::new(Full::new(text.into())));
     let mut service = layer.layer(Fixed(move || response.take().expect("called once")));
     service.call(get("gzip"))

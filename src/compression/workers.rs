@@ -54,6 +54,7 @@ pub(super) struct Workers {
 
 /// Counts a job from its submission to its last block. It is to go before the body is told, so that whoever sends one
 /// request after the other finds the workers at rest.
+#[derive(Debug)]
 pub(super) struct Engaged(Arc<Core>);
 
 impl Engaged {

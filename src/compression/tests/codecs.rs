@@ -15,6 +15,8 @@ use http::Response;
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tower_layer::Layer;
+use tower_service::Service;
 
 use super::{
     super::{
@@ -22,7 +24,7 @@ use super::{
         encoder::Encoder,
         options::{Core, Options},
     },
-    Taken, answer, drain, events, get, poll,
+    Fixed, Taken, answer, drain, events, get, poll,
     script::{Script, Step, data},
 };
 
@@ -43,6 +45,27 @@ async fn decode(coding: Coding, wire: &[u8]) -> (Vec<u8>, bool) {
     let mut text = Vec::new();
     let complete = decoder.read_to_end(&mut text).await.is_ok();
     (text, complete)
+}
+
+/// The lowest levels of Brotli encode each write by itself, and all have 8 MB made for the second.
+#[tokio::test]
+async fn what_is_small_is_written_at_once() {
+    let text = Bytes::from(events(1_100).concat()).slice(..60 << 10);
+    for coding in CODINGS {
+        let options = Options {
+            br_level: 1,
+            ..Options::default()
+        };
+        let at_once = Encoder::whole(&Arc::new(Core::new(options)), coding, &text).unwrap();
+        let layer = layer().br_level(1);
+        let request = get(coding.as_str());
+        let mut full = Some(Response::new(Full::new(text.clone())));
+        let mut service = layer.layer(Fixed(|| full.take().unwrap()));
+        let answer = service.call(request).await.unwrap();
+        assert_eq!(answer.headers()["content-encoding"], coding.as_str());
+        let wire = answer.into_body().collect().await.unwrap().to_bytes();
+        assert!(wire == at_once, "{coding:?}: {}", wire.len());
+    }
 }
 
 /// A codec may gather megabytes before it gives anything: a client of a long body does not wait for them all.

@@ -6,6 +6,9 @@ use std::{
     thread::available_parallelism,
 };
 
+use bytes::Bytes;
+use http_body_util::BodyExt;
+
 use super::{
     super::{CompressionLayer, options::BURST},
     Taken, events, gunzip, gunzip_prefix, layer, poll,
@@ -138,6 +141,38 @@ fn a_stream_dropped_while_its_beginning_is_encoded_leaves_nothing() {
         // One that is dropped in the middle of its text is no use to others.
         assert!(layer.stats().resident <= 1, "{polls}");
     }
+}
+
+/// In turns each would have a compressor of its own, hundreds of kilobytes, and find its tables cold.
+#[test]
+fn a_crowd_shares_the_compressors_of_a_few() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let text = events(1_100).concat();
+    let layer = CompressionLayer::new().resident_limit(1000);
+    runtime.block_on(async {
+        let mut crowd = tokio::task::JoinSet::new();
+        for length in [30, 34, 38, 44, 50, 60].map(|kib| kib << 10) {
+            let text = Bytes::copy_from_slice(&text[..length]);
+            for _ in 0..20 {
+                let whole = whole(&layer, text.clone());
+                let chunks = text.chunks(4 << 10).map(|chunk| data(chunk.to_vec()));
+                let streamed = stream(&layer, Script::new(chunks));
+                crowd.spawn(async { whole.await.unwrap().collect().await.unwrap().to_bytes() });
+                crowd.spawn(async { streamed.collect().await.unwrap().to_bytes() });
+            }
+        }
+        while let Some(wire) = crowd.join_next().await {
+            assert!(text.starts_with(&gunzip(&wire.unwrap())));
+        }
+    });
+    // With each worker, with the beginning beside half of them, and here.
+    let cores = available_parallelism().unwrap().get();
+    let most = cores + cores / 2 + 1;
+    let resident = layer.stats().resident;
+    assert!(resident <= most, "{resident} of {most}");
 }
 
 #[test]

@@ -359,11 +359,10 @@ impl Wake for Woken {
 
 #[test]
 fn codings_are_send_and_bodies_too() {
-    fn is_send<T: Send + Sync>() {}
-    is_send::<CompressionLayer>();
-    fn body_is_send<T: Send>() {}
-    body_is_send::<super::super::CompressionBody<Script>>();
-    body_is_send::<super::super::CompressionFuture<std::future::Ready<()>>>();
+    fn is_shared<T: Send + Sync>() {}
+    is_shared::<CompressionLayer>();
+    is_shared::<super::super::CompressionBody<http_body_util::Full<Bytes>>>();
+    is_shared::<super::super::CompressionFuture<std::future::Ready<()>>>();
 }
 
 pub(super) fn random(length: usize) -> Vec<u8> {
