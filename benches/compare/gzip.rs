@@ -199,6 +199,8 @@ pub(crate) fn run(levels: bool) {
     }
     runtime.block_on(small());
     for (len, at_once) in [
+        (16 << 10, 1),
+        (16 << 10, 500),
         (64 << 10, 1),
         (64 << 10, 16),
         (512 << 10, 1),
