@@ -75,14 +75,12 @@ impl Gathered {
 
     /// More than may be encoded inline.
     pub(super) fn exceeds_credit(&self) -> bool {
-        self.len > self.credit
+        self.exceeds_credit_by(0)
     }
 
-    /// Not so much more than may be encoded inline that another thread is worth it, if this is all there is: one that
-    /// begins at once, `beside` this one, or one that all of it goes to.
-    pub(super) fn is_little(&self, beside: bool) -> bool {
-        let more = self.credit / if beside { 8 } else { 2 };
-        self.len <= self.credit.saturating_add(more)
+    /// The same, and by more than that.
+    pub(super) fn exceeds_credit_by(&self, more: usize) -> bool {
+        self.len > self.credit.saturating_add(more)
     }
 
     /// An idle moment: a stream holds little then.

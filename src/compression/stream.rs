@@ -237,7 +237,7 @@ impl Stream {
         if self.input.exceeds_credit() {
             let ended = matches!(self.phase, Phase::Ended(_));
             let leads = Lead::is_possible(&self.core, &encoder);
-            if ended && self.may_stay(&encoder) && self.input.is_little(leads) {
+            if ended && self.may_stay(&encoder, leads) {
                 self.input.allow_all();
             } else if ended || !encoder.is_to_be_made() {
                 // Once all is there a worker has it for one turn, and frees what it makes.
@@ -273,10 +273,21 @@ impl Stream {
         Ok(Step::Next)
     }
 
-    /// Whether an ended stream may be encoded here although it is more than a burst: gzip, for which this was measured,
-    /// and not in parallel, where the blocks show where it went, and how much is left by then is a matter of time.
-    fn may_stay(&self, encoder: &Encoder) -> bool {
-        matches!(encoder, Encoder::Gzip(_)) && !self.core.options.parallel
+    /// Whether all of an ended stream is encoded here although that is more than a burst: to bring another thread in takes
+    /// as long as some kilobytes.
+    ///
+    /// gzip, for which this was measured; and not in parallel, where the blocks show where it went, and how much is left
+    /// by then is a matter of time.
+    fn may_stay(&self, encoder: &Encoder, leads: bool) -> bool {
+        let more = match self.core.workers.are_at_rest() {
+            // It would begin beside this one.
+            true if leads => BURST / 8,
+            true => BURST / 2,
+            // Nobody has time for it.
+            false => BURST,
+        };
+        let alone = matches!(encoder, Encoder::Gzip(_)) && !self.core.options.parallel;
+        alone && !self.input.exceeds_credit_by(more)
     }
 
     /// Keeps the worker fed while the inner body is ready.
