@@ -37,7 +37,7 @@
 // | `service` | the future that decides what becomes of a response |
 // | `negotiation`, `predicate`, `headers` | pure functions of heads: which coding, which types, what is edited |
 // | `body` | the body: a stream, whole, or as it came |
-// | `whole` | small bodies of known size, compressed at once |
+// | `whole` | small bodies of known size, sent with the length that they are compressed to |
 // | `stream`, `phase` | one stream: what to do next, given what the inner body said; where it stands |
 // | `source` | the inner body, and whether it keeps its promises |
 // | `gathered` | what it gave and no encoder has yet |

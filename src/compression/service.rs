@@ -80,9 +80,12 @@ where
 
 /// The future of [`Compression`].
 ///
+/// A body whose size is known, up to 64 KiB, and which is ready, is compressed before the head is given, so that the head
+/// has its length: of more than 32 KiB part of it on other threads.
+///
 /// # On drop
 ///
-/// The inner service's future is dropped.
+/// The inner service's future is dropped, or the body with its compressor.
 #[must_use = "futures do nothing unless polled"]
 #[pin_project::pin_project]
 pub struct CompressionFuture<F> {

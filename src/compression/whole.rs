@@ -1,4 +1,4 @@
-//! Small bodies of known size: collected while ready, compressed at once, sent with their length.
+//! Small bodies of known size: collected while ready, compressed as a whole, sent with the length that gives.
 
 use std::{
     pin::pin,
