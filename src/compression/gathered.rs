@@ -78,7 +78,7 @@ impl Gathered {
         self.exceeds_credit_by(0)
     }
 
-    /// The same, and by more than that.
+    /// By more than so many bytes more.
     pub(super) fn exceeds_credit_by(&self, more: usize) -> bool {
         self.len > self.credit.saturating_add(more)
     }
@@ -100,6 +100,7 @@ impl Gathered {
     /// The next slice to be encoded inline, at most `most` bytes, and whether that is flushed behind it.
     pub(super) fn take_inline(&mut self, most: usize) -> Option<(Bytes, bool)> {
         let whole = self.pieces.len();
+        // Never nothing: whoever takes slices does so until there are none.
         let slice = self.take(most.min(self.credit.max(1)))?;
         self.credit = self.credit.saturating_sub(slice.len());
         Some((slice, self.apart && self.pieces.len() < whole))

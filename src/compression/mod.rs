@@ -14,7 +14,7 @@
 //!
 //! # Where it runs
 //!
-//! Up to 32 KiB of ready input where the body is polled, of gzip 36 to 64 KiB if that is all (less, or nothing, at the slow
+//! Up to 32 KiB of ready input where the body is polled, of gzip 36 or 48 KiB if that is all (less, or nothing, at the slow
 //! levels of `br` and `zstd`); more goes to tokio's blocking pool in small blocks, on as many threads as there are cores. The
 //! beginning of a long gzip stream, half of what is ready at once and at most 128 KiB, is encoded where it is polled
 //! meanwhile, unless those threads are busy, or there is no [random padding](CompressionLayer::random_padding). A pool

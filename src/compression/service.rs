@@ -81,7 +81,11 @@ where
 /// The future of [`Compression`].
 ///
 /// A body whose size is known, up to 64 KiB, and which is ready, is compressed before the head is given, so that the head
-/// has its length: of more than 32 KiB part of it on other threads.
+/// has its length: of more than 32 KiB part of it on other threads. Meanwhile this is pending, and wakes itself.
+///
+/// # Errors
+///
+/// The inner service's.
 ///
 /// # On drop
 ///

@@ -279,13 +279,8 @@ impl Stream {
     /// gzip, for which this was measured; and not in parallel, where the blocks show where it went, and how much is left
     /// by then is a matter of time.
     fn may_stay(&self, encoder: &Encoder, leads: bool) -> bool {
-        let more = match self.core.workers.are_at_rest() {
-            // It would begin beside this one.
-            true if leads => BURST / 8,
-            true => BURST / 2,
-            // Nobody has time for it.
-            false => BURST,
-        };
+        // Less if it would begin beside this one.
+        let more = BURST / if leads { 8 } else { 2 };
         let alone = matches!(encoder, Encoder::Gzip(_)) && !self.core.options.parallel;
         alone && !self.input.exceeds_credit_by(more)
     }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::BoxError;
 
-/// The largest body that is held to be compressed at once.
+/// The largest body that is held to be compressed as a whole.
 pub(super) const LIMIT: u64 = 64 << 10;
 
 pub(super) enum Collected<B> {

@@ -76,15 +76,18 @@ fn what_little_is_left_behind_a_burst_needs_no_worker() {
     // Nobody loses patience.
     runtime.block_on(async { tokio::time::pause() });
     let _context = runtime.enter();
-    let busy = layer();
+    let busy = CompressionLayer::new();
     let _at_work = without_threads(&busy, 4_000);
-    // It is worth it sooner if it begins beside this one, and later if nobody has time for it.
-    let more = match available_parallelism().unwrap().get() {
-        1 => [BURST; 3],
-        _ => [BURST / 8, BURST / 2, BURST],
+    // It is worth it sooner if it begins beside this one.
+    let beside = match available_parallelism().unwrap().get() {
+        1 => BURST / 2,
+        _ => BURST / 8,
     };
-    let layers = [CompressionLayer::new(), layer(), busy.clone()];
-    for (layer, more) in layers.into_iter().zip(more) {
+    for (layer, more) in [
+        (CompressionLayer::new(), beside),
+        (busy.clone(), BURST / 2),
+        (layer(), BURST / 2),
+    ] {
         let most = BURST + more;
         for (length, stays) in [(most, true), (most + 1, false)] {
             let text = random(length);

@@ -30,7 +30,7 @@ impl After {
 
     /// A waker that panics keeps it from nobody else: they hold grants, and are not woken again.
     ///
-    /// In place: to move all of this would take as long as to do it.
+    /// In place: it is large, and there is seldom anything in it.
     #[inline]
     pub(super) fn run(&mut self) {
         if self.senders.is_some() {
