@@ -54,6 +54,37 @@ fn one_sender_that_has_to_wait_loses_nothing() {
     });
 }
 
+/// As servers ask once more behind each flush.
+#[test]
+fn a_receiver_that_asks_again_misses_nothing() {
+    model(|| {
+        let (sender, mut receiver) = channel(1);
+        let sending = thread::spawn(move || {
+            for part in ["a", "b"] {
+                block_on(sender.send(part)).expect("open");
+            }
+        });
+        let data = block_on(async {
+            // Loom's own does not know its clones again; a clone does.
+            let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+            let mut twice = |_: &mut Context<'_>| {
+                let mut cx = Context::from_waker(&waker);
+                match receiver.poll_frame(&mut cx) {
+                    Poll::Pending => receiver.poll_frame(&mut cx),
+                    ready => ready,
+                }
+            };
+            let mut data = Vec::new();
+            while let Some(frame) = poll_fn(&mut twice).await {
+                data.extend(frame.into_data().unwrap_or_default());
+            }
+            data
+        });
+        assert_eq!(data, b"ab");
+        sending.join().expect("no panic");
+    });
+}
+
 #[test]
 fn two_senders_that_compete_for_room_lose_nothing() {
     model(|| {

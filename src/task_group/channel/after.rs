@@ -12,8 +12,10 @@ use crate::scope::quietly;
 #[derive(Default)]
 pub(super) struct After {
     pub(super) receiver: Option<Waker>,
-    /// To be woken, in order. Mostly there is one at most, which needs no list.
-    senders: Option<(Waker, Vec<Waker>)>,
+    /// To be woken, in order. Mostly there are two at most, which need no list.
+    first: Option<Waker>,
+    second: Option<Waker>,
+    more: Vec<Waker>,
     /// Only to be dropped.
     pub(super) stale: Option<Waker>,
     pub(super) spent: Spent,
@@ -22,31 +24,48 @@ pub(super) struct After {
 impl After {
     /// Has one more sender, or watcher, woken.
     pub(super) fn wake(&mut self, waker: Waker) {
-        match &mut self.senders {
-            None => self.senders = Some((waker, Vec::new())),
-            Some((_, more)) => more.push(waker),
+        if self.first.is_none() {
+            self.first = Some(waker);
+        } else if self.second.is_none() {
+            self.second = Some(waker);
+        } else {
+            self.more.push(waker);
         }
     }
 
     /// A waker that panics keeps it from nobody else: they hold grants, and are not woken again.
     ///
-    /// In place: it is large, and there is seldom anything in it.
+    /// Nothing is left in it then, so that it can be forgotten: to look for what to drop once more costs as much
+    /// again.
     #[inline]
     pub(super) fn run(&mut self) {
-        if self.senders.is_some() {
-            self.wake_senders();
+        if let Some(waker) = self.first.take() {
+            wake(waker);
+            if let Some(waker) = self.second.take() {
+                wake(waker);
+                mem::take(&mut self.more).into_iter().for_each(wake);
+            }
         }
         if let Some(waker) = self.receiver.take() {
-            quietly(|| waker.wake());
+            wake(waker);
+        }
+        // Asked here, where it costs a comparison each, and not in calls.
+        if let Some(waker) = self.stale.take() {
+            drop(waker);
+        }
+        let (frame, neighbour) = &mut self.spent;
+        if let Some(frame) = frame.take() {
+            drop(frame);
+        }
+        if let Some(neighbour) = neighbour.take() {
+            drop(neighbour);
         }
     }
+}
 
-    fn wake_senders(&mut self) {
-        if let Some((first, more)) = self.senders.take() {
-            quietly(|| first.wake());
-            more.into_iter().for_each(|waker| quietly(|| waker.wake()));
-        }
-    }
+#[inline(never)]
+fn wake(waker: Waker) {
+    quietly(|| waker.wake());
 }
 
 /// Keeps the waker current; the one replaced is dropped outside the lock.

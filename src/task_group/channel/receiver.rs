@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
@@ -15,6 +15,8 @@ pub(crate) struct FrameReceiver {
     shared: Arc<Shared>,
     /// Seen at the last poll, so that servers may ask at every frame without the lock.
     ended: bool,
+    /// That of who asked last and found nothing.
+    waker: Option<Waker>,
 }
 
 /// Lets the owner of a stream refuse further frames, from anywhere.
@@ -28,23 +30,37 @@ impl FrameReceiver {
         Self {
             shared,
             ended: false,
+            waker: None,
         }
     }
 
     /// The next frame; `None` when every sender is gone and all is taken, after trailers, and
     /// after [`close`](Self::close).
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
+        if self.shared.is_awaited() && self.is_known(cx.waker()) {
+            return Poll::Pending;
+        }
         let (next, ended) = self.shared.with(|state, after| {
             let next = state.poll_next(cx, after);
             (next, state.remaining() == (0, false))
         });
         self.ended = ended;
+        if next.is_pending() && !self.is_known(cx.waker()) {
+            self.waker = Some(cx.waker().clone());
+        }
         next.map(|next| {
             next.map(|next| match next {
                 Next::Data(data) => Frame::data(data),
                 Next::Trailers(trailers) => Frame::trailers(*trailers),
             })
         })
+    }
+
+    #[inline]
+    fn is_known(&self, waker: &Waker) -> bool {
+        self.waker
+            .as_ref()
+            .is_some_and(|known| known.will_wake(waker))
     }
 
     /// How many bytes are held, for what comes from now on.

@@ -245,6 +245,7 @@ impl fmt::Debug for SendFrame<'_> {
 }
 
 /// Gives up a place in line, or what was granted.
+#[inline]
 pub(super) fn leave(shared: &Shared, ticket: &mut Option<u64>, need: Need) {
     if let Some(ticket) = ticket.take() {
         shared.with(|state, after| state.leave(ticket, need, after));

@@ -1,16 +1,21 @@
 //! The state behind its lock, and the count of its senders.
 
-use std::sync::{PoisonError, atomic::Ordering};
+use std::{
+    mem,
+    sync::{PoisonError, atomic::Ordering},
+};
 
 use super::{
     after::After,
     state::State,
-    sync::{AtomicUsize, Mutex, MutexGuard},
+    sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard},
 };
 
 pub(super) struct Shared {
     state: Mutex<State>,
     senders: AtomicUsize,
+    /// The receiver's waker is in the state, as invariant 5 has it. Written under the lock.
+    waits: AtomicBool,
 }
 
 impl Shared {
@@ -19,6 +24,7 @@ impl Shared {
         Self {
             state: Mutex::new(State::new(bound)),
             senders: AtomicUsize::new(1),
+            waits: AtomicBool::new(false),
         }
     }
 
@@ -26,8 +32,15 @@ impl Shared {
     #[inline]
     pub(super) fn with<R>(&self, change: impl FnOnce(&mut State, &mut After) -> R) -> R {
         let mut after = After::default();
-        let result = change(&mut self.lock(), &mut after);
+        let mut state = self.lock();
+        let awaited = state.is_awaited();
+        let result = change(&mut state, &mut after);
+        if state.is_awaited() != awaited {
+            self.waits.store(!awaited, Ordering::Release);
+        }
+        drop(state);
         after.run();
+        mem::forget(after);
         result
     }
 
@@ -35,6 +48,15 @@ impl Shared {
     /// `clone`, and neither leaves the state half changed.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the receiver's waker is where it left it, to be woken by whatever comes: then it would find
+    /// nothing. Servers ask again behind each flush.
+    ///
+    /// Acquire, with the store under the lock: who was woken sees that it was.
+    #[inline]
+    pub(super) fn is_awaited(&self) -> bool {
+        self.waits.load(Ordering::Acquire)
     }
 
     pub(super) fn add_sender(&self) {

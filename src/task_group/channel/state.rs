@@ -119,6 +119,7 @@ impl State {
     }
 
     /// Waits in line. Ready: the caller has to put its frame in under the same lock.
+    #[inline]
     pub(super) fn poll_turn(
         &mut self,
         ticket: &mut Option<u64>,
@@ -144,6 +145,7 @@ impl State {
     }
 
     /// Puts in a frame that was let in.
+    #[inline]
     pub(super) fn put(&mut self, frame: Bytes, after: &mut After) {
         after.spent = self.buffer.push(frame, !self.preserve_frames, self.bound);
         after.receiver = self.receiver.take();
@@ -172,6 +174,12 @@ impl State {
     }
 
     // ---- receiver ----
+
+    /// The receiver waits, and is to be woken.
+    #[inline]
+    pub(super) fn is_awaited(&self) -> bool {
+        self.receiver.is_some()
+    }
 
     pub(super) fn poll_next(
         &mut self,

@@ -2,13 +2,19 @@
 
 #[cfg(not(loom))]
 pub(super) use std::{
-    sync::{Arc, Mutex, MutexGuard, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicUsize},
+    },
     thread,
 };
 
 #[cfg(loom)]
 pub(super) use loom::{
-    sync::{Arc, Mutex, MutexGuard, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicUsize},
+    },
     thread,
 };
 
