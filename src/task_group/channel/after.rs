@@ -35,8 +35,7 @@ impl After {
 
     /// A waker that panics keeps it from nobody else: they hold grants, and are not woken again.
     ///
-    /// Nothing is left in it then, so that it can be forgotten: to look for what to drop once more costs as much
-    /// again.
+    /// Nothing is left in it then, of any field: it is forgotten, not dropped.
     #[inline]
     pub(super) fn run(&mut self) {
         if let Some(waker) = self.first.take() {
@@ -49,7 +48,7 @@ impl After {
         if let Some(waker) = self.receiver.take() {
             wake(waker);
         }
-        // Asked here, where it costs a comparison each, and not in calls.
+        // A comparison each, where drops in their place would be calls.
         if let Some(waker) = self.stale.take() {
             drop(waker);
         }

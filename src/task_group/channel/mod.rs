@@ -18,8 +18,8 @@
 //!    the line), or a woken sender holds a grant (its poll or its drop serves the line), or the
 //!    receiver is awake.
 //! 5. If the receiver waits, then its waker is in the state, the buffer is empty and no loan is
-//!    out. Whoever changes that takes the waker. So one who asks again and finds the waker in its place needs no
-//!    lock.
+//!    out. Whoever changes that takes the waker. A flag beside the lock says whether it is there, and the receiver
+//!    knows whose it was: if it is that one who asks again, there is nothing to find.
 //!    A loan is a grant to a writer or a sink: their waits have no future whose drop would show that
 //!    they were given up. The receiver that finds nothing a few times takes loans back.
 //! 6. Under the lock nobody is woken, and no waker or frame of the user's is dropped: either may

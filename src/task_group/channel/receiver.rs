@@ -1,7 +1,7 @@
 //! The body's end of the channel.
 
 use std::{
-    fmt,
+    fmt, ptr,
     task::{Context, Poll, Waker},
 };
 
@@ -15,8 +15,18 @@ pub(crate) struct FrameReceiver {
     shared: Arc<Shared>,
     /// Seen at the last poll, so that servers may ask at every frame without the lock.
     ended: bool,
-    /// That of who asked last and found nothing.
-    waker: Option<Waker>,
+    /// Whose waker is in the state, if one was there behind the last question.
+    ///
+    /// Its address and not a clone, which would keep the task of a body that it owns. Nobody else has that address
+    /// while the waker is there.
+    waits: Option<Identity>,
+}
+
+/// What [`Waker::will_wake`] compares.
+type Identity = (usize, usize);
+
+fn identity(waker: &Waker) -> Identity {
+    (waker.data().addr(), ptr::from_ref(waker.vtable()).addr())
 }
 
 /// Lets the owner of a stream refuse further frames, from anywhere.
@@ -30,37 +40,29 @@ impl FrameReceiver {
         Self {
             shared,
             ended: false,
-            waker: None,
+            waits: None,
         }
     }
 
     /// The next frame; `None` when every sender is gone and all is taken, after trailers, and
     /// after [`close`](Self::close).
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
-        if self.shared.is_awaited() && self.is_known(cx.waker()) {
+        if self.shared.is_awaited() && self.waits == Some(identity(cx.waker())) {
             return Poll::Pending;
         }
+        let waits = &mut self.waits;
         let (next, ended) = self.shared.with(|state, after| {
             let next = state.poll_next(cx, after);
+            *waits = state.awaited().map(identity);
             (next, state.remaining() == (0, false))
         });
         self.ended = ended;
-        if next.is_pending() && !self.is_known(cx.waker()) {
-            self.waker = Some(cx.waker().clone());
-        }
         next.map(|next| {
             next.map(|next| match next {
                 Next::Data(data) => Frame::data(data),
                 Next::Trailers(trailers) => Frame::trailers(*trailers),
             })
         })
-    }
-
-    #[inline]
-    fn is_known(&self, waker: &Waker) -> bool {
-        self.waker
-            .as_ref()
-            .is_some_and(|known| known.will_wake(waker))
     }
 
     /// How many bytes are held, for what comes from now on.

@@ -33,13 +33,14 @@ impl Shared {
     pub(super) fn with<R>(&self, change: impl FnOnce(&mut State, &mut After) -> R) -> R {
         let mut after = After::default();
         let mut state = self.lock();
-        let awaited = state.is_awaited();
         let result = change(&mut state, &mut after);
-        if state.is_awaited() != awaited {
-            self.waits.store(!awaited, Ordering::Release);
+        let awaited = state.awaited().is_some();
+        if self.waits.load(Ordering::Relaxed) != awaited {
+            self.waits.store(awaited, Ordering::Release);
         }
         drop(state);
         after.run();
+        // It is empty, and to look through it for what to drop costs as much as to run it.
         mem::forget(after);
         result
     }
@@ -53,7 +54,8 @@ impl Shared {
     /// Whether the receiver's waker is where it left it, to be woken by whatever comes: then it would find
     /// nothing. Servers ask again behind each flush.
     ///
-    /// Acquire, with the store under the lock: who was woken sees that it was.
+    /// Without the lock this rests on the executor: what happened before a wake is seen by the poll behind it. That is
+    /// what wakers are for, and tokio's do it.
     #[inline]
     pub(super) fn is_awaited(&self) -> bool {
         self.waits.load(Ordering::Acquire)

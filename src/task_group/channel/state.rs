@@ -175,10 +175,10 @@ impl State {
 
     // ---- receiver ----
 
-    /// The receiver waits, and is to be woken.
+    /// The receiver's waker, if it waits.
     #[inline]
-    pub(super) fn is_awaited(&self) -> bool {
-        self.receiver.is_some()
+    pub(super) fn awaited(&self) -> Option<&Waker> {
+        self.receiver.as_ref()
     }
 
     pub(super) fn poll_next(

@@ -1,5 +1,6 @@
 //! What the channel promises, one promise a test.
 
+mod asked_again;
 mod cancel;
 mod flow;
 mod given_up;
