@@ -30,7 +30,12 @@ async fn clock(group: TaskGroup) -> impl IntoResponse {
         }
         Ok(())
     });
-    ([("content-type", "text/event-stream")], body)
+    let headers = [
+        ("content-type", "text/event-stream"),
+        ("cache-control", "no-cache"),
+        ("x-accel-buffering", "no"), // Or nginx holds events back.
+    ];
+    (headers, body)
 }
 
 #[tokio::main]
@@ -43,7 +48,9 @@ async fn main() -> Result<(), BoxError> {
         // For handlers that extract `ConnectInfo<SocketAddr>`.
         .layer(PeerAddrLayer::new());
     // Connections are watched: a client that has left is `Disconnected`, and seen to leave.
-    let listener = WatchedListener::bind("127.0.0.1:3000").await?;
+    let bind = std::env::var("BIND").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
+    let listener = WatchedListener::bind(&bind).await?;
+    println!("listening on http://{}", listener.local_addr()?);
     let service = app.into_make_service_with_connect_info::<Peer>();
     let signalled = supervisor.clone();
     let server = axum::serve(listener, service).with_graceful_shutdown(async move {

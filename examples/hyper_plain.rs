@@ -37,7 +37,7 @@ async fn main() -> Result<(), BoxError> {
     println!("listening on http://{}", listener.local_addr()?);
     let supervisor = Supervisor::new();
     let layer = TaskGroupLayer::new()
-        .supervisor(&supervisor)
+        .supervisor(&supervisor) // By name: here no server tells it.
         .shutdown(Shutdown::end_now())
         .on_end(|report| println!("{} after {} frames", report.outcome(), report.frames));
     let mut http = auto::Builder::new(TokioExecutor::new());

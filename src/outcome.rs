@@ -176,7 +176,7 @@ impl fmt::Debug for Ending {
 /// The account of one response: what hooks, `tracing`, `metrics` and `close` are given.
 ///
 /// Durations are `None` where nobody asked for a clock: a layer reads it only with an `on_end`
-/// hook, an explicit supervisor, or the `tracing` or `metrics` feature.
+/// hook, a supervisor of its own or that of `net::serve`, or the `tracing` or `metrics` feature.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct EndReport {

@@ -30,6 +30,7 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::post,
+    serve::ListenerExt,
 };
 use futures_util::stream::try_unfold;
 use serde::Deserialize;
@@ -99,7 +100,9 @@ impl Upstream {
             .route("/v1/generate", post(generate))
             .with_state(counts.clone());
         let mut server = JoinSet::new();
-        server.spawn(async { axum::serve(listener, app).await });
+        server.spawn(async {
+            axum::serve(listener.tap_io(|tcp| drop(tcp.set_nodelay(true))), app).await
+        });
         Ok(Self {
             addr,
             counts,

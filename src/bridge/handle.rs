@@ -123,7 +123,8 @@ impl Bridge {
     /// Starts a future on the request's loop and does not wait for it.
     ///
     /// Unlike [`run`](Self::run) it starts at once, and goes on when the [`Task`] is dropped, until
-    /// the request ends.
+    /// the request ends. What keeps it from starting, or ends it, is the error of the awaited [`Task`]: whoever
+    /// drops that is not told.
     #[track_caller]
     pub fn spawn_local<F, Fut>(&self, f: F) -> Task<Fut::Output>
     where
@@ -158,7 +159,8 @@ impl Bridge {
     /// `block_on` for the pool's [`closer_limit`](super::PoolBuilder::closer_limit).
     ///
     /// # Errors
-    /// `Ended` once the end has begun; the closer is dropped unrun.
+    /// `Ended` once the last closer has run, or, without a layer, once the close has begun: the closer is dropped
+    /// unrun, since there is no thread left that it could run on.
     #[track_caller]
     pub fn defer<F>(&self, closer: F) -> Result<(), BridgeError>
     where

@@ -128,6 +128,8 @@ impl Disconnect {
     /// Waits until the response's end starts; tasks and closers come after it.
     ///
     /// A `Complete` may still turn into `Failed` or `Panicked` in the teardown.
+    ///
+    /// **On drop**: cancel-safe; nothing is left behind.
     pub async fn ended(&self) -> Outcome {
         self.scope.ended().await
     }
@@ -162,6 +164,8 @@ impl Disconnect {
     ///     .route("/report", post(report))
     ///     .layer(DisconnectLayer::new().detachable(Duration::from_secs(10)));
     /// ```
+    ///
+    /// **On drop**: cancel-safe; nothing is left behind.
     pub async fn gone(&self) {
         self.scope.gone().await;
     }

@@ -53,6 +53,8 @@ impl WatchedListener {
     ///
     /// # Errors
     /// As [`TcpListener::bind`].
+    ///
+    /// **On drop**: nothing is bound.
     pub async fn bind(addr: impl ToSocketAddrs) -> io::Result<Self> {
         TcpListener::bind(addr).await.map(Self::from)
     }

@@ -178,7 +178,8 @@ impl<V, M> ScopeLayer<V, M> {
     /// Is given the report of every response, after its teardown.
     ///
     /// It runs where the teardown ended, once per response; it should not block. Its panic is
-    /// contained. Times run from the call of the outermost layer that has a hook or a supervisor.
+    /// contained. Times run from the call of the outermost layer that has a hook or a supervisor; under
+    /// `net::serve` of the outermost.
     pub fn on_end(self, hook: impl Fn(&EndReport) + Send + Sync + 'static) -> Self {
         self.with(|options| {
             options.clock = true;

@@ -64,7 +64,8 @@ pub struct LiveScope {
     pub method: Method,
     /// The request's target.
     pub uri: Uri,
-    /// Since the call; `None` where no clock is read (a layer with neither hook nor supervisor).
+    /// Since the call; `None` where no clock is read (a layer with neither hook nor supervisor, its own or that of
+    /// `net::serve`).
     pub age: Option<Duration>,
     /// Body bytes handed to the server so far.
     pub bytes: u64,
@@ -253,6 +254,8 @@ impl Supervisor {
 
     /// Ready when a drain has run out of patience, and who could be answered has been: servers close their
     /// connections then. Never, if all responses end without that.
+    ///
+    /// **On drop**: cancel-safe; nothing is left behind.
     pub fn aborting(&self) -> impl Future<Output = ()> + Send + use<> {
         self.inner.aborting.handed_out.get().cancelled_owned()
     }

@@ -166,7 +166,7 @@ impl GroupBody {
     /// is still a broken one. Its panic is contained, and a further cause of the error. Frames that may end in
     /// the middle of an event call for one that begins with `\n\n`. Not called under a promised length, nor if the client has gone, nor for a body with a
     /// Content-Encoding at the head of its scope: plain text would be no part of it, so compression goes
-    /// outside of the scope's layers. The frame does not count among the report's bytes.
+    /// outside of the scope's layers. The frame counts among the report's frames and bytes.
     pub fn on_failure<F>(mut self, words: F) -> Self
     where
         F: Fn(&BodyError) -> Option<Bytes> + Send + Sync + 'static,

@@ -214,6 +214,8 @@ impl TaskGroup {
     }
 
     /// Ends the response as `Cancelled`: tasks are cancelled and joined, the body fails.
+    ///
+    /// Does nothing once the end has started.
     pub fn cancel(&self) {
         self.scope.interrupt(Outcome::Cancelled, None);
     }

@@ -9,6 +9,7 @@ mod events;
 mod export;
 mod heads;
 mod leave;
+mod pages;
 mod server;
 mod shutdown;
 

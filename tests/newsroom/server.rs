@@ -123,6 +123,11 @@ impl Newsroom {
 pub(crate) struct State(Value);
 
 impl State {
+    /// The report that came last.
+    pub(crate) fn newest(&self) -> &Value {
+        &self.0["ended"][0]
+    }
+
     /// How many connections the news and the weather feed have open.
     pub(crate) fn feeds(&self) -> (u64, u64) {
         let open = |feed| self.0["feeds"][feed].as_u64().unwrap();
