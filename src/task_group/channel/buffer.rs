@@ -33,19 +33,18 @@ impl Buffer {
         self.len == 0
     }
 
-    /// Appends a frame, which is not empty.
-    pub(super) fn push(&mut self, frame: Bytes, merge: bool, bound: usize) -> Spent {
+    /// Appends a frame, which is not empty. Those whose bytes were copied out go into `spent`.
+    pub(super) fn push(&mut self, frame: Bytes, merge: bool, bound: usize, spent: &mut Spent) {
+        self.len += frame.len();
         if merge && frame.len() < MERGE_BELOW {
             if let Some(neighbour) = self.open_merging(frame.len(), bound) {
-                self.len += frame.len();
                 self.merging.extend_from_slice(&frame);
-                return (Some(frame), neighbour);
+                *spent = (Some(frame), neighbour);
+                return;
             }
         }
-        self.len += frame.len();
         self.seal();
         self.whole.push_back(frame);
-        (None, None)
     }
 
     /// Appends a copy of `data`, which is not empty.

@@ -50,19 +50,21 @@ impl FrameReceiver {
         if self.shared.is_awaited() && self.waits == Some(identity(cx.waker())) {
             return Poll::Pending;
         }
-        let waits = &mut self.waits;
-        let (next, ended) = self.shared.with(|state, after| {
+        let (waits, ended) = (&mut self.waits, &mut self.ended);
+        let next = self.shared.with(|state, after| {
             let next = state.poll_next(cx, after);
             *waits = state.awaited().map(identity);
-            (next, state.remaining() == (0, false))
+            *ended = state.remaining() == (0, false);
+            next
         });
-        self.ended = ended;
-        next.map(|next| {
-            next.map(|next| match next {
-                Next::Data(data) => Frame::data(data),
-                Next::Trailers(trailers) => Frame::trailers(*trailers),
-            })
-        })
+        match next {
+            Poll::Ready(Some(Next::Data(data))) => Poll::Ready(Some(Frame::data(data))),
+            Poll::Ready(Some(Next::Trailers(trailers))) => {
+                Poll::Ready(Some(Frame::trailers(*trailers)))
+            }
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
     }
 
     /// How many bytes are held, for what comes from now on.

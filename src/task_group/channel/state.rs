@@ -147,7 +147,8 @@ impl State {
     /// Puts in a frame that was let in.
     #[inline]
     pub(super) fn put(&mut self, frame: Bytes, after: &mut After) {
-        after.spent = self.buffer.push(frame, !self.preserve_frames, self.bound);
+        self.buffer
+            .push(frame, !self.preserve_frames, self.bound, &mut after.spent);
         after.receiver = self.receiver.take();
         self.serve_if_due(after);
     }
