@@ -4,7 +4,7 @@ mod support;
 
 use std::{convert::Infallible, sync::mpsc, time::Duration};
 
-use bodyguard::{Cleanup, Phase, Shutdown, Stack, Supervisor, TaskGroup};
+use bodyguard::{Cleanup, Phase, Shutdown, Stack, Supervisor, TaskGroup, testing::Script};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
@@ -60,7 +60,7 @@ async fn a_response_is_live_then_ending_then_stuck_then_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_live_is_listed_by_age_with_what_it_has_and_has_sent() {
+async fn what_is_live_is_listed_with_what_it_has_and_has_sent() {
     let supervisor = Supervisor::new();
     let service = service_fn(|request: Request<()>| {
         let cleanup = Cleanup::of(&request).unwrap();
@@ -101,6 +101,37 @@ async fn what_is_live_is_listed_by_age_with_what_it_has_and_has_sent() {
     eventually(|| supervisor.snapshot().is_empty()).await;
 }
 
+/// Threads number their responses apart, so that a number says little of the age.
+#[tokio::test]
+async fn the_oldest_comes_first_whichever_thread_opened_it() {
+    let supervisor = Supervisor::new();
+    let service = Stack::new()
+        .supervisor(&supervisor)
+        .layer(service_fn(|_: Request<()>| async {
+            let body = Script::new().data("a").pending();
+            Ok::<_, Infallible>(Response::new(body))
+        }));
+    let call = |uri| {
+        let request = Request::builder().uri(uri).body(()).unwrap();
+        service.clone().oneshot(request)
+    };
+    // They count in this thread's numbers.
+    for _ in 0..20 {
+        drop(call("/before").await.unwrap());
+    }
+    let first = call("/first").await.unwrap();
+    // More than the time between the looks at two of them.
+    eventually(|| supervisor.snapshot()[0].age > Some(Duration::from_millis(50))).await;
+    let (handle, late) = (tokio::runtime::Handle::current(), call("/second"));
+    let elsewhere = move || handle.block_on(late).unwrap();
+    let second = tokio::task::spawn_blocking(elsewhere).await.unwrap();
+    let live = supervisor.snapshot();
+    let paths: Vec<_> = live.iter().map(|scope| scope.uri.path()).collect();
+    assert_eq!(paths, ["/first", "/second"]);
+    assert!(live[0].id > live[1].id, "it proves nothing otherwise");
+    drop((first, second));
+}
+
 /// What an `end_now` cannot reach, since it is not asked: the drain says so.
 #[tokio::test(start_paused = true)]
 async fn a_body_that_its_server_does_not_ask_is_named_whatever_the_policy() {
@@ -121,7 +152,7 @@ async fn a_body_that_its_server_does_not_ask_is_named_whatever_the_policy() {
                 let _ = close.send(ending.outcome());
                 Ok(())
             });
-            let body = bodyguard::testing::Script::new().data("a").pending();
+            let body = Script::new().data("a").pending();
             let response = Response::builder().header("content-type", "text/plain");
             async { Ok::<_, Infallible>(response.body(body).unwrap()) }
         });

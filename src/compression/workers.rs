@@ -52,8 +52,10 @@ pub(super) struct Workers {
     state: Mutex<State>,
 }
 
-/// Counts a job from its submission to its last block, or what is encoded beside one meanwhile. It is to go before the body is told, so that whoever sends one
-/// request after the other finds the workers at rest.
+/// Counts a job from its submission to its last block, or what is encoded beside one meanwhile.
+///
+/// It is to go before the body is told, so that whoever sends one request after the other finds the
+/// workers at rest.
 #[derive(Debug)]
 pub(super) struct Engaged(Arc<Core>);
 

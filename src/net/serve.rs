@@ -81,8 +81,8 @@ type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// It serves plain TCP with hyper's defaults: no TLS, no Unix sockets, none of hyper's options. With an
 /// accept loop of your own the pattern is `examples/hyper_plain.rs`, which shuts down as this does, but that
 /// silent clients have all of its time (see [`Serve::deadline`]), that layers have to be given the supervisor
-/// ([`ScopeLayer::supervisor`](crate::scope::ScopeLayer::supervisor)), and that a `Peer` inserted by hand may stand under TLS (see
-/// [`Ending::client_gone`](crate::Ending::client_gone)).
+/// ([`ScopeLayer::supervisor`](crate::scope::ScopeLayer::supervisor)), and that a `Peer` inserted by
+/// hand may stand under TLS (see [`Ending::client_gone`](crate::Ending::client_gone)).
 ///
 /// Compared with `axum::serve`: a shutdown reaches the bodies, and a stalled connection cannot keep
 /// the process from ending.

@@ -7,6 +7,7 @@ mod drain;
 mod registry;
 
 use std::{
+    cmp::Reverse,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -217,7 +218,8 @@ impl Supervisor {
             .iter()
             .map(|member| member.snapshot())
             .collect();
-        live.sort_by_key(|scope| scope.id);
+        // Threads number theirs apart.
+        live.sort_by_key(|scope| (Reverse(scope.age), scope.id));
         live
     }
 

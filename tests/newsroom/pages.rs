@@ -37,16 +37,18 @@ async fn the_page_is_there_and_all_that_it_asks_for() {
 #[tokio::test]
 async fn the_report_is_whole_and_its_thread_is_free_again() {
     let newsroom = Newsroom::start().await;
-    // More than the pool has threads: each gets one that another has had.
-    for round in 0..80 {
+    // More than the 128 threads of the pool: the last get one that another has had.
+    for round in 0..140 {
         let mut client = newsroom.client(PROTOCOLS[round % PROTOCOLS.len()]).await;
         let response = client.get("/report").await;
         let read = read_all(&mut response.into_body()).await;
         assert!(read.end.is_ok());
         assert_eq!(read.text.lines().count(), WEATHER.lines().count());
     }
-    let state = newsroom.until(|state| state.ended("/report").len() == 80);
-    for report in state.await.ended("/report") {
+    let state = newsroom.until(|state| state.live("/report").is_empty());
+    let state = state.await;
+    assert_eq!(state.ended("/report").len(), 100, "the last of them");
+    for report in state.ended("/report") {
         assert_eq!(report["outcome"], "Complete");
     }
 }
