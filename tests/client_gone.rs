@@ -31,7 +31,7 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_http::timeout::ResponseBodyTimeoutLayer;
 
 mod support;
-use support::{Http2, read_until, reset_on_drop, within};
+use support::{Http2, eventually, read_until, reset_on_drop, within};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -87,9 +87,16 @@ impl Server {
         match path {
             "/idle" | "/late" | "/left" => drop(read_until(&mut client, "first").await),
             "/echo" => drop(read_until(&mut client, "hello").await),
+            // A server that reads of the leaving with the request may not call the service.
+            "/pend" => eventually(|| self.lists(path)).await,
             _ => {}
         }
         client
+    }
+
+    fn lists(&self, path: &str) -> bool {
+        let live = self.supervisor.snapshot();
+        live.iter().any(|scope| scope.uri.path() == path)
     }
 
     /// The outcome, and whether the client had gone.

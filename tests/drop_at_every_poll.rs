@@ -347,9 +347,10 @@ fn build(
             View::Armed => routed!(router, armed().supervisor(supervisor).on_end(hook)),
         };
     }
-    let service = router
-        .into_service::<Body>()
-        .map_err(|never: std::convert::Infallible| match never {});
+    let service = ServiceExt::<Request<Body>>::map_err(
+        router,
+        |never: std::convert::Infallible| match never {},
+    );
     let path = if path.len() > 1 {
         path.trim_end_matches('/').to_owned()
     } else {

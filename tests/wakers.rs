@@ -1,4 +1,6 @@
 //! Wakers that panic: of who waits, and of who polls.
+//!
+//! tokio-util before 0.7.20 does not stand one at a token: its lock is poisoned, and a drop aborts the process.
 
 use std::{
     convert::Infallible,

@@ -305,7 +305,7 @@ mod tests {
     use std::future::poll_fn;
 
     use tokio::{
-        io::{AsyncReadExt, AsyncWrite},
+        io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
         net::TcpStream,
     };
 
@@ -333,6 +333,8 @@ mod tests {
         let mut client = TcpStream::connect(addr).await.unwrap();
         let (mut stream, _) = listener.accept().await.unwrap();
         let peer = stream.peer();
+        // The system's word that a new connection has room is still to come.
+        stream.write_all(b"a").await.unwrap();
         assert_eq!(peer.held_up(), None);
         let first = hold_up(&mut stream).await;
         assert_eq!(hold_up(&mut stream).await, first, "nothing went on");

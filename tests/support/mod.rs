@@ -360,6 +360,10 @@ pub async fn http2(addr: SocketAddr, method: &str) -> Seen {
     seen
 }
 
+#[allow(
+    deprecated,
+    reason = "`set_zero_linger` is newer than the oldest tokio we build with"
+)]
 pub fn reset_on_drop(tcp: &TcpStream) {
-    tcp.set_zero_linger().unwrap();
+    tcp.set_linger(Some(Duration::ZERO)).unwrap();
 }
