@@ -41,7 +41,7 @@ fn open() -> usize {
 
 #[tokio::test]
 async fn descriptors_come_back() {
-    in_a_child("descriptors::count", 4096).await;
+    in_a_child("descriptors::count", 1024).await;
 }
 
 #[tokio::test]
