@@ -11,8 +11,7 @@
 use std::{convert::Infallible, pin::pin, time::Duration};
 
 use bodyguard::{BoxError, Shutdown, Supervisor, TaskGroupBody, TaskGroupLayer, net};
-use http::{Request, Response};
-use hyper::body::Incoming;
+use hyper::{Request, Response, body::Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::{conn::auto, graceful::GracefulShutdown};
 use hyper_util::service::TowerToHyperService;
