@@ -432,6 +432,22 @@ async fn another_executor_on_the_own_thread_is_an_error() {
 }
 
 #[tokio::test]
+async fn a_look_at_a_task_leaves_it_running() {
+    let context = Context::new(Pool::new());
+    let bridge = context.bridge();
+    let seven = within(bridge.call(|cx| {
+        use futures_util::FutureExt as _;
+        let mut task = cx.spawn_local(async { 7 });
+        let early = (&mut task).now_or_never().unwrap();
+        assert_eq!(kind(early), Kind::OwnThread);
+        cx.block_on(task).unwrap()
+    }))
+    .await
+    .unwrap();
+    assert_eq!(seven.unwrap(), 7);
+}
+
+#[tokio::test]
 async fn after_the_end_everything_is_refused() {
     let pool = Pool::new();
     let context = Context::new(pool.clone());

@@ -329,3 +329,67 @@ async fn without_a_bridge_both_say_so() {
         Kind::Missing
     );
 }
+
+fn passes_on(cx: &Cx, request: Request, next: AxumNext) -> AxumResult {
+    next.run(cx, request)
+}
+
+/// What layers of ours read before the head has room, although nobody reads on until the middleware is done.
+#[tokio::test]
+async fn compression_inside_blocking_middleware() {
+    let handler = |bridge: Bridge| async move {
+        let body =
+            bridge.body_writer(|out| (0..6_000).try_for_each(|_| out.write_all(b"0123456789")));
+        let response = Response::builder().header("content-length", 60_000);
+        let response = response.header("content-type", "text/plain");
+        response.body(Body::new(body.buffer(16))).unwrap()
+    };
+    let app = Router::new()
+        .route("/", get(handler))
+        .layer(bodyguard::CompressionLayer::new())
+        .layer(from_fn_sync(passes_on))
+        .layer(BridgeLayer::new());
+    for _ in 0..30 {
+        let mut request = request("/");
+        let gzip = "gzip".parse().unwrap();
+        request.headers_mut().insert("accept-encoding", gzip);
+        let response = within(app.clone().oneshot(request)).await.unwrap();
+        assert_eq!(response.headers()["content-encoding"], "gzip");
+        within(response.into_body().collect()).await.unwrap();
+    }
+}
+
+/// A handler that looks at its first frame: the code behind that waits for a reader, who comes behind the
+/// head, which waits for that code.
+#[tokio::test]
+async fn a_body_read_before_its_head_inside_blocking_middleware() {
+    for (bytes, fits) in [(60_000, true), (6_000_000, false)] {
+        let handler = move |bridge: Bridge| async move {
+            let mut body = bridge.body_writer(move |out| {
+                (0..bytes / 10).try_for_each(|_| out.write_all(b"0123456789"))
+            });
+            let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            let rest = body.map_frame(|frame| frame);
+            ([("x-first", first.len().to_string())], Body::new(rest)).into_response()
+        };
+        let app = Router::new()
+            .route("/", get(handler))
+            .layer(from_fn_sync(passes_on))
+            .layer(BridgeLayer::new().pool(&pool(1)));
+        let response = within(app.oneshot(request("/"))).await.unwrap();
+        let first: usize = response.headers()["x-first"]
+            .to_str()
+            .unwrap()
+            .parse()
+            .unwrap();
+        let read = within(response.into_body().collect()).await;
+        match read {
+            Ok(rest) => assert_eq!((fits, first + rest.to_bytes().len()), (true, bytes)),
+            Err(error) => {
+                assert!(!fits, "{error}");
+                let text = format!("{error:#}");
+                assert!(text.contains("outside of the middleware"), "{text}");
+            }
+        }
+    }
+}

@@ -305,3 +305,75 @@ async fn a_close_that_overran_tells_of_those_until_then() {
     assert!(texts[1].starts_with("not back"), "{texts:?}");
     drop(release);
 }
+
+/// A handler that gives up a call which has begun, and answers; then the code goes on.
+async fn given_up(code: fn(&Cx)) -> (Result<(), BodyError>, EndReport) {
+    ended(move |request| {
+        let bridge = Bridge::of(&request).unwrap();
+        async move {
+            let (begun, has_begun) = oneshot::channel();
+            let (release, released) = mpsc::channel::<()>();
+            let call = bridge.call(move |cx| {
+                begun.send(()).unwrap();
+                released.recv().unwrap();
+                code(cx);
+            });
+            tokio::select! {
+                _ = call => panic!("it waits to be released"),
+                begun = has_begun => begun.unwrap(),
+            }
+            release.send(()).unwrap();
+            Response::new(Body::from("fine"))
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_call_that_was_given_up_and_panics_is_a_failure() {
+    // The answer is a bare 500 in place of a body that was there.
+    let (_, report) = given_up(|_| panic!("lost")).await;
+    assert_eq!(report.counts.tasks_panicked, 1, "{report:?}");
+    assert_eq!(report.outcome(), Outcome::Panicked);
+    assert!(!report.ending.succeeded());
+}
+
+/// Being told that nobody waits is nothing that a response fails by.
+#[tokio::test]
+async fn one_that_panics_for_being_given_up_is_none() {
+    let waits = |cx: &Cx| cx.block_on(std::future::pending::<()>()).unwrap();
+    let (read, report) = given_up(waits).await;
+    assert_eq!(report.counts.tasks_panicked, 0, "{report:?}");
+    assert!(report.ending.succeeded(), "{report:?}");
+    read.unwrap();
+}
+
+/// The thread cannot serve another then. That is no reason to wait for it.
+#[tokio::test]
+async fn code_that_leaves_tokios_context_in_disorder() {
+    let forgets = |_: &Cx| {
+        let handle: &'static _ = Box::leak(Box::new(tokio::runtime::Handle::current()));
+        std::mem::forget(handle.enter());
+    };
+    let crosses = |_: &Cx| {
+        let handle = tokio::runtime::Handle::current();
+        let outer = handle.enter();
+        let _inner = handle.enter();
+        drop(outer);
+    };
+    for code in [forgets as fn(&Cx), crosses] {
+        let pool = Pool::builder().max_threads(1).build();
+        let report = {
+            let context = Context::new(pool.clone());
+            context.bridge().defer(|_| ()).unwrap();
+            let _ = within(context.bridge().call(code)).await;
+            within(context.close()).await
+        };
+        assert_eq!(report.closers_run(), 1);
+        assert!(report.failures().is_empty(), "{report:?}");
+        let context = Context::new(pool.clone());
+        let seven = within(context.bridge().call(|cx| cx.block_on(async { 7 })));
+        assert_eq!(seven.await.unwrap().unwrap(), 7);
+        assert_eq!(pool.threads(), 1, "another");
+    }
+}

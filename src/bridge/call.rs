@@ -30,7 +30,8 @@ use crate::scope::Span;
 ///
 /// # On drop
 /// Code that has not started is dropped unrun. Code that is running cannot be stopped from
-/// outside: it runs on, its next wait on the loop fails with `Cancelled`, its result is dropped.
+/// outside: it runs on, its next wait on the loop fails with `Cancelled`, its result is dropped. Its
+/// panic is a failure of the response, unless it had been told so.
 #[must_use = "futures do nothing unless polled"]
 pub struct Call<F, T> {
     session: Arc<Session>,
@@ -104,8 +105,9 @@ where
 
 impl<F, T> Drop for Call<F, T> {
     fn drop(&mut self) {
-        if let Some((_, gone)) = self.started.take() {
+        if let Some((reply, gone)) = self.started.take() {
             gone.store(true, Ordering::Release);
+            reply.leave(&self.session);
             self.session.abandon();
         }
     }
@@ -144,8 +146,11 @@ where
         } = *self;
         let _entered = span.enter();
         let result = catch_unwind(AssertUnwindSafe(|| start(cx)))
-            .map_err(|panic| BridgeError::panicked(panic, Some(called_at)));
-        let _ = answer.send(result);
+            .map_err(|panic| BridgeError::panicked(panic, Some(called_at)))
+            .map_err(|error| error.excused(cx.local.was_told()));
+        if let Err(Err(error)) = answer.send(result) {
+            cx.local.session.panicked_unheard(error);
+        }
     }
 
     fn reject(self: Box<Self>, error: BridgeError) {

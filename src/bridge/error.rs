@@ -36,6 +36,9 @@ pub enum BridgeErrorKind {
     Exhausted,
     /// Sync code inside async code inside sync code, deeper than the pool allows.
     TooDeep,
+    /// A body of the bridge was read before its response's head, and its code has to wait for who reads,
+    /// on top of a blocking middleware ([`from_fn_sync`](super::from_fn_sync)) that waits for the head.
+    HeadBlocked,
     /// The operating system refused the thread or its event loop.
     Start,
     /// The request carries no `Bridge`: the layer is missing.
@@ -47,6 +50,8 @@ enum Repr {
     Panicked {
         message: Arc<str>,
         at: Option<&'static Location<'static>>,
+        /// The code had been told that nobody waits for it.
+        excused: bool,
     },
     InsideLoop,
     ForeignThread,
@@ -58,6 +63,7 @@ enum Repr {
         threads: usize,
     },
     TooDeep(usize),
+    HeadBlocked,
     Start(Arc<io::Error>),
     Missing,
 }
@@ -74,6 +80,7 @@ impl BridgeError {
             Repr::Cancelled => BridgeErrorKind::Cancelled,
             Repr::Exhausted { .. } => BridgeErrorKind::Exhausted,
             Repr::TooDeep(_) => BridgeErrorKind::TooDeep,
+            Repr::HeadBlocked => BridgeErrorKind::HeadBlocked,
             Repr::Start(_) => BridgeErrorKind::Start,
             Repr::Missing => BridgeErrorKind::Missing,
         }
@@ -108,8 +115,24 @@ impl BridgeError {
         };
         quietly(|| drop(payload));
         Self {
-            repr: Repr::Panicked { message, at },
+            repr: Repr::Panicked {
+                message,
+                at,
+                excused: false,
+            },
         }
+    }
+
+    /// The same; excused, it is not a failure that somebody has to hear of.
+    pub(super) fn excused(mut self, yes: bool) -> Self {
+        if let Repr::Panicked { excused, .. } = &mut self.repr {
+            *excused = yes;
+        }
+        self
+    }
+
+    pub(super) fn is_excused(&self) -> bool {
+        matches!(self.repr, Repr::Panicked { excused: true, .. })
     }
 
     pub(super) fn start(error: io::Error) -> Self {
@@ -135,6 +158,7 @@ impl BridgeError {
     pub(super) const OWN_THREAD: Self = Self::plain(Repr::OwnThread);
     pub(super) const ENDED: Self = Self::plain(Repr::Ended);
     pub(super) const CANCELLED: Self = Self::plain(Repr::Cancelled);
+    pub(super) const HEAD_BLOCKED: Self = Self::plain(Repr::HeadBlocked);
 
     pub(super) const MISSING: Self = Self::plain(Repr::Missing);
 
@@ -168,10 +192,13 @@ impl BridgeError {
 impl fmt::Display for BridgeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.repr {
-            Repr::Panicked { message, at: None } => write!(f, "bridge code panicked: {message}"),
+            Repr::Panicked {
+                message, at: None, ..
+            } => write!(f, "bridge code panicked: {message}"),
             Repr::Panicked {
                 message,
                 at: Some(at),
+                ..
             } => {
                 write!(f, "bridge code panicked: {message} (called at {at})")
             }
@@ -195,6 +222,10 @@ impl fmt::Display for BridgeError {
             Repr::TooDeep(limit) => write!(
                 f,
                 "bridge calls nested deeper than {limit} (`PoolBuilder::max_depth`)"
+            ),
+            Repr::HeadBlocked => f.write_str(
+                "a body of the bridge was read before its head inside `from_fn_sync`, whose thread it \
+                 then waits on: put what reads it (compression, `Stack`) outside of the middleware",
             ),
             Repr::Start(_) => f.write_str("bridge thread could not be started"),
             Repr::Missing => {
@@ -230,6 +261,7 @@ mod tests {
             BridgeError::too_deep(16),
             BridgeError::start(io::Error::other("no fd")),
             BridgeError::MISSING,
+            BridgeError::HEAD_BLOCKED,
         ];
         let messages: std::collections::HashSet<_> = all.iter().map(|e| e.to_string()).collect();
         let kinds: std::collections::HashSet<_> = all.iter().map(BridgeError::kind).collect();

@@ -72,6 +72,11 @@ use super::{cx::Cx, error::BridgeError, handle::Bridge};
 ///     .layer(BridgeLayer::new());
 /// ```
 ///
+/// The function keeps the thread until the head is there. So a body of the bridge that is read before its head,
+/// by the handler or by a layer further in (compression, [`Stack`](crate::Stack)), may hold 64 KiB; code that
+/// has to wait for its reader there fails with `HeadBlocked` at the pool's
+/// [`wait_limit`](super::PoolBuilder::wait_limit). Put such layers outside.
+///
 /// `R`, the body of the responses, has an empty `Default`, for the response to an error: axum's body has,
 /// and those of this crate's scope layers.
 ///
@@ -214,7 +219,7 @@ impl<B, R, E> Next<B, R, E> {
         let (answer, answered) = oneshot::channel();
         // If the middleware's future is gone, so is the answer.
         let _ = self.service.send((request, answer));
-        match cx.block_on(answered) {
+        match cx.local.awaiting_head(|| cx.block_on(answered)) {
             Ok(Ok(Ok(response))) => Ok(response),
             Ok(Ok(Err(error))) => Err(NextError {
                 repr: Repr::Service(error),

@@ -30,7 +30,10 @@ use super::{
     limits::Limits,
     session::Session,
 };
-use crate::{Cause, scope::quietly};
+use crate::{
+    Cause,
+    scope::{contained, quietly},
+};
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
@@ -52,9 +55,13 @@ pub(super) struct Local {
     driving: Cell<bool>,
     /// Of the innermost sync call: whether its caller has gone.
     gone: RefCell<Option<Gone>>,
+    /// Of the same: whether it was told that nobody waits for it.
+    told: Cell<bool>,
     stop_at: Cell<Interrupt>,
     /// Until when the closer that is running may wait.
     deadline: Cell<Option<Instant>>,
+    /// How many pieces of sync code wait for a response's head.
+    heads: Cell<usize>,
 }
 
 /// Where code runs, seen from a session.
@@ -113,6 +120,8 @@ pub(super) struct Served {
     /// The loop, if the session did not want it any more.
     pub(super) unused: Option<Runtime>,
     pub(super) finished: Option<Finished>,
+    /// The thread is still in a tokio context of the request's, and is to serve no other.
+    pub(super) spoilt: bool,
 }
 
 /// Serves one session on this thread, to its end.
@@ -121,14 +130,15 @@ pub(super) fn serve(session: Arc<Session>, runtime: Runtime) -> Served {
         return Served {
             unused: Some(runtime),
             finished: None,
+            spoilt: false,
         };
     }
     let local = Rc::new(Local::new(Arc::clone(&session), runtime));
     CURRENT.with(|current| *current.borrow_mut() = Some(Rc::clone(&local)));
     let cx = Cx::new(local);
-    let mut report = {
+    let (mut report, spoilt) = {
         let span = cx.local.session.scope_span();
-        let _entered = cx.local.runtime.enter();
+        let entered = cx.local.runtime.enter();
         let report = cx.local.serve(&cx);
         // What it did there had spans of its own; while it waits, it is in none.
         let _in_span = span.enter();
@@ -138,7 +148,9 @@ pub(super) fn serve(session: Arc<Session>, runtime: Runtime) -> Served {
             // What comes again as it is dropped finds no session to come to.
             cx.local.sweep();
         }
-        report
+        // Panics if code of the request has dropped such guards of its own out of order, or never.
+        let spoilt = contained(|| drop(entered)).is_err();
+        (report, spoilt)
     };
     if let Ok(local) = Rc::try_unwrap(cx.local) {
         quietly(move || local.shut_down());
@@ -148,6 +160,7 @@ pub(super) fn serve(session: Arc<Session>, runtime: Runtime) -> Served {
     Served {
         unused: None,
         finished: Finished::new(session, report),
+        spoilt,
     }
 }
 
@@ -163,9 +176,24 @@ impl Local {
             depth: Cell::new(0),
             driving: Cell::new(false),
             gone: RefCell::new(None),
+            told: Cell::new(false),
             stop_at: Cell::new(Interrupt::Calls),
             deadline: Cell::new(None),
+            heads: Cell::new(0),
         }
+    }
+
+    /// Runs code that waits for the head of a response.
+    pub(super) fn awaiting_head<T>(&self, wait: impl FnOnce() -> T) -> T {
+        let before = self.heads.replace(self.heads.get() + 1);
+        let result = wait();
+        self.heads.set(before);
+        result
+    }
+
+    /// Whether code further down the stack waits for a head, which goes nowhere before this code ends.
+    pub(super) fn is_head_awaited(&self) -> bool {
+        self.heads.get() > 0
     }
 
     fn serve(&self, cx: &Cx) -> CloseReport {
@@ -214,9 +242,22 @@ impl Local {
             match self.drive(cx, |task| future.as_mut().poll(task)) {
                 Driven::Done(output) => return Ok(output),
                 Driven::Step(Step::Sync(job)) => self.run_sync(cx, job),
-                Driven::Step(_) => return Err(self.interruption()),
+                Driven::Step(_) => {
+                    self.tell();
+                    return Err(self.interruption());
+                }
             }
         }
+    }
+
+    /// The code that runs is told that nobody waits for it.
+    pub(super) fn tell(&self) {
+        self.told.set(true);
+    }
+
+    /// Whether it was: what it makes of that is no failure.
+    pub(super) fn was_told(&self) -> bool {
+        self.told.get()
     }
 
     fn interruption(&self) -> BridgeError {
@@ -305,12 +346,14 @@ impl Local {
             ..
         } = job;
         let outer = self.gone.replace(Some(gone));
+        let told = self.told.replace(false);
         self.session.enter(called_at);
         self.depth.set(self.depth.get() + 1);
         // The job answers for its own panic; this is for values that panic when dropped.
         quietly(|| job.run(cx));
         self.depth.set(self.depth.get() - 1);
         self.session.leave();
+        self.told.set(told);
         self.gone.replace(outer);
     }
 

@@ -72,6 +72,7 @@
 //! | no thread within the pool's limit | `Exhausted` |
 //! | a call from the loop, nested deeper than the pool allows | `TooDeep`, at once |
 //! | the same by way of another thread, or many calls at once | waits; `TooDeep` at the wait limit |
+//! | a body read before its head, full, on top of `from_fn_sync` that waits for the head | `HeadBlocked` at the wait limit |
 //! | blocking middleware or handlers in a request without a bridge | `Missing` |
 //!
 //! Not detected: `tokio::runtime::Handle::block_on` in sync code, which waits without driving the
@@ -80,9 +81,10 @@
 //! # At the end
 //! Waiting code is interrupted, local tasks are dropped, closers run last registered first, then
 //! values kept with [`Cx::insert`] are dropped, all on the request's thread; the loop goes with
-//! them, and whatever was spawned on it. Thread-locals of the code itself stay. Under a layer this is
-//! part of the response's teardown: the tasks behind those of its task group, the closers among all
-//! others, all of it before the client sees the end.
+//! them, and whatever was spawned on it, but for blocking code that has begun on tokio's own threads
+//! (`tokio::task::spawn_blocking`, `tokio::fs`): nobody waits for that. Thread-locals of the code itself
+//! stay. Under a layer this is part of the response's teardown: the tasks behind those of its task group,
+//! the closers among all others, all of it before the client sees the end.
 //!
 //! Sync code that does not come back within the pool's [`close_limit`](PoolBuilder::close_limit)
 //! keeps its thread. The response then ends in an error, and the code is named in its end report and,

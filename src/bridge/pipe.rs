@@ -76,6 +76,14 @@ impl Pipe {
         wake(writer);
     }
 
+    /// Lets as many bytes wait, if fewer may; whether they do now.
+    pub(super) fn raise_limit(&self, limit: usize) -> bool {
+        let mut state = self.lock();
+        let raised = state.limit < limit;
+        state.limit = state.limit.max(limit);
+        raised
+    }
+
     /// Copies in as much as there is room for.
     pub(super) fn write(&self, data: &[u8]) -> Result<usize, Refused> {
         let mut state = self.lock();

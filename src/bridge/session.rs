@@ -229,10 +229,10 @@ impl Session {
         drop(value);
     }
 
-    /// A local task has panicked that nobody awaits. Any other error stands for a task that did not run
+    /// A local task, or a call, has panicked that nobody awaits. Any other error stands for a task that did not run
     /// to its end, as it may.
     pub(super) fn panicked_unheard(&self, error: BridgeError) {
-        if error.kind() != BridgeErrorKind::Panicked {
+        if error.kind() != BridgeErrorKind::Panicked || error.is_excused() {
             return;
         }
         let cause: Cause = Arc::new(error);

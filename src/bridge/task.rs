@@ -16,7 +16,13 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{call::Reply, cx::Cx, error::BridgeError, job::Job, session::Session};
+use super::{
+    call::Reply,
+    cx::Cx,
+    error::{BridgeError, BridgeErrorKind},
+    job::Job,
+    session::Session,
+};
 use crate::scope::Span;
 
 /// The result of a future that runs on the request's loop.
@@ -141,10 +147,11 @@ impl<T> Future for Task<T> {
             return Poll::Ready(Err(BridgeError::CANCELLED));
         };
         let result = std::task::ready!(reply.poll(cx, &this.session));
-        if result.is_err() {
-            this.abort();
-        } else {
-            this.reply = None;
+        match &result {
+            Ok(_) => this.reply = None,
+            // Asked for at the wrong place: its answer is still to come.
+            Err(error) if error.kind() == BridgeErrorKind::OwnThread => {}
+            Err(_) => this.abort(),
         }
         Poll::Ready(result)
     }

@@ -30,6 +30,8 @@ pub(super) struct Worker {
     id: u64,
     /// On its thread, which may not be there to be had.
     pub(super) running: bool,
+    /// Its thread serves no other, although nothing panicked.
+    spoilt: bool,
     signed_off: bool,
 }
 
@@ -39,6 +41,7 @@ impl Worker {
             shared,
             id,
             running: false,
+            spoilt: false,
             signed_off: false,
         }
     }
@@ -60,6 +63,11 @@ impl Worker {
                 Ok(fresh) => {
                     let served = local::serve(session, fresh);
                     runtime = served.unused;
+                    if served.spoilt {
+                        self.spoilt = true;
+                        drop(self);
+                        return quietly(|| drop(served.finished));
+                    }
                     served.finished
                 }
                 Err(error) => {
@@ -127,8 +135,8 @@ impl Drop for Worker {
             state.threads -= 1;
             state.serving.remove(&self.id);
             state.idle.retain(|idle| idle.id != self.id);
-            // Nothing of a request's should come this far; if it does, the line is not to wait for ever.
-            if self.running && thread::panicking() {
+            // No panic of a request's should come this far; if one does, the line is not to wait for ever.
+            if self.running && (self.spoilt || thread::panicking()) {
                 if let Some(session) = state.queue.pop_front() {
                     self.shared.start(state, session);
                 }

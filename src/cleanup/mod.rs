@@ -65,6 +65,9 @@
 //!   has run, and its producer was never polled. Where that is no success, `ending.succeeded() &&
 //!   ending.method() != Method::HEAD` says so; or the handler answers GET alone, with a 405 in
 //!   `get(export).head(..)`.
+//! - Of a request that is tried again ([`tower::retry`](https://docs.rs/tower), a hedge, a mirror) each attempt has a
+//!   scope, and an ending, of its own if a [`CleanupLayer`] is *inside* of what repeats it. If layers are only
+//!   outside, the closers of all attempts belong to the one response, and hear how that ended.
 
 mod body;
 

@@ -8,7 +8,11 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{HeaderValue, Response, header::CONTENT_LENGTH, response::Parts};
+use http::{
+    HeaderValue, Method, Response, StatusCode,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+    response::Parts,
+};
 use http_body::{Body, SizeHint};
 use pin_project::pin_project;
 
@@ -185,6 +189,9 @@ where
         Head::Ended(_) => hint_without_body(&scope.method, response.status(), hint),
         Head::Streams(_) => None,
     };
+    if scope.method == Method::HEAD {
+        write_length(&mut response, kept.as_ref());
+    }
     if head == AtHead::Unreached && !matches!(seen, Head::Ended(Outcome::Truncated)) {
         owner.leave_unreached();
         finisher.give_up();
@@ -238,6 +245,22 @@ where
             },
         };
         return Err(end_with(end, body, parts, None, owner, finisher));
+    }
+}
+
+/// HEAD's answer says how long GET's is. hyper would ask the hint of a body that has not ended.
+fn write_length<B>(response: &mut Response<B>, hint: Option<&SizeHint>) {
+    let says = [CONTENT_LENGTH, TRANSFER_ENCODING];
+    let silent = !says
+        .iter()
+        .any(|name| response.headers().contains_key(name));
+    let length = hint.and_then(SizeHint::exact).filter(|length| *length > 0);
+    if let (true, Some(length)) = (
+        silent && response.status() != StatusCode::NOT_MODIFIED,
+        length,
+    ) {
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_LENGTH, length.into());
     }
 }
 

@@ -89,6 +89,10 @@ impl Shutdown {
     /// since its client could take it for whole. A body that the server is not polling, because its
     /// client does not read, is reached only in the movable mode of an armed layer, or when the
     /// connection is closed.
+    ///
+    /// For the routes that stream without an end, not for all of an app: an ordinary answer that is given behind
+    /// the start of the shutdown is a body under a promised length, and breaks, too (with a closer it is a 503 in
+    /// its place), although its handler has run to its end.
     pub fn end_now() -> Self {
         Self::of(ShutdownKind::EndNow {
             last_frames: Vec::new(),

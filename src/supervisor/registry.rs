@@ -115,10 +115,11 @@ impl Registry {
         Some(removed)
     }
 
+    /// All shards at once: of two that overlap, one would go from a shard not yet counted behind the
+    /// other's coming to one that was, and nothing seem live.
     pub(super) fn len(&self) -> usize {
-        (0..self.shards.len())
-            .map(|shard| self.lock(shard).members.len())
-            .sum()
+        let shards: Vec<_> = (0..self.shards.len()).map(|at| self.lock(at)).collect();
+        shards.iter().map(|shard| shard.members.len()).sum()
     }
 
     pub(super) fn members(&self) -> Vec<Arc<dyn Member>> {
@@ -155,4 +156,33 @@ fn shard_of_this_thread() -> usize {
         static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS;
     }
     MINE.try_with(|mine| *mine).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use super::*;
+
+    #[test]
+    fn all_shards_are_counted_at_once() {
+        let registry = Arc::new(Registry::new());
+        let last = registry.lock(SHARDS - 1);
+        let counts = registry.clone();
+        let counting = thread::spawn(move || counts.len());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        // It waits for the last one, and has all others meanwhile.
+        while (0..SHARDS - 1).any(|shard| registry.shards[shard].try_lock().is_ok()) {
+            assert!(
+                Instant::now() < deadline,
+                "a shard that was counted is free"
+            );
+            thread::yield_now();
+        }
+        drop(last);
+        assert_eq!(counting.join().unwrap(), 0);
+    }
 }

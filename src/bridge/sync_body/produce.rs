@@ -1,13 +1,14 @@
 //! The producer's side: iterators and writers on the request's thread.
 
-use std::{convert::Infallible, future::poll_fn, io, panic::Location};
+use std::{convert::Infallible, future::poll_fn, io, panic::Location, task::Poll};
 
 use bytes::Bytes;
 
-use super::SyncBody;
+use super::{BUFFER, SyncBody};
 use crate::{
     BoxError,
     bridge::{
+        bound::Bound,
         cx::Cx,
         error::{BridgeError, BridgeErrorKind},
         handle::Bridge,
@@ -124,7 +125,7 @@ impl Out<'_> {
     /// What code learns that has nothing to write.
     fn read_by_someone(&self) -> io::Result<()> {
         match self.pipe.is_closed() {
-            true => Err(io::ErrorKind::BrokenPipe.into()),
+            true => Err(self.broken()),
             false => Ok(()),
         }
     }
@@ -132,12 +133,36 @@ impl Out<'_> {
     /// Waits for room, if there can be any.
     fn refused(&self, refused: Refused, len: usize) -> io::Result<()> {
         match refused {
+            Refused::Full if self.cx.local.is_head_awaited() => self.wait_below_the_head(len),
             Refused::Full => self
                 .cx
                 .block_on(poll_fn(|task| self.pipe.poll_room(task, len)))
                 .map_err(interrupted),
-            Refused::Closed => Err(io::ErrorKind::BrokenPipe.into()),
+            Refused::Closed => Err(self.broken()),
         }
+    }
+
+    fn broken(&self) -> io::Error {
+        self.cx.local.tell();
+        io::ErrorKind::BrokenPipe.into()
+    }
+
+    /// Whoever reads before the head may wait for the head, which waits for us: what layers read ahead has
+    /// room, and the wait for more is bounded.
+    fn wait_below_the_head(&self, len: usize) -> io::Result<()> {
+        if self.pipe.raise_limit(BUFFER) {
+            return Ok(());
+        }
+        let mut bound = Bound::new(self.cx.local.session.pool.config().wait_limit);
+        let room = poll_fn(|task| {
+            let late = |bound: &mut Bound| bound.poll(task).is_ready();
+            if bound.as_mut().is_some_and(late) {
+                return Poll::Ready(Err(BridgeError::HEAD_BLOCKED));
+            }
+            self.pipe.poll_room(task, len).map(Ok)
+        });
+        let waited = self.cx.block_on(room);
+        waited.and_then(|room| room).map_err(interrupted)
     }
 }
 
