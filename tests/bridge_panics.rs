@@ -363,17 +363,17 @@ async fn code_that_leaves_tokios_context_in_disorder() {
     };
     for code in [forgets as fn(&Cx), crosses] {
         let pool = Pool::builder().max_threads(1).build();
-        let report = {
-            let context = Context::new(pool.clone());
-            context.bridge().defer(|_| ()).unwrap();
-            let _ = within(context.bridge().call(code)).await;
-            within(context.close()).await
-        };
+        let (context, next) = (Context::new(pool.clone()), Context::new(pool.clone()));
+        context.bridge().defer(|_| ()).unwrap();
+        let _ = within(context.bridge().call(code)).await;
+        // The next is in line for the one thread.
+        let bridge = next.bridge();
+        let seven = bridge.call(|cx| cx.block_on(async { 7 }));
+        let both = async { tokio::join!(seven, context.close()) };
+        let (seven, report) = within(both).await;
+        assert_eq!(seven.unwrap().unwrap(), 7);
         assert_eq!(report.closers_run(), 1);
         assert!(report.failures().is_empty(), "{report:?}");
-        let context = Context::new(pool.clone());
-        let seven = within(context.bridge().call(|cx| cx.block_on(async { 7 })));
-        assert_eq!(seven.await.unwrap().unwrap(), 7);
         assert_eq!(pool.threads(), 1, "another");
     }
 }

@@ -185,9 +185,9 @@ impl Local {
 
     /// Runs code that waits for the head of a response.
     pub(super) fn awaiting_head<T>(&self, wait: impl FnOnce() -> T) -> T {
-        let before = self.heads.replace(self.heads.get() + 1);
+        self.heads.set(self.heads.get() + 1);
         let result = wait();
-        self.heads.set(before);
+        self.heads.set(self.heads.get() - 1);
         result
     }
 
@@ -346,7 +346,7 @@ impl Local {
             ..
         } = job;
         let outer = self.gone.replace(Some(gone));
-        let told = self.told.replace(false);
+        let (told, heads) = (self.told.replace(false), self.heads.get());
         self.session.enter(called_at);
         self.depth.set(self.depth.get() + 1);
         // The job answers for its own panic; this is for values that panic when dropped.
@@ -354,6 +354,8 @@ impl Local {
         self.depth.set(self.depth.get() - 1);
         self.session.leave();
         self.told.set(told);
+        // Also where a panic came out of the wait.
+        self.heads.set(heads);
         self.gone.replace(outer);
     }
 
