@@ -355,7 +355,12 @@ async fn compression_inside_blocking_middleware() {
         request.headers_mut().insert("accept-encoding", gzip);
         let response = within(app.clone().oneshot(request)).await.unwrap();
         assert_eq!(response.headers()["content-encoding"], "gzip");
-        within(response.into_body().collect()).await.unwrap();
+        let body = within(response.into_body().collect()).await.unwrap();
+        let mut text = String::new();
+        let bytes = body.to_bytes();
+        let mut decoder = flate2::read::GzDecoder::new(&bytes[..]);
+        std::io::Read::read_to_string(&mut decoder, &mut text).unwrap();
+        assert!(text == "0123456789".repeat(6_000), "{} bytes", text.len());
     }
 }
 

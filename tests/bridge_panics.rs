@@ -4,6 +4,7 @@ use std::{
     convert::Infallible,
     io::{self, Write},
     sync::{Arc, Mutex, mpsc},
+    thread,
     time::Duration,
 };
 
@@ -23,7 +24,7 @@ use tower::{Layer, ServiceExt, service_fn};
 
 #[path = "support/waits.rs"]
 mod waits;
-use waits::within;
+use waits::{eventually, within};
 
 /// What the client of this handler's response sees at its end, and the report on it.
 async fn ended<F, Fut>(handler: F) -> (Result<(), BodyError>, EndReport)
@@ -338,6 +339,49 @@ async fn a_call_that_was_given_up_and_panics_is_a_failure() {
     assert!(!report.ending.succeeded());
 }
 
+/// Its answer, a panic, is there, and nobody has looked at it.
+#[tokio::test]
+async fn a_call_that_was_given_up_behind_its_panic_is_one_as_well() {
+    let context = Context::new(Pool::new());
+    let bridge = context.bridge();
+    let (release, released) = mpsc::channel::<()>();
+    let mut call = Box::pin(bridge.call(move |_| {
+        released.recv().unwrap();
+        panic!("lost")
+    }));
+    assert!(futures_util::poll!(&mut call).is_pending());
+    release.send(()).unwrap();
+    // One behind the other on the one thread.
+    within(bridge.call(|_| ())).await.unwrap();
+    drop(call);
+    assert_eq!(texts(&within(context.close()).await), ["lost"]);
+}
+
+/// A client that leaves makes the next write fail, and a program panic that unwraps that.
+#[tokio::test]
+async fn a_body_that_panics_for_want_of_a_client_is_no_failure() {
+    let reports = Arc::new(Mutex::new(Vec::new()));
+    let told = reports.clone();
+    let handler = service_fn(|request: Request<()>| async move {
+        let body = Bridge::of(&request).unwrap().body_writer(|out| {
+            loop {
+                out.write_all(&[b'x'; 1000]).unwrap();
+            }
+        });
+        Ok::<_, Infallible>(Response::new(Body::new(body)))
+    });
+    let stack = Stack::new().on_end(move |report| told.lock().unwrap().push(report.clone()));
+    let answer = stack.layer(handler).oneshot(Request::new(())).await;
+    let mut body = answer.unwrap().into_body();
+    within(body.frame()).await.unwrap().unwrap();
+    drop(body);
+    eventually(|| !reports.lock().unwrap().is_empty()).await;
+    let report = reports.lock().unwrap().pop().unwrap();
+    assert_eq!(report.outcome(), Outcome::Dropped, "{report:?}");
+    assert_eq!(report.counts.tasks_panicked, 0, "{report:?}");
+    assert!(report.errors.is_empty(), "{report:?}");
+}
+
 /// Being told that nobody waits is nothing that a response fails by.
 #[tokio::test]
 async fn one_that_panics_for_being_given_up_is_none() {
@@ -365,15 +409,17 @@ async fn code_that_leaves_tokios_context_in_disorder() {
         let pool = Pool::builder().max_threads(1).build();
         let (context, next) = (Context::new(pool.clone()), Context::new(pool.clone()));
         context.bridge().defer(|_| ()).unwrap();
+        let spoilt = context.bridge().call(|_| thread::current().id());
+        let spoilt = within(spoilt).await.unwrap();
         let _ = within(context.bridge().call(code)).await;
         // The next is in line for the one thread.
         let bridge = next.bridge();
-        let seven = bridge.call(|cx| cx.block_on(async { 7 }));
-        let both = async { tokio::join!(seven, context.close()) };
-        let (seven, report) = within(both).await;
-        assert_eq!(seven.unwrap().unwrap(), 7);
+        let other = bridge.call(|cx| cx.block_on(async { thread::current().id() }));
+        let both = async { tokio::join!(other, context.close()) };
+        let (other, report) = within(both).await;
+        assert_ne!(other.unwrap().unwrap(), spoilt);
         assert_eq!(report.closers_run(), 1);
         assert!(report.failures().is_empty(), "{report:?}");
-        assert_eq!(pool.threads(), 1, "another");
+        assert_eq!(pool.threads(), 1);
     }
 }

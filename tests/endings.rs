@@ -525,9 +525,20 @@ async fn head_keeps_the_length_without_axum() {
         Ok::<_, std::convert::Infallible>(Response::new(Body::from("hello")))
     });
     let app = axum::Router::new().fallback_service(bodyguard::CleanupLayer::new().layer(hello));
-    let listening = support::Listening::start(app, false).await;
-    let seen = http1(listening.addr, "1.1", "HEAD").await;
-    assert!(seen.head.contains("content-length: 5"), "{seen:?}");
+    for http_2 in [false, true] {
+        let listening = support::Listening::start(app.clone(), http_2).await;
+        let (seen, wanted) = match http_2 {
+            false => (
+                http1(listening.addr, "1.1", "HEAD").await,
+                "content-length: 5",
+            ),
+            true => (
+                http2(listening.addr, "HEAD").await,
+                "\"content-length\": \"5\"",
+            ),
+        };
+        assert!(seen.head.contains(wanted), "{seen:?}");
+    }
 }
 
 /// Without a length only the end of the connection tells: a failure looks whole there, unless the

@@ -30,8 +30,10 @@ use crate::scope::Span;
 ///
 /// # On drop
 /// Code that has not started is dropped unrun. Code that is running cannot be stopped from
-/// outside: it runs on, its next wait on the loop fails with `Cancelled`, its result is dropped. Its
-/// panic is a failure of the response, unless it had been told so.
+/// outside: it runs on, its next wait on the loop fails with `Cancelled`, its result is dropped. A
+/// panic of it is a failure of the response (without a layer one of
+/// [`CloseReport::failures`](super::CloseReport::failures)), unless a wait or write of it had failed
+/// before, because nobody asks for it any more.
 #[must_use = "futures do nothing unless polled"]
 pub struct Call<F, T> {
     session: Arc<Session>,

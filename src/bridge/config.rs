@@ -47,7 +47,8 @@ impl PoolBuilder {
         self
     }
 
-    /// How long a request waits for a thread (default 5 s).
+    /// How long a request waits for a thread (default 5 s), and code that can only go on when other code
+    /// of its request does, before its `TooDeep` or `HeadBlocked`.
     pub fn wait_limit(mut self, limit: Duration) -> Self {
         self.config.wait_limit = limit;
         self

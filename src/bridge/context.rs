@@ -224,7 +224,7 @@ impl CloseReport {
         self.closers_run
     }
 
-    /// The panics of local tasks that nobody awaited, then what closers failed with, in the order they ran;
+    /// The panics of local tasks that nobody awaited and of calls that were given up, then what closers failed with, in the order they ran;
     /// a panic is a [`BridgeError`].
     ///
     /// Never empty unless all of it is done: with code that did not come back there is a

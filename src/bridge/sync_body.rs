@@ -60,7 +60,9 @@ const BUFFER: usize = 64 * 1024;
 ///
 /// # Errors
 /// An error that the producer returns, and a panic in it, become the body's error: never a clean
-/// end. So does a [`BridgeError`] when no thread can be had.
+/// end. So does a [`BridgeError`] when no thread can be had, and one of the kind
+/// [`HeadBlocked`](super::BridgeErrorKind::HeadBlocked) when it is read before its head where it cannot
+/// be.
 ///
 /// Under a promised length over HTTP/1 a server asks no further than the last byte. A layer of this
 /// crate holds that byte back for the code of its own request's bridge ([`Bridge::body_writer`] and its

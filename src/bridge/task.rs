@@ -111,8 +111,10 @@ impl<F, T> fmt::Debug for Run<F, T> {
 
 /// A local task of the request, to be awaited or aborted.
 ///
-/// Who awaits it is told of its panic. One that nobody awaits is a failure of the response, like that of
-/// any task of its group; without a layer it is one of [`CloseReport::failures`](super::CloseReport::failures).
+/// Who awaits it is told of its panic. A panic that nobody is told of is a failure of the response, like
+/// that of any task of its group; without a layer it is one of
+/// [`CloseReport::failures`](super::CloseReport::failures). Polled on the request's own thread by another
+/// executor than the loop it gives `OwnThread`, and runs on.
 ///
 /// # On drop
 /// The task runs on, until the request ends.

@@ -250,17 +250,13 @@ where
 
 /// HEAD's answer says how long GET's is. hyper would ask the hint of a body that has not ended.
 fn write_length<B>(response: &mut Response<B>, hint: Option<&SizeHint>) {
-    let says = [CONTENT_LENGTH, TRANSFER_ENCODING];
-    let silent = !says
-        .iter()
-        .any(|name| response.headers().contains_key(name));
-    let length = hint.and_then(SizeHint::exact).filter(|length| *length > 0);
-    if let (true, Some(length)) = (
-        silent && response.status() != StatusCode::NOT_MODIFIED,
-        length,
-    ) {
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_LENGTH, length.into());
+    let Some(length @ 1..) = hint.and_then(SizeHint::exact) else {
+        return;
+    };
+    let headers = response.headers();
+    let says = headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING);
+    if !says && response.status() != StatusCode::NOT_MODIFIED {
+        response.headers_mut().insert(CONTENT_LENGTH, length.into());
     }
 }
 
