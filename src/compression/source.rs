@@ -42,6 +42,8 @@ pub(super) struct Source {
     turn: Option<Instant>,
     taken: u32,
     waiting: bool,
+    /// It had only frames without data, for as long as a poll may ask.
+    idle: bool,
     /// A failure met before the stream began, still to be told.
     failure: Option<BodyError>,
 }
@@ -50,6 +52,8 @@ pub(super) struct Source {
 #[derive(Debug)]
 pub(super) enum Event {
     Data(Bytes),
+    /// Frames without data, until the turn was over.
+    Nothing,
     Trailers(HeaderMap),
     End,
     Failed(BodyError),
@@ -62,6 +66,7 @@ impl Source {
             turn: None,
             taken: 0,
             waiting: false,
+            idle: false,
             failure: None,
         }
     }
@@ -69,12 +74,14 @@ impl Source {
     /// A poll of the stream begins.
     pub(super) fn begin_turn(&mut self) {
         (self.turn, self.taken, self.waiting) = (None, 0, false);
+        self.idle = false;
     }
 
     /// This poll has asked enough, and others have their turn: an inner body that is always ready may still
     /// take its time for each frame.
     pub(super) fn is_turn_over(&self) -> bool {
-        self.taken > 0 && self.taken % AT_LEAST == 0 && self.is_time_up()
+        let between = self.taken > 0 && self.taken % AT_LEAST == 0;
+        self.idle || between && self.is_time_up()
     }
 
     /// The same between any two frames.
@@ -108,6 +115,7 @@ impl Source {
             return Poll::Ready(Event::Failed(failure));
         }
         self.turn.get_or_insert_with(Instant::now);
+        let mut empty = 0_u32;
         loop {
             if inner.is_end_stream() {
                 inner.set(Inner::Gone);
@@ -149,7 +157,15 @@ impl Source {
                     return Poll::Ready(Event::Failed(BodyError::new(error)));
                 }
                 // The next turn tells what this end is.
-                None => inner.set(Inner::Gone),
+                None => {
+                    inner.set(Inner::Gone);
+                    continue;
+                }
+            }
+            empty = empty.saturating_add(1);
+            if empty >= AT_LEAST && self.is_time_up() {
+                self.idle = true;
+                return Poll::Ready(Event::Nothing);
             }
         }
     }

@@ -361,6 +361,7 @@ impl Stream {
     fn take(&mut self, event: Event) {
         match event {
             Event::Data(data) => self.input.put(data),
+            Event::Nothing => {}
             Event::End => self.phase = Phase::Ended(End::Well(None)),
             Event::Trailers(mut trailers) => {
                 self.form.encode_trailers(&mut trailers);

@@ -57,7 +57,7 @@ where
                 source.fail_with(error);
                 None
             }
-            Poll::Pending => None,
+            Poll::Ready(Event::Nothing) | Poll::Pending => None,
         };
         let data = text.take();
         return match trailers {

@@ -114,7 +114,7 @@ pub(crate) use span::Span;
 pub(crate) use spawning::Refused;
 pub use standalone::ViewBody;
 pub(crate) use standalone::unknown;
-pub(crate) use tasks::{Feed, TaskKey, TaskKind};
+pub(crate) use tasks::{Feed, StreamId, TaskKey, TaskKind};
 pub(crate) use tracked::Panicked;
 pub use upload::{DrainRequest, DrainRequestService, RequestBody};
 pub(crate) use verdict::LastWords;

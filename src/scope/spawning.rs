@@ -14,7 +14,7 @@ use super::{
     options::FailurePolicy,
     span::Span,
     state::{Phase, State, Work},
-    tasks::{Abort, Cancellation, Feed, Slot, TaskKey, TaskKind},
+    tasks::{Abort, Cancellation, Feed, Slot, StreamId, TaskKey, TaskKind},
     tracked::{Queued, TaskEnd, TaskReport, Tracked, Turn},
 };
 use crate::{TaskResult, error::Cause, outcome::Outcome};
@@ -149,9 +149,20 @@ impl Scope {
         }
     }
 
-    /// Whether what its tasks feed may be closed on its own account. Otherwise a task that is told
-    /// so was told by somebody else's stream.
-    pub(crate) fn closes_streams(&self) -> bool {
+    /// A stream that nobody has fed and that has gone: it is not one of the scope's.
+    pub(crate) fn unfeed(&self, stream: StreamId) {
+        let gone = {
+            let mut state = self.lock();
+            let feeds = &mut state.work().tasks.feeds;
+            let place = feeds.iter().position(|feed| feed.cut() == Some(stream));
+            place.map(|place| feeds.remove(place))
+        };
+        drop(gone);
+    }
+
+    /// Whether this stream may be closed on the scope's own account. Otherwise a task that is told so was
+    /// told by somebody else's.
+    pub(crate) fn closes(&self, stream: Option<StreamId>) -> bool {
         let (ended, feeds) = {
             let mut state = self.lock();
             let (live, natural) = (state.phase == Phase::Live, state.natural);
@@ -169,7 +180,8 @@ impl Scope {
         };
         // A stream of ours that ended whole had no sender left. What else has fed the body, and may
         // have been cut at its end, is not known here.
-        (ended && feeds.is_empty()) || feeds.iter().any(|feed| feed.is_cut())
+        (ended && feeds.is_empty())
+            || stream.is_some() && feeds.iter().any(|feed| feed.cut() == stream)
     }
 
     /// For as many tasks as may run at once; none if any number may.

@@ -1,6 +1,14 @@
 //! The tasks of a scope: none outlives its join, and no failure is lost.
 
-use std::{panic::Location, sync::Arc, task::Waker};
+use std::{
+    num::NonZeroU64,
+    panic::Location,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::Waker,
+};
 
 use slab::Slab;
 use tokio::{sync::Semaphore, task::AbortHandle};
@@ -62,6 +70,19 @@ pub(crate) struct TaskKey {
     pub(super) number: u64,
 }
 
+/// Tells a stream that has ended from any other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StreamId(NonZeroU64);
+
+impl StreamId {
+    pub(crate) fn next() -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        // Relaxed: a number, and nothing else.
+        let drawn = LAST.fetch_add(1, Ordering::Relaxed);
+        Self(NonZeroU64::MIN.saturating_add(drawn))
+    }
+}
+
 /// The stream of a body that tasks of the scope feed.
 pub(crate) trait Feed: Send + Sync {
     /// A failure cancels the siblings: takes nothing more, so that the body ends.
@@ -69,8 +90,8 @@ pub(crate) trait Feed: Send + Sync {
     /// False if that body is gone already, so that it cannot end anything.
     fn refuse(&self) -> bool;
 
-    /// Its body went before its senders did.
-    fn is_cut(&self) -> bool;
+    /// Which it is, if its body went before its senders did.
+    fn cut(&self) -> Option<StreamId>;
 
     /// Keeps its end back: a task is polled that may drop the last sender, and then fail.
     fn enter(&self);

@@ -23,7 +23,8 @@ use super::{
 use crate::{
     BodyError, TaskResult,
     scope::{
-        Feed, LastWords, Scope, ScopeBody, Sealed, Standalone, TaskKey, TaskKind, ViewBody, unknown,
+        Feed, LastWords, Scope, ScopeBody, Sealed, Standalone, StreamId, TaskKey, TaskKind,
+        ViewBody, unknown,
     },
 };
 
@@ -57,8 +58,8 @@ impl Feed for ChannelHandle {
         self.close_senders()
     }
 
-    fn is_cut(&self) -> bool {
-        Self::is_cut(self)
+    fn cut(&self) -> Option<StreamId> {
+        Self::cut(self)
     }
 
     fn enter(&self) {
@@ -212,6 +213,18 @@ impl GroupBody {
                 frame.map(|frame| Some(Ok(Frame::data(frame))))
             }
             None => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for GroupBody {
+    /// One that was never begun has no part in the response.
+    fn drop(&mut self) {
+        if self.start.is_some() {
+            self.receiver.close();
+            if let Some(stream) = self.receiver.handle().cut() {
+                self.scope.unfeed(stream);
+            }
         }
     }
 }

@@ -331,15 +331,16 @@ impl<F: Future<Output = TaskResult>> Future for Forgiving<F> {
 /// Not if the response goes on: then it was another stream, or group, that took nothing more.
 fn forgive(scope: &Scope, result: TaskResult) -> TaskResult {
     match result {
-        Err(error) if is_closed(&error) && scope.closes_streams() => Ok(()),
+        Err(error) if closed(&error).is_some_and(|by| scope.closes(by.stream())) => Ok(()),
         result => result,
     }
 }
 
-pub(super) fn is_closed(error: &BoxError) -> bool {
+/// What has told the task that nothing goes in any more, from outside.
+pub(super) fn closed(error: &BoxError) -> Option<&Closed> {
     let mut sources = sources(&**error);
     let closed = sources.find_map(|error| error.downcast_ref::<Closed>());
-    closed.is_some_and(Closed::is_from_outside)
+    closed.filter(|closed| closed.is_from_outside())
 }
 
 impl Sealed for TaskGroup {

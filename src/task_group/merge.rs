@@ -77,15 +77,22 @@ impl Sources {
     {
         let (name, at) = (name.into(), Location::caller());
         self.starting(move |group, tx| {
+            let scope = group.scope().clone();
             start(group, at, async move {
-                feed(stream, tx).await.map_err(|end| match end {
-                    End::Failed(error) => SourceError { name, error }.into(),
+                let named = |error| SourceError { name, error };
+                match feed(stream, tx).await {
+                    Ok(()) => Ok(()),
+                    Err(End::Failed(error)) => Err(named(error).into()),
                     // As a panic of its task, it makes the outcome what it is.
-                    End::Panicked(failure) => {
-                        let error = failure.into();
-                        Panicked(SourceError { name, error }.into()).into()
+                    Err(End::Panicked(failure)) => {
+                        Err(Panicked(named(failure.into()).into()).into())
                     }
-                })
+                    Err(End::Burst(error, failure)) => {
+                        let failed: BoxError = named.clone()(error).into();
+                        scope.keep_error(failed.into());
+                        Err(Panicked(named(failure.into()).into()).into())
+                    }
+                }
             });
         })
     }
@@ -105,13 +112,17 @@ impl Sources {
         self.starting(move |group, tx| {
             let scope = group.scope().clone();
             start(group, at, async move {
-                let error: BoxError = match feed(stream, tx).await {
+                let (error, burst): (BoxError, _) = match feed(stream, tx).await {
                     Ok(()) => return Ok(()),
-                    Err(End::Failed(error)) => error,
-                    Err(End::Panicked(failure)) => failure.into(),
+                    Err(End::Failed(error)) => (error, None),
+                    Err(End::Panicked(failure)) => (failure.into(), None),
+                    Err(End::Burst(error, failure)) => (error, Some(failure.into())),
                 };
-                let failed: BoxError = SourceError { name, error }.into();
-                scope.keep_error(failed.into());
+                for error in [Some(error), burst].into_iter().flatten() {
+                    let name = name.clone();
+                    let failed: BoxError = SourceError { name, error }.into();
+                    scope.keep_error(failed.into());
+                }
                 Ok(())
             });
         })
@@ -142,12 +153,12 @@ where
 enum End {
     Failed(BoxError),
     Panicked(Failure),
+    /// It panicked as it went, behind the other.
+    Burst(BoxError, Failure),
 }
 
-impl End {
-    fn panicked(payload: Payload) -> Self {
-        Self::Panicked(Failure::panicked("stream", &*payload))
-    }
+fn panicked(payload: Payload) -> Failure {
+    Failure::panicked("stream", &*payload)
 }
 
 /// Sends what the stream gives until it is over, or nobody wants it any more.
@@ -160,10 +171,15 @@ where
     let mut stream = pin!(Some(stream));
     let fed = send_all(stream.as_mut(), &tx).await;
     // It is the application's, too, as it goes.
-    match contained(|| stream.set(None)) {
-        Err(payload) if fed.is_ok() => Err(End::panicked(payload)),
-        _ => fed,
-    }
+    let Err(payload) = contained(|| stream.set(None)) else {
+        return fed;
+    };
+    let burst = panicked(payload);
+    Err(match fed {
+        Ok(()) => End::Panicked(burst),
+        Err(End::Failed(error)) => End::Burst(error, burst),
+        Err(End::Panicked(failure) | End::Burst(_, failure)) => End::Burst(failure.into(), burst),
+    })
 }
 
 async fn send_all<S, T, E>(mut stream: Pin<&mut Option<S>>, tx: &FrameSender) -> Result<(), End>
@@ -184,7 +200,7 @@ where
             });
             match polled {
                 Ok(next) => next.map(Ok),
-                Err(payload) => Poll::Ready(Err(End::panicked(payload))),
+                Err(payload) => Poll::Ready(Err(End::Panicked(panicked(payload)))),
             }
         });
         let item: Option<Result<Bytes, BoxError>> = next.await?;

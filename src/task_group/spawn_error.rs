@@ -93,7 +93,7 @@ mod tests {
     use crate::{
         BoxError, TaskResult,
         scope::{Scope, Sealed},
-        task_group::group::{TaskGroup, is_closed},
+        task_group::group::{TaskGroup, closed},
     };
 
     /// Compiles: a boxed future is `Send` but not `Sync`, and its refusal is boxed by `?` all the same.
@@ -121,7 +121,7 @@ mod tests {
             (text, false)
         );
         let refused: BoxError = refused.into();
-        assert!(!is_closed(&refused), "no failure of its own");
+        assert!(closed(&refused).is_none(), "no failure of its own");
         let refused = group.spawn_blocking(|_| Ok(())).unwrap_err();
         assert_eq!(refused.to_string(), text);
     }

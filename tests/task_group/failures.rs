@@ -1,6 +1,7 @@
 //! A failure is seen whatever else goes on: holds, other streams, late tasks, destructors.
 
 use std::{
+    future::pending,
     pin::Pin,
     sync::{Arc, Mutex, mpsc},
     task::{Context, Poll, Wake, Waker},
@@ -542,4 +543,60 @@ async fn a_task_that_its_own_ending_group_refuses_has_not_failed() {
     assert!(error.unwrap().cause().to_string().contains("overran"));
     let report = app.report().await;
     assert_eq!((report.counts.tasks_failed, report.errors.len()), (0, 1));
+}
+
+/// A body that was made and not chosen, or begun and replaced, is no reason to take the end of another
+/// stream for that of the response.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_went_does_not_excuse_the_end_of_somebody_elses_stream() {
+    for begun in [false, true] {
+        let app = App::new(move |group: TaskGroup| async move {
+            let mut other = group.body(|tx| async move {
+                tx.send("other").await?;
+                pending().await
+            });
+            if begun {
+                other.frame().await.unwrap().unwrap();
+            }
+            drop(other);
+            group.body(|tx| async move {
+                tx.send("half").await?;
+                let (audit, gone) = FrameBody::channel(10);
+                drop(gone);
+                audit.send("record").await?;
+                tx.send("whole").await?;
+                Ok(())
+            })
+        });
+        let (text, error) = within(drain(app.get().await.into_body())).await;
+        assert_eq!(text, "half");
+        let error = error.expect("half of it looks whole");
+        assert!(error.downcast_ref::<Closed>().is_some());
+        let report = app.report().await;
+        assert_eq!(report.outcome(), Outcome::Failed);
+        assert!(!report.ending.succeeded());
+    }
+}
+
+/// What a response is made of that has no body of its group in it is not known.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_was_never_begun_is_none_of_the_group() {
+    let app = App::new(|group: TaskGroup| async move {
+        drop(group.body(|_tx| async { Ok(()) }));
+        let (tx, body) = FrameBody::channel(10);
+        group
+            .spawn(async move {
+                tx.send("hello").await?;
+                tx.send("behind the promised length").await?;
+                Ok(())
+            })
+            .unwrap();
+        http::Response::builder()
+            .header("content-length", 5)
+            .body(Body::new(body))
+            .unwrap()
+    });
+    let (text, error) = within(drain(app.get().await.into_body())).await;
+    assert_eq!((text.as_str(), error.is_none()), ("hello", true));
+    assert!(app.report().await.ending.succeeded());
 }

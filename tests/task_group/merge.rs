@@ -247,3 +247,42 @@ async fn who_waits_for_a_place_is_released_by_the_cancellation() {
     until(|| live.count() == 0).await;
     assert_eq!(app.report().await.counts.tasks_panicked, 0);
 }
+
+/// Behind a failure of its own: both are told.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_fails_and_panics_as_it_goes() {
+    struct Bursts;
+    impl Drop for Bursts {
+        fn drop(&mut self) {
+            panic!("storm");
+        }
+    }
+    for optional in [false, true] {
+        let app = App::new(move |group: TaskGroup| async move {
+            let bad = stream::once(async { Err::<&str, _>(boom("no sky")) });
+            let bad = bad.chain(stream::unfold(Bursts, |_kept| async { None }));
+            let sources = Sources::new().source("news", every(2, "n"));
+            group.merge(match optional {
+                true => sources.optional("weather", bad),
+                false => sources.source("weather", bad),
+            })
+        });
+        let (_, error) = drain(app.get().await.into_body()).await;
+        let report = app.report().await;
+        let outcome = match optional {
+            true => Outcome::Complete,
+            false => Outcome::Panicked,
+        };
+        assert_eq!((error.is_none(), report.outcome()), (optional, outcome));
+        assert_eq!(report.counts.tasks_panicked, u64::from(!optional));
+        let told = |cause: &bodyguard::Cause| {
+            let source: &SourceError = cause.downcast_ref().unwrap();
+            assert_eq!(source.name(), "weather");
+            source.source().unwrap().to_string()
+        };
+        let told: Vec<_> = report.errors.iter().map(told).collect();
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told.iter().any(|text| text == "no sky"), "{told:?}");
+        assert!(told.iter().any(|text| text.contains("storm")), "{told:?}");
+    }
+}

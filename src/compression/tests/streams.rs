@@ -1,16 +1,17 @@
 use std::{
+    convert::Infallible,
     pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
-    task::{Context, Poll, Wake},
+    task::{Context, Poll, Wake, Waker},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
-use http_body::Body;
+use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -375,4 +376,29 @@ pub(super) fn random(length: usize) -> Vec<u8> {
             (state >> 32) as u8
         })
         .collect()
+}
+
+/// Frames without data are passed over, and others still have their turn.
+#[test]
+fn frames_without_data_do_not_hold_a_poll() {
+    struct Empty;
+    impl Body for Empty {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Ready(Some(Ok(Frame::data(Bytes::new()))))
+        }
+    }
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(woken.clone());
+    let mut body = pin!(stream(&layer(), Empty));
+    for _ in 0..10 {
+        let polled = body.as_mut().poll_frame(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending());
+        assert!(woken.0.swap(false, Relaxed), "it asks again");
+    }
 }

@@ -50,16 +50,22 @@ impl After {
         }
         // A comparison each, where drops in their place would be calls.
         if let Some(waker) = self.stale.take() {
-            drop(waker);
+            let_go(waker);
         }
         let (frame, neighbour) = &mut self.spent;
         if let Some(frame) = frame.take() {
-            drop(frame);
+            let_go(frame);
         }
         if let Some(neighbour) = neighbour.take() {
-            drop(neighbour);
+            let_go(neighbour);
         }
     }
+}
+
+/// It may be the application's own memory, of another sender than the one who finds it here.
+#[inline(never)]
+fn let_go<T>(what: T) {
+    quietly(|| drop(what));
 }
 
 #[inline(never)]

@@ -4,6 +4,8 @@ use std::{error::Error as StdError, fmt};
 
 use bytes::Bytes;
 
+use crate::scope::StreamId;
+
 /// The stream takes no more frames: mostly, the client has left.
 ///
 /// This is no error of the task's making. A producer that gets it has nothing left to do and
@@ -12,6 +14,8 @@ use bytes::Bytes;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Closed {
     pub(super) reason: Reason,
+    /// Which stream it is that has ended, if it is one.
+    pub(super) stream: Option<StreamId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,11 +34,16 @@ impl Closed {
     /// The group takes nothing more: what a refused spawn has as its source.
     pub(crate) const REFUSED: Self = Self {
         reason: Reason::Refused,
+        stream: None,
     };
 
     /// The client has left or the group has failed, rather than the sender's own side ended.
     pub(crate) fn is_from_outside(&self) -> bool {
         matches!(self.reason, Reason::Gone | Reason::Refused)
+    }
+
+    pub(crate) fn stream(&self) -> Option<StreamId> {
+        self.stream
     }
 }
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http_body::Frame;
 
 use super::{shared::Shared, state::Next, sync::Arc};
+use crate::scope::StreamId;
 
 /// Takes the frames. Dropping it closes the channel and frees what is buffered.
 pub(crate) struct FrameReceiver {
@@ -140,9 +141,9 @@ impl ChannelHandle {
         received
     }
 
-    /// The receiver went before the end, so that senders may have been told.
-    pub(crate) fn is_cut(&self) -> bool {
-        self.shared.lock().is_cut()
+    /// Which stream it is, if the receiver went before the end, so that senders may have been told.
+    pub(crate) fn cut(&self) -> Option<StreamId> {
+        self.shared.lock().cut()
     }
 
     /// Counts as a sender from now on; an end that has come already stays.

@@ -102,6 +102,7 @@ impl Sink<Bytes> for FrameSink {
 
 const SINK_CLOSED: Closed = Closed {
     reason: Reason::Sink,
+    stream: None,
 };
 
 impl Drop for FrameSink {

@@ -14,6 +14,7 @@ use super::{
     error::{Closed, Reason},
     line::{Fill, Line, Need},
 };
+use crate::scope::StreamId;
 
 /// All that the lock guards. Every method leaves what must happen outside the lock in an `After`.
 pub(super) struct State {
@@ -23,6 +24,8 @@ pub(super) struct State {
     trailers: Option<Box<HeaderMap>>,
     preserve_frames: bool,
     end: Option<End>,
+    /// Drawn at the end: whoever is told of that is told of which.
+    id: Option<StreamId>,
     /// The receiver has gone.
     gone: bool,
     /// It went before the senders did.
@@ -55,6 +58,7 @@ impl State {
             trailers: None,
             preserve_frames: false,
             end: None,
+            id: None,
             gone: false,
             cut: false,
             receiver: None,
@@ -84,7 +88,10 @@ impl State {
     /// Err once nothing more goes in.
     pub(super) fn open(&self) -> Result<(), Closed> {
         match self.end {
-            Some(End::Closed(reason)) => Err(Closed { reason }),
+            Some(End::Closed(reason)) => Err(Closed {
+                reason,
+                stream: self.id,
+            }),
             // Nobody is left to ask.
             Some(End::Finished) | None => Ok(()),
         }
@@ -95,9 +102,9 @@ impl State {
         self.gone
     }
 
-    /// The receiver went, and senders were told.
-    pub(super) fn is_cut(&self) -> bool {
-        self.cut
+    /// Which one it is, if the receiver went and senders were told.
+    pub(super) fn cut(&self) -> Option<StreamId> {
+        self.id.filter(|_| self.cut)
     }
 
     /// Nothing more goes in.
@@ -317,6 +324,9 @@ impl State {
     /// Nothing goes in any more: everybody who waits is told.
     fn finish(&mut self, end: End, after: &mut After) {
         self.end = Some(end);
+        if matches!(end, End::Closed(_)) {
+            self.id.get_or_insert_with(StreamId::next);
+        }
         let waiting = self.line.dissolve();
         let watchers = mem::take(&mut self.watchers);
         for waker in waiting.chain(watchers.into_iter().map(|watcher| watcher.1)) {

@@ -50,3 +50,26 @@ fn the_end_is_told_past_a_waker_that_panics() {
     drop(receiver);
     assert_eq!(count.wakes(), 1);
 }
+
+/// Small frames are copied together in the poll of whoever sends the next.
+#[test]
+fn a_frame_whose_memory_panics_is_its_own_and_not_the_next_senders() {
+    struct Memory;
+    impl AsRef<[u8]> for Memory {
+        fn as_ref(&self) -> &[u8] {
+            b"aaa"
+        }
+    }
+    impl Drop for Memory {
+        fn drop(&mut self) {
+            panic!("a test's own");
+        }
+    }
+    let (sender, mut receiver) = channel(100);
+    let frame = || Bytes::from_owner(Memory);
+    // Two at once would abort.
+    assert_eq!(poll(&mut sender.send(frame())), Poll::Ready(Ok(())));
+    assert_eq!(poll(&mut sender.send(frame())), Poll::Ready(Ok(())));
+    assert_eq!(poll(&mut sender.send("b")), Poll::Ready(Ok(())));
+    assert_eq!(take_data(&mut receiver), "aaaaaab");
+}
