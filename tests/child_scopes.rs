@@ -303,3 +303,38 @@ async fn late_closers_at_every_depth() {
         assert_eq!(report.outcome(), Outcome::Complete);
     }
 }
+
+/// However long the child's closers take, within their own limits.
+#[tokio::test(start_paused = true)]
+async fn a_parents_closers_run_behind_those_of_a_slow_child() {
+    let (reports, log) = (Reports::default(), Arc::new(Mutex::new(Vec::new())));
+    let closer = |request: &Request<()>, name: &'static str, takes: u64| {
+        let log = log.clone();
+        Cleanup::of(request).unwrap().defer(move |_| async move {
+            tokio::time::sleep(Duration::from_secs(takes)).await;
+            log.lock().unwrap().push(name);
+            Err(name.into())
+        });
+    };
+    let handler = service_fn(|request: Request<()>| {
+        closer(&request, "second", 25);
+        closer(&request, "first", 25);
+        let body = Script::new().hang();
+        std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+    });
+    let child = DisconnectLayer::new().detachable(MINUTE).layer(handler);
+    let between = child.map_request(|request| {
+        closer(&request, "parent", 0);
+        request
+    });
+    let service = CleanupLayer::new()
+        .join_limit(Duration::from_secs(1))
+        .on_end(hook(&reports))
+        .layer(between);
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    let error = close(response).await.unwrap_err();
+    assert_eq!(*log.lock().unwrap(), ["first", "second", "parent"]);
+    let told: Vec<_> = error.errors().iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["first", "second", "parent"]);
+    assert_eq!(reports.lock().unwrap().len(), 1);
+}

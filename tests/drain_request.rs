@@ -12,7 +12,7 @@ use axum::{
     extract::DefaultBodyLimit,
     routing::post,
 };
-use bodyguard::{Disconnect, DisconnectLayer, EndReport, Outcome, Stack};
+use bodyguard::{Disconnect, DisconnectLayer, EndReport, Outcome, Stack, testing::Script};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::{
@@ -20,7 +20,7 @@ use tokio::{
     net::TcpStream,
     sync::{Notify, mpsc},
 };
-use tower::Layer;
+use tower::{Layer, ServiceExt};
 
 mod support;
 use support::{Http2, Listening, http1, read_until, within};
@@ -372,4 +372,26 @@ fn endless_upload() -> (Arc<Mutex<usize>>, Body) {
         Ok::<_, Infallible>(Bytes::from_static(b"x"))
     });
     (polled, Body::from_stream(stream))
+}
+
+/// The handler keeps the head, and with it what the inner layer has put there.
+#[tokio::test]
+async fn a_layer_inside_another_sets_the_limit() {
+    for (inner, read) in [(LARGE as u64, true), (0, false)] {
+        let (layer, inside) = (DisconnectLayer::new(), DisconnectLayer::new());
+        let handler = tower::service_fn(async |request: Request<_>| {
+            let (parts, body) = request.into_parts();
+            drop(body);
+            tokio::task::yield_now().await;
+            drop(parts);
+            Ok::<_, Infallible>(Response::new(Body::empty()))
+        });
+        let service = layer
+            .drain_request(LARGE as u64 - 1)
+            .layer(inside.drain_request(inner).layer(handler));
+        let script = Script::new().data("upload").pending().data("more");
+        let probe = script.probe();
+        service.oneshot(Request::new(script)).await.unwrap();
+        assert_eq!(probe.polls() > 0, read);
+    }
 }

@@ -21,7 +21,11 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use support::{Http2, Server, eventually, http1, http2, read_until, reset_on_drop, within};
-use tokio::{io::AsyncWriteExt, net::TcpStream, sync::mpsc};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::mpsc,
+};
 use tower::{Layer, ServiceExt};
 
 // ---- HTTP/1: the client leaves ----
@@ -538,6 +542,53 @@ async fn head_keeps_the_length_without_axum() {
             ),
         };
         assert!(seen.head.contains(wanted), "{seen:?}");
+    }
+}
+
+/// A head that says `chunked` is sent in chunks whatever the body's size hint: what stands behind the last byte
+/// still counts.
+#[tokio::test]
+async fn chunks_of_a_known_size() {
+    let mut sums = HeaderMap::new();
+    sums.insert("x-sum", "abc".parse().unwrap());
+    for end in ["x-sum: abc", "", "0\r\n\r\n"] {
+        let sums = sums.clone();
+        let script = move || {
+            let hello = Script::new().data("hello").exact_hint();
+            match end {
+                "" => hello.error("checksum"),
+                "x-sum: abc" => hello.trailers(sums.clone()),
+                _ => hello,
+            }
+        };
+        for (layered, used) in [(false, false), (true, false), (true, true)] {
+            let script = script.clone();
+            let handler = tower::service_fn(move |request: Request<Incoming>| {
+                if used {
+                    bodyguard::Cleanup::of(&request).unwrap().defer_sync(|_| ());
+                }
+                let response = Response::builder()
+                    .header("transfer-encoding", "chunked")
+                    .header("trailer", "x-sum")
+                    .body(script());
+                std::future::ready(Ok::<_, std::convert::Infallible>(response.unwrap()))
+            });
+            let listening = match layered {
+                true => {
+                    let layer = bodyguard::CleanupLayer::new();
+                    support::Listening::start(layer.layer(handler), false).await
+                }
+                false => support::Listening::start(handler, false).await,
+            };
+            let mut client = within(TcpStream::connect(listening.addr)).await.unwrap();
+            let request = "GET / HTTP/1.1\r\nhost: x\r\nte: trailers\r\nconnection: close\r\n\r\n";
+            client.write_all(request.as_bytes()).await.unwrap();
+            let mut all = String::new();
+            let _ = within(client.read_to_string(&mut all)).await;
+            let row = format!("layered {layered}, used {used}, {end:?}: {all:?}");
+            assert_eq!(all.contains("\r\n0\r\n"), !end.is_empty(), "{row}");
+            assert!(all.trim_end().ends_with(end.trim_end()), "{row}");
+        }
     }
 }
 

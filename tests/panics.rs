@@ -2,21 +2,24 @@
 
 use std::{
     convert::Infallible,
-    panic::panic_any,
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind, panic_any},
     pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use bodyguard::{
-    Cleanup, Outcome, Stack, Supervisor, TaskGroup, TaskGroupBody, close, testing::Script,
+    BoxError, Cleanup, Outcome, Stack, Supervisor, TaskGroup, TaskGroupBody, TaskResult,
+    cleanup::CleanupBody, close, testing::Script,
 };
+use bytes::Buf;
 use http::{Request, Response};
-use http_body::Body;
+use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use tokio::task::JoinSet;
 use tower::{Layer, ServiceExt, service_fn};
@@ -390,4 +393,95 @@ where
     let held = polled;
     assert!(!bystander, "a panic of its own");
     drop(held);
+}
+
+/// A frame's memory, and the conversion of an error, are the application's code like the poll.
+#[tokio::test(start_paused = true)]
+async fn frames_and_errors_that_panic_as_they_are_taken() {
+    #[derive(Debug)]
+    enum Given {
+        Memory,
+        Error,
+    }
+    struct Memory;
+    impl Buf for Memory {
+        fn remaining(&self) -> usize {
+            3
+        }
+
+        fn chunk(&self) -> &[u8] {
+            panic!("no memory");
+        }
+
+        fn advance(&mut self, _: usize) {}
+    }
+    impl From<Given> for BoxError {
+        fn from(_: Given) -> Self {
+            panic!("no error");
+        }
+    }
+    struct Gives(Option<Given>);
+    impl Body for Gives {
+        type Data = Memory;
+        type Error = Given;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Memory>, Given>>> {
+            Poll::Ready(self.0.take().map(|given| match given {
+                Given::Memory => Ok(Frame::data(Memory)),
+                given => Err(given),
+            }))
+        }
+    }
+    for memory in [false, true] {
+        for again in [false, true] {
+            let told = Arc::new(Mutex::new(None));
+            let tell = told.clone();
+            let given = match memory {
+                true => Given::Memory,
+                false => Given::Error,
+            };
+            let body = CleanupBody::new(Gives(Some(given)))
+                .defer_sync(move |end| *tell.lock().unwrap() = Some(end.outcome()));
+            let mut body = Box::pin(body);
+            let mut cx = Context::from_waker(Waker::noop());
+            let poll = || drop(body.as_mut().poll_frame(&mut cx));
+            assert!(catch_unwind(AssertUnwindSafe(poll)).is_err());
+            // Whoever caught it may ask again.
+            match again {
+                true => assert!(body.collect().await.is_err()),
+                false => drop(body),
+            }
+            in_turns(|| told.lock().unwrap().is_some()).await;
+            assert_eq!(told.lock().unwrap().take(), Some(Outcome::Panicked));
+        }
+    }
+}
+
+/// A closer's future is dropped when it is ready.
+#[tokio::test(start_paused = true)]
+async fn a_closer_that_panics_behind_its_success() {
+    struct Ready;
+    impl Future for Ready {
+        type Output = TaskResult;
+
+        fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<TaskResult> {
+            Poll::Ready(Ok(()))
+        }
+    }
+    impl Drop for Ready {
+        fn drop(&mut self) {
+            throw();
+        }
+    }
+    let service = Stack::new().layer(service_fn(|request: Request<()>| {
+        Cleanup::of(&request).unwrap().defer(|_| Ready);
+        std::future::ready(Ok::<_, Infallible>(Response::new(Script::new().data("a"))))
+    }));
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    let error = close(response).await.unwrap_err();
+    assert_eq!(error.report().counts.closers_failed, 1);
+    assert!(!error.report().ending.succeeded());
 }

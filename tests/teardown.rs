@@ -1174,3 +1174,44 @@ async fn blocking_code_that_does_not_stop_is_named_until_it_does() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
+
+/// Ended before its head, it has an answer all the same, by which it can be closed.
+#[tokio::test(start_paused = true)]
+async fn close_of_a_response_that_was_cancelled_before_its_head() {
+    let service = Stack::new().layer(service_fn(|request: Request<()>| async move {
+        cleanup(&request).defer(|_| async { Err("rollback failed".into()) });
+        Disconnect::of(&request).unwrap().cancel();
+        std::future::pending::<()>().await;
+        Ok::<_, Infallible>(Response::new(stream()))
+    }));
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    assert_eq!(response.status(), 500);
+    let error = close(response).await.unwrap_err();
+    assert_eq!(error.errors()[0].to_string(), "rollback failed");
+}
+
+/// What it was to do is half done: no success, and a failure in the account.
+#[tokio::test(start_paused = true)]
+async fn a_closer_run_by_its_key_and_given_up() {
+    let told = Arc::new(Mutex::new(None));
+    let tell = told.clone();
+    let service = Stack::new().layer(service_fn(|request: Request<()>| {
+        let tell = tell.clone();
+        async move {
+            cleanup(&request).defer_sync(move |end| *tell.lock().unwrap() = Some(end.succeeded()));
+            let key = cleanup(&request).defer(|_| std::future::pending());
+            let second = Duration::from_secs(1);
+            tokio::time::timeout(second, key.close_now())
+                .await
+                .unwrap_err();
+            Ok::<_, Infallible>(Response::new(Script::new().data("a")))
+        }
+    }));
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    let error = close(response).await.unwrap_err();
+    assert_eq!(*told.lock().unwrap(), Some(false));
+    let failure: &Failure = error.errors()[0].downcast_ref().unwrap();
+    assert!(matches!(failure.kind(), FailureKind::GivenUp { .. }));
+    let counts = &error.report().counts;
+    assert_eq!((counts.closers_unrun, counts.closers_failed), (1, 0));
+}

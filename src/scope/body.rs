@@ -190,9 +190,9 @@ where
             if let Some(data) = frame.data_mut() {
                 let length = data.remaining();
                 let hint = end_hint(this.inner.as_ref());
-                this.owner.unmark();
                 if this.owner.passes(length, hint) {
                     let data = take_bytes(data);
+                    this.owner.unmark();
                     let_go::<B::Data, _>(polled);
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }

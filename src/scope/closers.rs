@@ -13,6 +13,7 @@ use std::{
 use super::{
     failure::{Failure, FailureKind, Payload, contained, named},
     limit::Limit,
+    refusal::Refusal,
 };
 use crate::{
     TaskResult,
@@ -60,7 +61,10 @@ impl CloserFailed {
                 ran: false,
                 ..Self::new(Outcome::Failed, Cause::from(unrun.0))
             },
-            Err(error) => Self::new(Outcome::Failed, Cause::from(error)),
+            Err(error) => {
+                Refusal::settle(&error);
+                Self::new(Outcome::Failed, Cause::from(error))
+            }
         }
     }
 
@@ -199,8 +203,10 @@ impl Closer {
             Poll::Pending => limit.poll(cx).map(|()| None),
         })
         .await;
+        // Its drop is its own code, too.
+        let gone = contained(|| drop(future.0.take()));
         match result {
-            Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Ok(()))) => gone.map_err(|payload| panicked(at, payload)),
             Some(Ok(Err(error))) => Err(CloserFailed::returned(error)),
             Some(Err(payload)) => Err(panicked(at, payload)),
             None => {

@@ -3,7 +3,7 @@
 //! It is told what the inner body does and what hyper will ask next; it does no I/O and knows no
 //! scope. The rules are those of `Outcome`; each was seen in a run of hyper 1.12.
 
-use http::{HeaderMap, Method, StatusCode, Version};
+use http::{HeaderMap, Method, StatusCode, Version, header::TRANSFER_ENCODING};
 use http_body::SizeHint;
 
 use crate::{content_length, outcome::Outcome};
@@ -33,6 +33,8 @@ pub(super) enum Seen {
 pub(super) struct Detector {
     promised: Option<u64>,
     produced: u64,
+    /// HTTP/1.1 sends it in chunks by its head's wish, and asks on behind the promised length.
+    chunked: bool,
 }
 
 impl Detector {
@@ -49,15 +51,22 @@ impl Detector {
         }
         let length = content_length::of(headers);
         let promised = length.or_else(|| hint.exact());
+        let chunked = version == Version::HTTP_11
+            && length.is_none()
+            && headers.contains_key(TRANSFER_ENCODING);
+        let stops = stops_at_length(version) && !chunked;
         // HTTP/1 does not poll a body of no bytes; HTTP/2 does, and may find trailers.
-        let never_polled = end_hint || (hint.exact() == Some(0) && stops_at_length(version));
+        let never_polled = end_hint || (hint.exact() == Some(0) && stops);
         match promised {
             Some(n) if never_polled && n > 0 => return Head::Ended(Outcome::Truncated),
             _ if never_polled => return Head::Ended(Outcome::Complete),
-            Some(0) if stops_at_length(version) => return Head::Ended(Outcome::Complete),
+            Some(0) if stops => return Head::Ended(Outcome::Complete),
             _ => {}
         }
-        Head::Streams(Self::promising(promised))
+        Head::Streams(Self {
+            chunked,
+            ..Self::promising(promised)
+        })
     }
 
     /// A detector for a body that promised this length, or none.
@@ -116,9 +125,14 @@ impl Detector {
     pub(super) fn produced(&self) -> u64 {
         self.produced
     }
+
+    pub(super) fn is_chunked(&self) -> bool {
+        self.chunked
+    }
 }
 
-/// Whether the server polls no further once the length is reached (RFC 9112 6: no trailers there).
+/// Whether the server polls no further once the length is reached (RFC 9112 6: no trailers there), unless it
+/// sends in chunks all the same.
 pub(super) fn stops_at_length(version: Version) -> bool {
     version <= Version::HTTP_11
 }

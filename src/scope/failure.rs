@@ -44,6 +44,11 @@ pub enum FailureKind {
         /// The limit.
         limit: Duration,
     },
+    /// A closer that was run early, by its key, was given up before it was done.
+    GivenUp {
+        /// The closer, with the place where it was registered.
+        what: String,
+    },
     /// The body ended short of its promised length.
     Truncated {
         /// Bytes given.
@@ -125,6 +130,7 @@ impl fmt::Display for Failure {
             FailureKind::OverranLimit { what, limit } => {
                 write!(f, "{what} overran its limit of {limit:?} and was aborted")
             }
+            FailureKind::GivenUp { what } => write!(f, "{what} was given up before it was done"),
             FailureKind::Truncated { produced, promised } => {
                 write!(
                     f,
@@ -151,6 +157,11 @@ impl From<Failure> for Cause {
     fn from(failure: Failure) -> Self {
         Cause::from(BoxError::from(failure))
     }
+}
+
+/// The cause of an end that has come from outside.
+pub(super) fn ended(outcome: Outcome) -> Cause {
+    Failure::new(FailureKind::Ended { outcome }).into()
 }
 
 /// The error of a body that gave this many bytes where another number was promised.

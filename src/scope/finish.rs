@@ -49,6 +49,7 @@ pub(super) struct Finished {
     last_words: Option<LastWords>,
     waker: Option<Waker>,
     annex: Option<Arc<dyn Annex>>,
+    hooks: Option<Arc<Options>>,
     finishing: Option<Finishing>,
 }
 
@@ -79,7 +80,7 @@ impl Finished {
         }
         drop(self.finishing);
         quietly(|| drop(self.waker));
-        quietly(|| drop(self.last_words));
+        quietly(|| drop((self.last_words, self.hooks)));
         // Whoever keeps a view keeps no span open.
         let (done, _span) = {
             let mut state = scope.lock();
@@ -152,6 +153,7 @@ impl Scope {
             let report = state.report(self);
             Box::new((report, state.options(self).clone()))
         });
+        let hooks = state.take_own_hooks();
         let verdict = state.verdict(self);
         let release = (!state.lingering).then(|| state.release());
         let work = state.work.as_mut();
@@ -165,6 +167,7 @@ impl Scope {
             last_words,
             waker: state.waker.take(),
             annex,
+            hooks,
             finishing: state.finishing.take(),
         }
     }
@@ -219,6 +222,18 @@ impl State {
             unrun: work.counts.closers_unrun - work.counted_unrun,
             adopted: work.adopted.take(),
         }
+    }
+
+    /// The hooks that the response itself brought: who keeps a view of it keeps them no longer, nor do they
+    /// each other.
+    fn take_own_hooks(&mut self) -> Option<Arc<Options>> {
+        let own = self.merged.as_mut().filter(|options| options.passing)?;
+        if own.on_end.is_empty() {
+            return None;
+        }
+        let mut rest = Options::clone(own);
+        rest.on_end.clear();
+        Some(mem::replace(own, Arc::new(rest)))
     }
 
     /// What the owner shows of a body that ends with this outcome goes into the account ahead of it: the report

@@ -9,7 +9,7 @@ use std::{
 };
 
 use http::{
-    HeaderValue, Method, Response, StatusCode,
+    Extensions, HeaderValue, Method, Response, StatusCode,
     header::{CONTENT_LENGTH, TRANSFER_ENCODING},
     response::Parts,
 };
@@ -51,7 +51,8 @@ pub struct ScopeFuture<F, E> {
 enum Last<E> {
     Respond(Over),
     Error(E),
-    Interrupted,
+    /// With what leads to its scope.
+    Interrupted(Extensions),
 }
 
 /// A response whose body is over before its head is sent.
@@ -101,8 +102,12 @@ where
                             error: None,
                             held: Held::default(),
                         };
+                        let mut extensions = Extensions::new();
+                        if let Some(scope) = this.owner.scope() {
+                            scope.lead_here(&mut extensions);
+                        }
                         end_before_head(this.owner, this.finisher, end, ());
-                        Last::Interrupted
+                        Last::Interrupted(extensions)
                     }
                     Some(Err(error)) => {
                         let cause = Cause::from(Failure::new(FailureKind::Service));
@@ -220,8 +225,8 @@ where
     let mut body = Box::pin(body);
     let mut waiting = None;
     loop {
-        let polled = owner.marked(Runs::Body, || body.as_mut().poll_frame(cx));
-        let Poll::Ready(next) = polled.map(Next::from) else {
+        let polled = owner.marked(Runs::Body, || body.as_mut().poll_frame(cx).map(Next::from));
+        let Poll::Ready(next) = polled else {
             let (owner, finisher) = (mem::take(owner), mem::take(finisher));
             let body = ScopeBody::polled_ahead(owner, body, None, waiting, finisher);
             return Ok(Response::from_parts(parts, body));
@@ -322,15 +327,15 @@ fn conclude<B, E>(last: Last<E>, verdict: Option<Verdict>) -> Result<Response<Sc
             None => Response::from_parts(over.parts, ScopeBody::over(over.held, over.hint)),
             Some(outcome) => failed_response(outcome, over.parts.extensions),
         }),
-        Last::Interrupted => Ok(failed_response(
+        Last::Interrupted(extensions) => Ok(failed_response(
             failed.unwrap_or(Outcome::Cancelled),
-            http::Extensions::new(),
+            extensions,
         )),
     }
 }
 
 /// What the client gets instead of a response that failed before its head: a bare status.
-fn failed_response<B>(outcome: Outcome, extensions: http::Extensions) -> Response<ScopeBody<B>> {
+fn failed_response<B>(outcome: Outcome, extensions: Extensions) -> Response<ScopeBody<B>> {
     let mut response = Response::new(ScopeBody::over(Held::default(), None));
     *response.status_mut() = failure_status(outcome);
     // To HEAD, too, that is all there is: without it, a layer further out would not know.

@@ -79,6 +79,14 @@ impl Scope {
         }
     }
 
+    /// An answer in place of a response that has not come: leaves the handle for `close` there.
+    pub(super) fn lead_here(self: &Arc<Self>, extensions: &mut http::Extensions) {
+        let has_parent = self.parent.get().is_some();
+        if self.lock().used || (has_parent && self.movable) {
+            extensions.insert(ResponseScope::new(self.clone()));
+        }
+    }
+
     /// Makes a standalone body's scope known to the layers its response passes, and to `close`.
     pub(crate) fn announce_in(scope: Arc<Self>, extensions: &mut http::Extensions) {
         extensions.insert(ResponseScope::new(scope));

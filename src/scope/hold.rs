@@ -1,15 +1,16 @@
 //! Keeping a scope open past its body: for upgrades, and for work the response does not wait for.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, MutexGuard},
+};
 
 use super::{
+    failure::ended,
     machine::{Scope, Started},
-    state::Phase,
+    state::{Phase, State},
 };
-use crate::{
-    error::{BodyError, Cause},
-    outcome::Outcome,
-};
+use crate::{error::BodyError, outcome::Outcome};
 
 /// Keeps a scope open past the end of its body, without delaying that end.
 ///
@@ -73,33 +74,33 @@ impl Scope {
         live
     }
 
-    /// A hold goes, with what it makes of the outcome.
+    /// A hold goes, with what it makes of the outcome. The end starts under the same lock: no hold can be
+    /// taken in between.
     pub(crate) fn release_hold(self: &Arc<Self>, outcome: Outcome) {
-        let (body_end, held) = {
-            let mut state = self.lock();
-            state.work().holds -= 1;
-            if state.work().held.is_complete() {
-                state.work().held = outcome;
-            }
-            if state.phase != Phase::Live || state.work().holds > 0 {
-                return;
-            }
-            let work = state.work();
-            (work.body_end.clone(), work.held)
-        };
-        match body_end {
-            // The body ended badly before: the first cause wins.
-            Some((first, cause)) if !first.is_complete() => self.end_held(first, cause),
+        let mut state = self.lock();
+        let live = state.phase == Phase::Live;
+        let work = state.work();
+        work.holds -= 1;
+        if work.held.is_complete() {
+            work.held = outcome;
+        }
+        if !live || work.holds > 0 {
+            return;
+        }
+        let held = work.held;
+        match work.body_end.as_ref().map(|&(first, _)| first) {
+            // The body ended badly before: the first cause wins, and is known.
+            Some(first) if !first.is_complete() => self.end_held(state, first),
             _ if !held.is_complete() => {
-                self.interrupt(held, None);
+                self.interrupt_under(state, held, BodyError::from(ended(held)));
             }
-            Some((first, cause)) => self.end_held(first, cause),
+            Some(first) => self.end_held(state, first),
             None => {}
         }
     }
 
-    fn end_held(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) {
-        if self.start_end(outcome, cause.map(BodyError::from)) == Started::WithoutOwner {
+    fn end_held(self: &Arc<Self>, state: MutexGuard<'_, State>, outcome: Outcome) {
+        if self.start(state, outcome, None, false) == Started::WithoutOwner {
             super::teardown::detach(self.clone());
         }
     }

@@ -91,7 +91,8 @@ pub(super) fn seen<D: Buf + 'static, E: Into<BoxError>>(
     cx: &mut Context<'_>,
 ) -> Poll<Next> {
     match polled {
-        Poll::Ready(given) => Poll::Ready(Next::from(given)),
+        // What is in it is converted by the application's code, too.
+        Poll::Ready(given) => Poll::Ready(owner.marked(Runs::Body, || Next::from(given))),
         // Registered before the second look, so that an interruption in between is not missed.
         Poll::Pending if owner.watch(cx) => Poll::Ready(Next::Interrupted),
         Poll::Pending => Poll::Pending,

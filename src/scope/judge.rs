@@ -8,7 +8,7 @@ use http_body::Frame;
 
 use super::{
     detector::{Seen, stops_at_length},
-    failure::{Failure, FailureKind, broken_length},
+    failure::{Failure, FailureKind, broken_length, ended},
     machine::Scope,
     owner::{Owner, Runs},
     state::ShutBy,
@@ -187,7 +187,7 @@ impl Owner {
             }
             Next::Trailers(trailers) => Judged::End(self.end_of_stream(None, Some(trailers))),
             Next::End => Judged::End(self.end_of_stream(None, None)),
-            Next::Error(error) => Judged::End(Self::inner_error(error)),
+            Next::Error(error) => Judged::End(self.inner_error(error)),
             Next::Interrupted => Judged::End(self.interrupted()),
             Next::Panicked => Judged::End(self.panicked()),
         }
@@ -225,7 +225,7 @@ impl Owner {
             }
             Next::Trailers(trailers) => self.end_of_stream(Some(data), Some(trailers)),
             Next::End => self.end_of_stream(Some(data), None),
-            Next::Error(error) => Self::inner_error(error),
+            Next::Error(error) => self.inner_error(error),
             Next::Interrupted => self.interrupted(),
             Next::Panicked => self.panicked(),
         })
@@ -243,8 +243,10 @@ impl Owner {
     }
 
     fn stops_at_length(&self) -> bool {
-        self.known()
-            .is_none_or(|scope| stops_at_length(scope.version))
+        !self.detector.is_chunked()
+            && self
+                .known()
+                .is_none_or(|scope| stops_at_length(scope.version))
     }
 
     fn is_used(&self) -> bool {
@@ -280,8 +282,9 @@ impl Owner {
         End::failed(error.outcome(), error)
     }
 
-    fn inner_error(error: BoxError) -> End {
-        let error = BodyError::new(error);
+    fn inner_error(&self, error: BoxError) -> End {
+        // It is asked for its sources.
+        let error = self.marked(Runs::Body, || BodyError::new(error));
         End::failed(error.outcome(), error)
     }
 
@@ -296,8 +299,7 @@ impl Owner {
             true => Outcome::Disconnected,
             false => Outcome::Cancelled,
         };
-        let ended = Failure::new(FailureKind::Ended { outcome });
-        End::failed(outcome, Cause::from(ended))
+        End::failed(outcome, ended(outcome))
     }
 
     #[inline]

@@ -25,7 +25,7 @@ use tokio::runtime::{EnterGuard, Handle};
 
 use super::{
     connection::Connection,
-    failure::{Failure, FailureKind, quietly},
+    failure::{ended, quietly},
     judge::Kept,
     limit,
     options::Options,
@@ -157,17 +157,10 @@ impl Scope {
     }
 
     /// Starts the end, once: the first cause wins.
-    pub(super) fn start_end(
-        self: &Arc<Self>,
-        outcome: Outcome,
-        error: Option<BodyError>,
-    ) -> Started {
-        self.start(self.lock(), outcome, error, false)
-    }
-
+    ///
     /// An end from outside is told to the owner, who may be polled by others at this moment, and to
     /// the tasks and what they feed at once: the owner may not be polled for long.
-    fn start(
+    pub(super) fn start(
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
         outcome: Outcome,
@@ -222,10 +215,18 @@ impl Scope {
     ///
     /// False if it had ended.
     pub(crate) fn interrupt(self: &Arc<Self>, outcome: Outcome, cause: Option<Cause>) -> bool {
-        let cause = cause.unwrap_or_else(|| Failure::new(FailureKind::Ended { outcome }).into());
         // Before the lock: it asks the application's error for its sources.
-        let error = BodyError::from(cause);
-        match self.start(self.lock(), outcome, Some(error), true) {
+        let error = BodyError::from(cause.unwrap_or_else(|| ended(outcome)));
+        self.interrupt_under(self.lock(), outcome, error)
+    }
+
+    pub(super) fn interrupt_under(
+        self: &Arc<Self>,
+        state: MutexGuard<'_, State>,
+        outcome: Outcome,
+        error: BodyError,
+    ) -> bool {
+        match self.start(state, outcome, Some(error), true) {
             Started::Before => return false,
             Started::WithoutOwner => teardown::detach(self.clone()),
             Started::UnderOwner => self.take_over(),

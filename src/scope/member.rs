@@ -3,7 +3,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use super::{
-    failure::{Failure, FailureKind, named, quietly},
+    failure::{ended, named, quietly},
     machine::Scope,
     options::ShutdownKind,
     state::{Phase, ShutBy},
@@ -117,7 +117,7 @@ impl Scope {
             work.shut_by = ShutBy::Abort;
             let told = (work.tasks.cancel_all(), work.tasks.joiner.take());
             let outcome = Outcome::Shutdown;
-            state.note_failure(outcome, Failure::new(FailureKind::Ended { outcome }).into());
+            state.note_failure(outcome, ended(outcome));
             told
         };
         self.cancel_unpolled(cancellation);

@@ -65,6 +65,7 @@ mod movable;
 mod observe;
 mod options;
 mod owner;
+mod refusal;
 mod register;
 mod rpc;
 mod service;
@@ -107,6 +108,7 @@ pub(crate) use limit::timer;
 pub(crate) use machine::Scope;
 pub use movable::{MovableBody, MovableFuture};
 pub use options::{FailurePolicy, OnLeave, Shutdown};
+pub(crate) use refusal::Refusal;
 pub use service::ScopeService;
 pub(crate) use signals::Lazy;
 #[cfg(feature = "bridge")]

@@ -26,12 +26,7 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::runtime::Handle;
 
 use super::{
-    body::ScopeBody,
-    cell::Cell,
-    failure::{Failure, FailureKind},
-    future::ScopeFuture,
-    limit::within,
-    machine::Scope,
+    body::ScopeBody, cell::Cell, failure, future::ScopeFuture, limit::within, machine::Scope,
     stall::Armed,
 };
 use crate::{
@@ -324,6 +319,5 @@ impl fmt::Debug for MovableBody {
 }
 
 pub(super) fn ended(outcome: Outcome) -> BodyError {
-    let ended = Failure::new(FailureKind::Ended { outcome });
-    BodyError::from(crate::Cause::from(ended)).of(outcome)
+    BodyError::from(failure::ended(outcome)).of(outcome)
 }

@@ -1,6 +1,6 @@
 //! Closers as they come and go: registered, taken back, run by their key or late; and how they ended.
 
-use std::{future::poll_fn, sync::Arc, task::Poll};
+use std::{future::poll_fn, panic::Location, sync::Arc, task::Poll};
 
 use super::{
     closers::{Closer, CloserFailed},
@@ -172,12 +172,19 @@ impl Scope {
         }
     }
 
-    fn early_ended(&self, key: u64) {
+    /// `unfinished` by whoever ran it, what it was to do is half done: a failure, unless the teardown has told
+    /// of one.
+    fn early_ended(&self, key: u64, unfinished: Option<String>) {
         let waiter = {
             let mut state = self.lock();
             let work = state.work();
-            work.early_over(key);
-            work.early_waiter.take()
+            let told = work.early_over(key);
+            if let Some(what) = unfinished.filter(|_| !told) {
+                work.half_done = true;
+                let failure = Failure::new(FailureKind::GivenUp { what });
+                state.note_failure(Outcome::Failed, failure.into());
+            }
+            state.work().early_waiter.take()
         };
         if let Some(waiter) = waiter {
             quietly(|| waiter.wake());
@@ -225,6 +232,7 @@ struct Alone {
     scope: Arc<Scope>,
     _background: Background,
     ran: bool,
+    at: &'static Location<'static>,
     /// The teardown waits for it, by its key.
     early: Option<u64>,
 }
@@ -236,6 +244,7 @@ impl Alone {
             scope: scope.clone(),
             _background: scope.supervisor().background(name),
             ran: false,
+            at: closer.at,
             early: None,
         }
     }
@@ -248,7 +257,8 @@ impl Drop for Alone {
             super::observe::unrun(&self.scope);
         }
         if let Some(key) = self.early {
-            self.scope.early_ended(key);
+            let unfinished = (!self.ran).then(|| named("closer", self.at));
+            self.scope.early_ended(key, unfinished);
         }
     }
 }

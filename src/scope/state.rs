@@ -128,6 +128,8 @@ pub(super) struct Work {
     pub(super) child_waiter: Option<Waker>,
     /// A closer has failed in a child that is not a lost attempt.
     pub(super) child_failed: bool,
+    /// A closer that was run early was given up half-way.
+    pub(super) half_done: bool,
     /// Our parent knows how we ended, and waits only for its own last steps.
     pub(super) told: bool,
     /// Keeps the drain of the parent's, or the server's, supervisor waiting for a scope that has its own.
@@ -155,7 +157,8 @@ impl Work {
 
     /// Whether a closer or task has failed, other than in an attempt that is not the answer.
     pub(super) fn has_failed(&self) -> bool {
-        self.counts.closers_failed > self.lost || self.child_failed || self.tasks.has_failed()
+        let closer_failed = self.counts.closers_failed > self.lost || self.half_done;
+        closer_failed || self.child_failed || self.tasks.has_failed()
     }
 
     /// Closes what only took registrations, if there is nothing to wait for.
@@ -242,6 +245,7 @@ impl State {
                 children: Vec::new(),
                 child_waiter: None,
                 child_failed: false,
+                half_done: false,
                 told: false,
                 adopted: None,
                 counted_unrun: 0,

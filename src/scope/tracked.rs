@@ -14,6 +14,7 @@ use pin_project::{pin_project, pinned_drop};
 use super::{
     failure::{Payload, contained, panic_message},
     machine::Scope,
+    refusal::Refusal,
     span::Span,
     tasks::{Feed, Withdraw},
 };
@@ -55,7 +56,10 @@ impl TaskEnd {
         };
         match error.downcast::<Panicked>() {
             Ok(panicked) => Self::Caught(panicked.0.into()),
-            Err(error) => Self::Returned(Err(error.into())),
+            Err(error) => {
+                Refusal::settle(&error);
+                Self::Returned(Err(error.into()))
+            }
         }
     }
 }

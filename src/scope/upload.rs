@@ -85,6 +85,10 @@ where
         if request.body().is_end_stream() {
             return self.inner.call(request.map(RequestBody::unwatched));
         }
+        if let Some(further_out) = request.extensions().get::<Arc<Upload>>() {
+            further_out.read_up_to(self.limit);
+            return self.inner.call(request.map(RequestBody::unwatched));
+        }
         #[cfg(feature = "net")]
         let half_close = Peer::from_extensions(request.extensions()).is_some_and(Peer::half_close);
         let upload = Arc::new(Upload {
@@ -291,6 +295,11 @@ impl Upload {
             };
             waker.into_iter().for_each(|waker| quietly(|| waker.wake()));
         }
+    }
+
+    /// A layer further in has another limit.
+    fn read_up_to(&self, bytes: u64) {
+        self.state().left = bytes;
     }
 
     /// The request body was dropped before its end.

@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 
 use super::{
     connection::Connection,
-    failure::{Failure, FailureKind, contained, distinct},
+    failure::{Failure, contained, distinct, ended},
     gap::Gap,
     machine::Scope,
     state::{State, Work},
@@ -137,12 +137,12 @@ impl State {
     ) -> Verdict {
         // A whole response waits for nothing, and has nothing to say.
         let fault = (!outcome.is_complete()).then(|| {
-            let ended = || First::Cause(Failure::new(FailureKind::Ended { outcome }).into());
+            let from_outside = || First::Cause(ended(outcome));
             let work = self.work.as_ref();
             Box::new(Fault {
                 causes: Causes {
                     outcome,
-                    first: first.unwrap_or_else(ended),
+                    first: first.unwrap_or_else(from_outside),
                     known: work.map(|work| work.errors.clone()).unwrap_or_default(),
                 },
                 gap: self.gap(scope, outcome),

@@ -3,11 +3,11 @@
 use std::{
     error::Error,
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use super::channel::Closed;
-use crate::scope::Refused;
+use crate::scope::{Refusal, Refused};
 
 /// The scope takes no more tasks, or not now. Gives back what was to be spawned.
 ///
@@ -15,7 +15,8 @@ use crate::scope::Refused;
 /// (feature `axum`) it is a 503 with its text.
 pub struct SpawnError<T> {
     /// In a mutex, so that the error is `Sync` and `?` boxes it, whatever the future holds.
-    refused: Mutex<T>,
+    refused: Arc<Mutex<Option<T>>>,
+    refusal: Refusal,
     why: Why,
 }
 
@@ -36,9 +37,18 @@ impl From<Refused> for Why {
 }
 
 impl<T> SpawnError<T> {
-    pub(super) fn new(why: Why, refused: T) -> Self {
+    pub(super) fn new(why: Why, refused: T) -> Self
+    where
+        T: Send + 'static,
+    {
+        let refused = Arc::new(Mutex::new(Some(refused)));
+        let cause: Option<&'static (dyn Error + Send + Sync)> = match why {
+            Why::Ending => Some(&Closed::REFUSED),
+            Why::NoRuntime | Why::Full => None,
+        };
         Self {
-            refused: Mutex::new(refused),
+            refusal: Refusal::new(refused.clone(), cause),
+            refused,
             why,
         }
     }
@@ -53,9 +63,10 @@ impl<T> SpawnError<T> {
 
     /// The future or code that was refused.
     pub fn into_inner(self) -> T {
-        self.refused
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused
+            .take()
+            .expect("only a response that failed by it has let go of it")
     }
 }
 
@@ -81,8 +92,7 @@ impl<T> Error for SpawnError<T> {
     /// An ending group refuses tasks as it refuses frames: for a task that returns this error it is
     /// no failure of its own.
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        static REFUSED: Closed = Closed::REFUSED;
-        (self.why == Why::Ending).then_some(&REFUSED)
+        Some(&self.refusal)
     }
 }
 
