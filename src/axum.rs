@@ -15,8 +15,13 @@ use crate::{
     task_group::{FrameBody, GroupBody, SpawnError},
 };
 
+/// 500, with the text; which is in the log as well (feature `tracing`).
 impl IntoResponse for MissingLayer {
     fn into_response(self) -> Response {
+        #[cfg(feature = "tracing")]
+        crate::scope::quietly(|| {
+            tracing::error!(target: "bodyguard", view = self.view(), layer = self.layer(), "{self}");
+        });
         (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
     }
 }

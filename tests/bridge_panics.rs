@@ -10,7 +10,7 @@ use std::{
 
 use axum::body::Body;
 use bodyguard::{
-    BodyError, EndReport, Outcome, Stack,
+    BodyError, BoxError, EndReport, Outcome, Stack,
     bridge::{
         Bridge, BridgeError, BridgeErrorKind as Kind, CloseReport, Context, Cx, Pool, SyncBody,
         Task,
@@ -107,6 +107,25 @@ async fn an_error_of_a_body_is_in_the_report_as_it_is() {
         assert_eq!(cause.to_string(), "disk");
         assert_eq!(error.cause().to_string(), "disk");
     }
+}
+
+/// By whatever the closure fails with, behind what it wrote by the values of its thread.
+#[tokio::test]
+async fn a_writer_with_the_context_fails_with_any_error() {
+    let (read, report) = ended(async |request| {
+        let bridge = Bridge::of(&request).unwrap();
+        bridge.call(|cx| drop(cx.insert(7_u8))).await.unwrap();
+        let body = bridge.body_writer_with(|cx, out| {
+            let seven = cx.get::<u8>().ok_or("nothing kept")?;
+            writeln!(out, "{seven}")?;
+            let waited = cx.block_on(async { "no more rows" })?;
+            Err::<(), BoxError>(waited.into())
+        });
+        Response::new(Body::new(body))
+    })
+    .await;
+    assert_eq!(read.unwrap_err().cause().to_string(), "no more rows");
+    assert_eq!((report.outcome(), report.bytes), (Outcome::Failed, 2));
 }
 
 /// Waits until the panic that drops the sender has been dealt with on its thread.

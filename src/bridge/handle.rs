@@ -29,6 +29,13 @@ use crate::{
 /// other sync code computes waits for it; one that arrives while other sync code *waits* on the loop
 /// runs on top of it, and the one below goes on when it is done.
 ///
+/// | sync code that is | is given to |
+/// |---|---|
+/// | one piece, with a result | [`call`](Self::call) |
+/// | a body, written | [`body_writer`](Self::body_writer), [`body_writer_with`](Self::body_writer_with) its [`Cx`] |
+/// | a body, iterated over | [`body_from_iter`](Self::body_from_iter), [`body_try_from_iter`](Self::body_try_from_iter), [`body_from_iter_with`](Self::body_from_iter_with) |
+/// | an undoing, or a commit | [`defer`](Self::defer), [`try_defer`](Self::try_defer) |
+///
 /// # On drop
 /// Nothing: the response's scope (or the [`Context`](super::Context) that the handle came from)
 /// decides when the request ends.

@@ -68,6 +68,8 @@ impl<F> fmt::Debug for SyncHandler<F> {
     }
 }
 
+// Or they are what the compiler proposes to whoever has an error in an async handler.
+#[diagnostic::do_not_recommend]
 impl<F, T, R, M, S> Handler<(M, T, R), S> for SyncHandler<F>
 where
     F: Fn(&Cx, T) -> R + Clone + Send + Sync + 'static,
@@ -97,6 +99,7 @@ where
 }
 
 /// The same of a function that takes nothing of the request.
+#[diagnostic::do_not_recommend]
 impl<F, R, S> Handler<((), R), S> for SyncHandler<F>
 where
     F: Fn(&Cx) -> R + Clone + Send + Sync + 'static,

@@ -48,7 +48,7 @@ use super::{
 /// # Compared with `tower_http::compression::CompressionLayer`
 ///
 /// `CompressionLayer::new()` is the same line, but for the codings: a feature alone (`br`, `zstd`,
-/// `deflate`) changes nothing.
+/// `deflate`) changes nothing, and without it `.br(..)` and so on are not there.
 ///
 /// | there | here |
 /// |---|---|

@@ -217,6 +217,8 @@ impl Disconnect {
     ///     .layer(DisconnectLayer::new().detachable(Duration::from_secs(120)));
     /// ```
     ///
+    /// Behind the end of its response it changes nothing.
+    ///
     /// # Errors
     /// [`NotDetachable`] if no layer around is armed for it.
     pub fn on_leave(&self, then: OnLeave) -> Result<(), NotDetachable> {

@@ -78,6 +78,8 @@ type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// A client that shuts down its write side counts as gone, although it may still read, unless the listener
 /// was made with [`half_close`](WatchedListener::half_close).
 ///
+/// `app` is called for each request: an axum `Router` as it is, without `into_make_service`, behind its `with_state`.
+///
 /// It serves plain TCP with hyper's defaults: no TLS, no Unix sockets, none of hyper's options. With an
 /// accept loop of your own the pattern is `examples/hyper_plain.rs`, which shuts down as this does, but that
 /// silent clients have all of its time (see [`Serve::deadline`]), that layers have to be given the supervisor
@@ -93,7 +95,14 @@ type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 ///
 /// **On drop** of the future: connections are dropped where they stand; teardowns of their
 /// responses go on as long as the runtime does.
-pub fn serve<A>(listener: impl Into<WatchedListener>, app: A) -> Serve<A> {
+pub fn serve<A, B>(listener: impl Into<WatchedListener>, app: A) -> Serve<A>
+where
+    A: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    A::Error: Into<BoxError>,
+    A::Future: Send,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
     Serve {
         listener: listener.into(),
         app,

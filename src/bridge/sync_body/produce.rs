@@ -65,6 +65,37 @@ impl Bridge {
     {
         SyncBody::of_writes(self, Location::caller(), write)
     }
+
+    /// The same of a closure that is given the request's [`Cx`], and may fail with any error.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use bodyguard::{BoxError, bridge::{Bridge, Cx, SyncBody}};
+    ///
+    /// /// A driver of the thread's own, put there by middleware or an earlier call.
+    /// struct Rows(Vec<&'static str>);
+    ///
+    /// fn export(bridge: Bridge) -> SyncBody {
+    ///     bridge.body_writer_with(|cx, out| {
+    ///         let rows = cx.get::<Rows>().ok_or("no rows here")?;
+    ///         for row in &rows.0 {
+    ///             writeln!(out, "{row}")?;
+    ///         }
+    ///         Ok::<_, BoxError>(())
+    ///     })
+    /// }
+    /// ```
+    #[track_caller]
+    pub fn body_writer_with<F, E>(&self, write: F) -> SyncBody
+    where
+        F: FnOnce(&Cx, &mut dyn io::Write) -> Result<(), E> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        SyncBody::new(self, Location::caller(), |out| {
+            let cx = out.cx;
+            write(cx, out).map_err(Into::into)
+        })
+    }
 }
 
 /// The chunks of an iterator that does not fail.
