@@ -49,11 +49,8 @@ type Stacked<S, M> = ScopeService<S, AllViews, M>;
 ///     .layer(Stack::new().supervisor(&supervisor));
 /// ```
 ///
-/// Further layers of this crate inside it, on single routes, set options for those routes: a
-/// [`TaskGroupLayer`](crate::TaskGroupLayer), say. Another `Stack` inside it does so, too, but encodes inside of
-/// this one's scope: what an encoded stream says last ([`Shutdown::last_frame`],
-/// [`GroupBody::on_failure`](crate::task_group::GroupBody::on_failure)) is left out then, and reports count encoded
-/// bytes.
+/// Further layers of this crate inside it, on single routes, set options for those routes. So do a `Stack` and a
+/// `CompressionLayer` there: it is this one that encodes, outside of the scope, on their terms.
 ///
 /// `M` is its mode: see [`ScopeLayer`].
 #[must_use = "a layer does nothing unless it is applied to a service"]

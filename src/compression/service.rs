@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Method, Request, Response, StatusCode, Version, header, response::Parts};
+use http::{Extensions, Method, Request, Response, StatusCode, Version, header, response::Parts};
 use http_body::Body;
 use tower_service::Service;
 
@@ -20,7 +20,10 @@ use super::{
     stream::Stream,
     whole::{self, Collected, Whole},
 };
-use crate::{BoxError, content_length, scope::Connection};
+use crate::{
+    BoxError, content_length,
+    scope::{Connection, is_encoded_outside},
+};
 
 /// A service whose responses are compressed: made by [`CompressionLayer`](super::CompressionLayer).
 #[derive(Clone, Debug)]
@@ -63,10 +66,13 @@ where
         let call = Call {
             method: request.method().clone(),
             version: request.version(),
-            connection: closes.then(|| Box::new(Connection::of(request.extensions()))),
-            form,
-            only_encoded: accepted.refuses_identity(),
-            core: Arc::clone(&self.core),
+            terms: Terms {
+                connection: closes.then(|| Box::new(Connection::of(request.extensions()))),
+                form,
+                only_encoded: accepted.refuses_identity(),
+                core: Arc::clone(&self.core),
+            },
+            inside: is_encoded_outside(request.extensions()),
         };
         CompressionFuture {
             state: match refused {
@@ -112,6 +118,15 @@ enum State<F> {
 struct Call {
     method: Method,
     version: Version,
+    terms: Terms,
+    /// Another encoder, outside of the scope that this is inside of, has what the scope says last: it is the one
+    /// to encode, on our terms.
+    inside: bool,
+}
+
+/// How a response is encoded, by the layer and the client. One that is another's to encode has them in its extensions.
+#[derive(Clone)]
+struct Terms {
     /// That of an HTTP/1.0 client, whose end is that of a stream.
     connection: Option<Box<Connection>>,
     /// What the client would like best, if it accepts any.
@@ -133,7 +148,8 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         if let StateProjection::Inner(future) = this.state.as_mut().project() {
-            let response = ready!(future.poll(cx))?;
+            let mut response = ready!(future.poll(cx))?;
+            this.call.agree(response.extensions_mut());
             match this.call.treat(response, cx) {
                 Ok(response) => {
                     this.state.set(State::Done);
@@ -153,6 +169,15 @@ where
 }
 
 impl Call {
+    /// The terms of a layer further in win.
+    fn agree(&mut self, extensions: &mut Extensions) {
+        if self.inside {
+            extensions.get_or_insert_with(|| self.terms.clone());
+        } else if let Some(terms) = extensions.remove() {
+            self.terms = terms;
+        }
+    }
+
     /// What the client gets; `Err` while a whole body is being compressed.
     fn treat<B>(
         &self,
@@ -164,11 +189,15 @@ impl Call {
         B::Data: 'static,
         B::Error: Into<BoxError>,
     {
-        let options = &self.core.options;
+        if self.inside {
+            return Ok(response.map(CompressionBody::plain));
+        }
+        let terms = &self.terms;
+        let options = &terms.core.options;
         let wish = response.extensions_mut().remove::<Compress>();
         let size = self.size(&response);
         let nothing_on_offer = options.codings.is_empty();
-        let only_encoded = self.only_encoded && self.form.is_some();
+        let only_encoded = terms.only_encoded && terms.form.is_some();
         if nothing_on_offer
             || headers::is_too_small(response.status(), size, wish, only_encoded, options)
         {
@@ -179,7 +208,7 @@ impl Call {
         if treatment != Treatment::LeaveAlone {
             headers::add_vary(&mut parts.headers);
         }
-        match (treatment, self.form) {
+        match (treatment, terms.form) {
             (Treatment::Negotiable, Some(form)) => return self.encode(parts, body, size, form, cx),
             (Treatment::HeadersOnly, Some(form)) => {
                 form.forget_plain(&mut parts.headers);
@@ -215,13 +244,13 @@ impl Call {
             given: 0,
         });
         if size.is_none_or(|size| size > whole::LIMIT) {
-            let stream = Stream::new(&self.core, form, source, bytes::Bytes::new());
+            let stream = Stream::new(&self.terms.core, form, source, bytes::Bytes::new());
             return Ok(self.streamed(parts, form, Inner::Plain(body), stream));
         }
         match whole::collect(body, source, cx) {
             Collected::Whole { data, trailers } => {
-                let larger = self.only_encoded;
-                match Whole::start(&self.core, form, parts, data, trailers, larger) {
+                let larger = self.terms.only_encoded;
+                match Whole::start(&self.terms.core, form, parts, data, trailers, larger) {
                     Ok(begun) => Err(begun),
                     Err(small) => Ok(small.compress_here()),
                 }
@@ -231,7 +260,7 @@ impl Call {
                 source,
                 data,
             } => {
-                let stream = Stream::new(&self.core, form, source, data);
+                let stream = Stream::new(&self.terms.core, form, source, data);
                 Ok(self.streamed(parts, form, inner, stream))
             }
         }
@@ -246,7 +275,7 @@ impl Call {
         inner: Inner<B>,
         stream: Stream,
     ) -> Response<CompressionBody<B>> {
-        if let Some(connection) = &self.connection {
+        if let Some(connection) = &self.terms.connection {
             connection.end_in_reset();
         }
         form.encode_head(&mut parts.headers, None);

@@ -32,7 +32,7 @@ pub(crate) mod sealed {
     /// What a view says to the machine: which it is, and how it is made.
     #[allow(unnameable_types, reason = "sealed: it is not to be named outside")]
     pub trait Sealed {
-        /// One bit for each view.
+        /// One bit for each view, and the highest for an encoder around.
         const BITS: u8;
         /// The view's name, for errors.
         const VIEW: &'static str;
@@ -103,6 +103,17 @@ impl fmt::Display for MissingLayer {
 }
 
 impl Error for MissingLayer {}
+
+/// The bit of a layer with an encoder right outside of it: a `Stack`.
+#[cfg(feature = "compression")]
+const ENCODES: u8 = 0x80;
+
+/// Whether an encoder further out may encode what this request is answered with.
+#[cfg(feature = "compression")]
+pub(crate) fn is_encoded_outside(extensions: &Extensions) -> bool {
+    let entry = extensions.get::<Entry>();
+    entry.is_some_and(|entry| entry.views & ENCODES != 0 && entry.scope.is_live())
+}
 
 /// The one extension of a request that has a scope.
 #[derive(Debug)]

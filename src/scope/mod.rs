@@ -90,6 +90,8 @@ pub(crate) use closers::Closer;
 #[cfg(feature = "bridge")]
 pub(crate) use closers::Unrun;
 pub(crate) use connection::Connection;
+#[cfg(feature = "compression")]
+pub(crate) use entry::is_encoded_outside;
 pub(crate) use entry::sealed::{Sealed, Standalone};
 pub use entry::{MissingLayer, View};
 #[cfg(feature = "compression")]

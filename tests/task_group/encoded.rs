@@ -1,6 +1,13 @@
 //! A body encoded inside of its scope: plain text has no place in it.
 
-use std::{future::pending, io::Write};
+use std::{
+    future::pending,
+    io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use axum::{Router, body::Body, extract::Request};
 use bodyguard::{
@@ -131,6 +138,72 @@ async fn a_shutdown_cuts_an_encoded_body_with_an_error() {
         assert_eq!((clean, says), (!gzip, !gzip), "{coding}");
         if gzip {
             assert_eq!(plain(&bytes), b"data: 1\n\n");
+        }
+    }
+}
+
+/// What the scope says last is inside of its coding, and reports count the handler's bytes.
+#[tokio::test(start_paused = true)]
+async fn a_stack_inside_a_stack_leaves_the_encoding_to_it() {
+    let handler = |group: TaskGroup| async move {
+        let body = group.body(|tx| async move {
+            tx.send("data: 1\n\n").await?;
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            Err(boom("no more news"))
+        });
+        let body = body.on_failure(|_| Some(Bytes::from("event: error\n\n")));
+        ([("content-type", "text/event-stream")], body)
+    };
+    let app = Router::new().fallback(handler);
+    let bye = Shutdown::end_now();
+    for app in [
+        app.clone().layer(Stack::new()),
+        app.clone().layer(Stack::new().shutdown(bye)),
+        app.clone().layer(CompressionLayer::new()),
+        app.layer(Stack::new()).layer(CompressionLayer::new()),
+    ] {
+        let bytes = Arc::new(AtomicU64::new(0));
+        let counted = bytes.clone();
+        let outer = Stack::new().on_end(move |end| counted.store(end.bytes, Relaxed));
+        let request = Request::builder().header("accept-encoding", "gzip");
+        let request = request.body(Body::empty()).unwrap();
+        let response = app.layer(outer).oneshot(request).await.unwrap();
+        assert_eq!(response.headers()["content-encoding"], "gzip");
+        assert_eq!(response.headers().get_all("vary").iter().count(), 1);
+        let (mut gzip, mut body) = (Vec::new(), response.into_body());
+        while let Some(Ok(frame)) = within(body.frame()).await {
+            gzip.extend(frame.into_data().unwrap());
+        }
+        assert_eq!(plain(&gzip), b"data: 1\n\nevent: error\n\n");
+        assert_eq!(bytes.load(Relaxed), 23);
+    }
+}
+
+/// The options further in win, as those of other layers do.
+#[tokio::test]
+async fn what_is_encoded_inside_a_stack_is_by_the_inner_options() {
+    let default = CompressionLayer::new;
+    let stack = |layer| Stack::new().compression(layer);
+    for (outer, inner, encoded) in [
+        (default(), default().min_size(1), true),
+        (default().min_size(1), default(), false),
+        (default().min_size(1), default().gzip(false), false),
+        (default().gzip(false), default().min_size(1), true),
+    ] {
+        for stacked in [true, false] {
+            let app = Router::new().fallback(|| async { "a ".repeat(60) });
+            let app = match stacked {
+                true => app.layer(stack(inner.clone())),
+                false => app.layer(inner.clone()),
+            };
+            let request = Request::builder().header("accept-encoding", "gzip");
+            let request = request.body(Body::empty()).unwrap();
+            let app = app.layer(stack(outer.clone()));
+            let (head, body) = app.oneshot(request).await.unwrap().into_parts();
+            assert_eq!(head.headers.contains_key("content-encoding"), encoded);
+            let body = body.collect().await.unwrap().to_bytes();
+            assert_eq!(body.starts_with(b"a a "), !encoded);
+            assert_eq!(head.headers["content-length"], body.len().to_string());
         }
     }
 }
