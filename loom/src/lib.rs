@@ -11,10 +11,15 @@ pub enum BodyError {}
 
 /// A model's own failure is to be seen.
 mod scope {
+    pub(crate) use crate::stream_id::StreamId;
+
     pub(crate) fn quietly(code: impl FnOnce()) {
         code();
     }
 }
+
+#[path = "../../src/scope/stream_id.rs"]
+mod stream_id;
 
 #[path = "../../src/task_group/channel/mod.rs"]
 mod channel;

@@ -18,6 +18,7 @@
 // | `rpc` | how a gRPC call came out, as its headers and trailers say |
 // | `owner`, `finisher` | the owner's two guards: one starts the end, one tears down |
 // | `tasks`, `spawning`, `tracked`, `joining` | the tasks, how they come and end, one of them, and how they are joined |
+// | `stream_id`, `refusal` | which stream has ended, and what becomes of a refused task |
 // | `closers`, `register` | one closer, and how closers come, run early or late, and end |
 // | `hold` | what keeps a scope open past its body |
 // | `annex` | the door for what a view keeps beside them, and the scope ends with |
@@ -76,6 +77,7 @@ mod spawning;
 mod stall;
 mod standalone;
 mod state;
+mod stream_id;
 mod tasks;
 mod teardown;
 mod tracked;
@@ -118,7 +120,8 @@ pub(crate) use span::Span;
 pub(crate) use spawning::Refused;
 pub use standalone::ViewBody;
 pub(crate) use standalone::unknown;
-pub(crate) use tasks::{Feed, StreamId, TaskKey, TaskKind};
+pub(crate) use stream_id::StreamId;
+pub(crate) use tasks::{Feed, TaskKey, TaskKind};
 pub(crate) use tracked::Panicked;
 pub use upload::{DrainRequest, DrainRequestService, RequestBody};
 pub(crate) use verdict::LastWords;

@@ -14,7 +14,8 @@ use super::{
     options::FailurePolicy,
     span::Span,
     state::{Phase, State, Work},
-    tasks::{Abort, Cancellation, Feed, Slot, StreamId, TaskKey, TaskKind},
+    stream_id::StreamId,
+    tasks::{Abort, Cancellation, Feed, Slot, TaskKey, TaskKind},
     tracked::{Queued, TaskEnd, TaskReport, Tracked, Turn},
 };
 use crate::{TaskResult, error::Cause, outcome::Outcome};

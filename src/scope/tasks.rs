@@ -1,14 +1,6 @@
 //! The tasks of a scope: none outlives its join, and no failure is lost.
 
-use std::{
-    num::NonZeroU64,
-    panic::Location,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    task::Waker,
-};
+use std::{panic::Location, sync::Arc, task::Waker};
 
 use slab::Slab;
 use tokio::{sync::Semaphore, task::AbortHandle};
@@ -17,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     failure::{Failure, FailureKind, named, quietly},
     options::FailurePolicy,
+    stream_id::StreamId,
 };
 use crate::{error::Cause, outcome::Outcome};
 
@@ -68,19 +61,6 @@ pub(super) trait Withdraw: Send + Sync {
 pub(crate) struct TaskKey {
     pub(super) key: usize,
     pub(super) number: u64,
-}
-
-/// Tells a stream that has ended from any other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct StreamId(NonZeroU64);
-
-impl StreamId {
-    pub(crate) fn next() -> Self {
-        static LAST: AtomicU64 = AtomicU64::new(0);
-        // Relaxed: a number, and nothing else.
-        let drawn = LAST.fetch_add(1, Ordering::Relaxed);
-        Self(NonZeroU64::MIN.saturating_add(drawn))
-    }
 }
 
 /// The stream of a body that tasks of the scope feed.
