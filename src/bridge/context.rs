@@ -224,8 +224,8 @@ impl CloseReport {
         self.closers_run
     }
 
-    /// The panics of local tasks that nobody awaited and of calls that were given up, then what closers failed with, in the order they ran;
-    /// a panic is a [`BridgeError`].
+    /// The panics of local tasks that nobody awaited and of calls that were given up, then what closers failed
+    /// with, in the order they ran; a panic is a [`BridgeError`].
     ///
     /// Never empty unless all of it is done: with code that did not come back there is a
     /// [`Failure`] that names it, without a thread a [`BridgeError`], `Exhausted` or `Start`.

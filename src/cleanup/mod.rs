@@ -198,7 +198,8 @@ impl Key {
     /// What the closer returned, or its panic or overrun limit as a
     /// [`Failure`](crate::scope::Failure). It counts in the end report too.
     ///
-    /// **On drop**: the closer is aborted where it stands, and counted as unrun.
+    /// **On drop**: the closer is aborted where it stands, and counted as unrun. That is a failure
+    /// ([`GivenUp`](crate::scope::FailureKind::GivenUp)), and the response no success.
     pub async fn close_now(self) -> Result<bool, Cause> {
         match self.scope.close_now(self.key).await {
             Some(result) => result.map(|()| true),

@@ -220,6 +220,7 @@ impl Scope {
         self.interrupt_under(self.lock(), outcome, error)
     }
 
+    /// The same in a critical section that has begun, which it ends.
     pub(super) fn interrupt_under(
         self: &Arc<Self>,
         state: MutexGuard<'_, State>,

@@ -150,7 +150,7 @@ impl Scope {
         }
     }
 
-    /// A stream that nobody has fed and that has gone: it is not one of the scope's.
+    /// A stream that was never begun, and has gone, is none of the scope's.
     pub(crate) fn unfeed(&self, stream: StreamId) {
         let gone = {
             let mut state = self.lock();

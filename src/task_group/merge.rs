@@ -79,20 +79,17 @@ impl Sources {
         self.starting(move |group, tx| {
             let scope = group.scope().clone();
             start(group, at, async move {
-                let named = |error| SourceError { name, error };
-                match feed(stream, tx).await {
-                    Ok(()) => Ok(()),
-                    Err(End::Failed(error)) => Err(named(error).into()),
-                    // As a panic of its task, it makes the outcome what it is.
-                    Err(End::Panicked(failure)) => {
-                        Err(Panicked(named(failure.into()).into()).into())
-                    }
+                let failure = match feed(stream, tx).await {
+                    Ok(()) => return Ok(()),
+                    Err(End::Failed(error)) => return Err(named(name, error)),
+                    Err(End::Panicked(failure)) => failure,
                     Err(End::Burst(error, failure)) => {
-                        let failed: BoxError = named.clone()(error).into();
-                        scope.keep_error(failed.into());
-                        Err(Panicked(named(failure.into()).into()).into())
+                        scope.keep_error(named(name.clone(), error).into());
+                        failure
                     }
-                }
+                };
+                // As a panic of its task, it makes the outcome what it is.
+                Err(Panicked(named(name, failure.into())).into())
             });
         })
     }
@@ -119,9 +116,7 @@ impl Sources {
                     Err(End::Burst(error, failure)) => (error, Some(failure.into())),
                 };
                 for error in [Some(error), burst].into_iter().flatten() {
-                    let name = name.clone();
-                    let failed: BoxError = SourceError { name, error }.into();
-                    scope.keep_error(failed.into());
+                    scope.keep_error(named(name.clone(), error).into());
                 }
                 Ok(())
             });
@@ -155,6 +150,10 @@ enum End {
     Panicked(Failure),
     /// It panicked as it went, behind the other.
     Burst(BoxError, Failure),
+}
+
+fn named(name: Cow<'static, str>, error: BoxError) -> BoxError {
+    SourceError { name, error }.into()
 }
 
 fn panicked(payload: Payload) -> Failure {

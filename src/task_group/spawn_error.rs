@@ -11,7 +11,8 @@ use crate::scope::{Refusal, Refused};
 
 /// The scope takes no more tasks, or not now. Gives back what was to be spawned.
 ///
-/// A task that returns it because the response is ending has not failed by that. As an axum response
+/// A task that returns it because the response is ending has not failed by that. A task or closer that fails by
+/// it lets go of what was refused, which may hold a view of the response. As an axum response
 /// (feature `axum`) it is a 503 with its text.
 pub struct SpawnError<T> {
     /// In a mutex, so that the error is `Sync` and `?` boxes it, whatever the future holds.
