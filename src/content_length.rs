@@ -1,6 +1,6 @@
 //! What a `Content-Length` promises.
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, Version, header};
 
 /// The length a head promises; none if the header is not one plain number (RFC 9110, 8.6).
 pub(crate) fn of(headers: &HeaderMap) -> Option<u64> {
@@ -11,6 +11,14 @@ pub(crate) fn of(headers: &HeaderMap) -> Option<u64> {
             length.checked_mul(10)?.checked_add(digit)
         }),
     }
+}
+
+/// Whether HTTP/1.1 sends a body in chunks by the wish of its head, which has no `length`: whatever size it hints at, it is
+/// asked on behind its last byte, and may have trailers (RFC 9112, 7.1).
+pub(crate) fn is_chunked(version: Version, length: Option<u64>, headers: &HeaderMap) -> bool {
+    version == Version::HTTP_11
+        && length.is_none()
+        && headers.contains_key(header::TRANSFER_ENCODING)
 }
 
 #[cfg(test)]

@@ -554,14 +554,21 @@ async fn chunks_of_a_known_size() {
     for end in ["x-sum: abc", "", "0\r\n\r\n"] {
         let sums = sums.clone();
         let script = move || {
-            let hello = Script::new().data("hello").exact_hint();
+            let hello = Script::new().data("hello ".repeat(20)).exact_hint();
+            let hello = hello.pending();
             match end {
                 "" => hello.error("checksum"),
                 "x-sum: abc" => hello.trailers(sums.clone()),
                 _ => hello,
             }
         };
-        for (layered, used) in [(false, false), (true, false), (true, true)] {
+        for (layered, used, coding) in [
+            (false, false, "identity"),
+            (true, false, "identity"),
+            (true, true, "identity"),
+            (true, false, "gzip"),
+            (true, true, "gzip"),
+        ] {
             let script = script.clone();
             let handler = tower::service_fn(move |request: Request<Incoming>| {
                 if used {
@@ -575,17 +582,22 @@ async fn chunks_of_a_known_size() {
             });
             let listening = match layered {
                 true => {
-                    let layer = bodyguard::CleanupLayer::new();
+                    let layer = bodyguard::CompressionLayer::new().min_size(1);
+                    let layer = bodyguard::Stack::new().compression(layer);
                     support::Listening::start(layer.layer(handler), false).await
                 }
                 false => support::Listening::start(handler, false).await,
             };
             let mut client = within(TcpStream::connect(listening.addr)).await.unwrap();
-            let request = "GET / HTTP/1.1\r\nhost: x\r\nte: trailers\r\nconnection: close\r\n\r\n";
+            let request = "GET / HTTP/1.1\r\nhost: x\r\nte: trailers\r\nconnection: close";
+            let request = format!("{request}\r\naccept-encoding: {coding}\r\n\r\n");
             client.write_all(request.as_bytes()).await.unwrap();
-            let mut all = String::new();
-            let _ = within(client.read_to_string(&mut all)).await;
-            let row = format!("layered {layered}, used {used}, {end:?}: {all:?}");
+            let mut all = Vec::new();
+            let _ = within(client.read_to_end(&mut all)).await;
+            let all = String::from_utf8_lossy(&all);
+            let row = format!("layered {layered}, used {used}, {coding}, {end:?}: {all:?}");
+            let encoded = all.contains("content-encoding: gzip");
+            assert_eq!(encoded, coding == "gzip", "{row}");
             assert_eq!(all.contains("\r\n0\r\n"), !end.is_empty(), "{row}");
             assert!(all.trim_end().ends_with(end.trim_end()), "{row}");
         }

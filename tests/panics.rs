@@ -485,3 +485,19 @@ async fn a_closer_that_panics_behind_its_success() {
     assert_eq!(error.report().counts.closers_failed, 1);
     assert!(!error.report().ending.succeeded());
 }
+
+/// What a body has registered for its end may panic as it is let go: all of it, each by itself.
+#[tokio::test]
+async fn what_is_let_go_at_the_end_panics_apart() {
+    let (of_words, of_hook) = (PanicsOnDrop, PanicsOnDrop);
+    let body = TaskGroupBody::new(|_, tx| async move { Ok(tx.send("whole").await?) });
+    let body = body.on_failure(move |_| {
+        let _kept = &of_words;
+        None
+    });
+    let body = body.on_end(move |_| {
+        let _kept = &of_hook;
+    });
+    let collected = body.collect().await.unwrap();
+    assert_eq!(collected.to_bytes(), "whole");
+}

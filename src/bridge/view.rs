@@ -4,6 +4,7 @@ use std::{
     any::Any,
     panic::Location,
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use http::{Extensions, Request};
@@ -165,6 +166,10 @@ impl Annex for Session {
                 }
             }
         })
+    }
+
+    fn limit(&self) -> Duration {
+        self.pool.config().close_limit
     }
 
     fn still_running(&self) -> Option<String> {

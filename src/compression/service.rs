@@ -1,7 +1,7 @@
 //! The service, and the future that decides what to do with a response.
 
 use std::{
-    fmt,
+    fmt, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -55,25 +55,17 @@ where
 
     fn call(&mut self, request: Request<ReqB>) -> Self::Future {
         let lines = request.headers().get_all(header::ACCEPT_ENCODING);
-        let accepted = Accepted::parse(lines.into_iter().map(|line| line.as_bytes()));
-        let choice = accepted.choose(&self.core.options.codings);
-        let form = match choice {
-            Choice::Encode(coding) => Some(Form::new(coding, request.method())),
-            _ => None,
-        };
-        let refused = choice == Choice::Nothing && self.core.options.strict;
-        let closes = form.is_some() && request.version() < Version::HTTP_11;
+        // Its end is that of a stream.
+        let closes = request.version() < Version::HTTP_11;
         let call = Call {
             method: request.method().clone(),
             version: request.version(),
-            terms: Terms {
-                connection: closes.then(|| Box::new(Connection::of(request.extensions()))),
-                form,
-                only_encoded: accepted.refuses_identity(),
-                core: Arc::clone(&self.core),
-            },
+            connection: closes.then(|| Box::new(Connection::of(request.extensions()))),
+            accepted: Accepted::parse(lines.into_iter().map(|line| line.as_bytes())),
+            core: Arc::clone(&self.core),
             inside: is_encoded_outside(request.extensions()),
         };
+        let refused = self.core.options.strict && call.choice() == Choice::Nothing;
         CompressionFuture {
             state: match refused {
                 true => State::Refused,
@@ -118,23 +110,21 @@ enum State<F> {
 struct Call {
     method: Method,
     version: Version,
-    terms: Terms,
+    /// That of an HTTP/1.0 client.
+    connection: Option<Box<Connection>>,
+    accepted: Accepted,
+    /// The layer's, or that of one further in whose response it encodes.
+    core: Arc<Core>,
     /// Another encoder, outside of the scope that this is inside of, has what the scope says last: it is the one
-    /// to encode, on our terms.
+    /// to encode, by our options.
     inside: bool,
 }
 
-/// How a response is encoded, by the layer and the client. One that is another's to encode has them in its extensions.
+/// The options of a layer that leaves its response to an encoder further out: an extension of that response.
+///
+/// Nothing of the request: who stands between may keep the response, and answer others by it.
 #[derive(Clone)]
-struct Terms {
-    /// That of an HTTP/1.0 client, whose end is that of a stream.
-    connection: Option<Box<Connection>>,
-    /// What the client would like best, if it accepts any.
-    form: Option<Form>,
-    /// It refuses the plain form.
-    only_encoded: bool,
-    core: Arc<Core>,
-}
+struct LeftBy(Arc<Core>);
 
 impl<F, B, E> Future for CompressionFuture<F>
 where
@@ -149,8 +139,11 @@ where
         let mut this = self.project();
         if let StateProjection::Inner(future) = this.state.as_mut().project() {
             let mut response = ready!(future.poll(cx))?;
-            this.call.agree(response.extensions_mut());
-            match this.call.treat(response, cx) {
+            let treated = match this.call.agree(response.extensions_mut()) {
+                Ok(()) => this.call.treat(response, cx),
+                Err(NotAcceptable) => Ok(not_acceptable(mem::take(response.extensions_mut()))),
+            };
+            match treated {
                 Ok(response) => {
                     this.state.set(State::Done);
                     return Poll::Ready(Ok(response));
@@ -160,7 +153,7 @@ where
         }
         let response = match this.state.as_mut().project() {
             StateProjection::Compressing(whole) => ready!(whole.poll(cx)),
-            StateProjection::Refused => not_acceptable(),
+            StateProjection::Refused => not_acceptable(Extensions::new()),
             StateProjection::Inner(_) | StateProjection::Done => panic!("polled after completion"),
         };
         this.state.set(State::Done);
@@ -169,12 +162,24 @@ where
 }
 
 impl Call {
-    /// The terms of a layer further in win.
-    fn agree(&mut self, extensions: &mut Extensions) {
+    fn choice(&self) -> Choice {
+        self.accepted.choose(&self.core.options.codings)
+    }
+
+    /// The options of a layer further in win; but what a strict layer refuses stays refused.
+    fn agree(&mut self, extensions: &mut Extensions) -> Result<(), NotAcceptable> {
         if self.inside {
-            extensions.get_or_insert_with(|| self.terms.clone());
-        } else if let Some(terms) = extensions.remove() {
-            self.terms = terms;
+            extensions.get_or_insert_with(|| LeftBy(self.core.clone()));
+            return Ok(());
+        }
+        let Some(LeftBy(core)) = extensions.remove() else {
+            return Ok(());
+        };
+        let strict = self.core.options.strict;
+        self.core = core;
+        match strict && self.choice() == Choice::Nothing {
+            true => Err(NotAcceptable),
+            false => Ok(()),
         }
     }
 
@@ -189,15 +194,19 @@ impl Call {
         B::Data: 'static,
         B::Error: Into<BoxError>,
     {
-        if self.inside {
-            return Ok(response.map(CompressionBody::plain));
-        }
-        let terms = &self.terms;
-        let options = &terms.core.options;
-        let wish = response.extensions_mut().remove::<Compress>();
+        let options = &self.core.options;
+        let form = match self.choice() {
+            Choice::Encode(coding) => Some(Form::new(coding, &self.method)),
+            Choice::Identity | Choice::Nothing => None,
+        };
+        let extensions = response.extensions_mut();
+        let wish = match self.inside {
+            true => extensions.get().copied(),
+            false => extensions.remove::<Compress>(),
+        };
         let size = self.size(&response);
         let nothing_on_offer = options.codings.is_empty();
-        let only_encoded = terms.only_encoded && terms.form.is_some();
+        let only_encoded = form.is_some() && self.accepted.refuses_identity();
         if nothing_on_offer
             || headers::is_too_small(response.status(), size, wish, only_encoded, options)
         {
@@ -208,7 +217,9 @@ impl Call {
         if treatment != Treatment::LeaveAlone {
             headers::add_vary(&mut parts.headers);
         }
-        match (treatment, terms.form) {
+        match (treatment, form) {
+            // What is sent of it is said further out.
+            _ if self.inside => {}
             (Treatment::Negotiable, Some(form)) => return self.encode(parts, body, size, form, cx),
             (Treatment::HeadersOnly, Some(form)) => {
                 form.forget_plain(&mut parts.headers);
@@ -238,19 +249,21 @@ impl Call {
             form.encode_head(&mut parts.headers, None);
             return Ok(Response::from_parts(parts, CompressionBody::head()));
         }
+        let length = content_length::of(&parts.headers);
+        let chunked = content_length::is_chunked(self.version, length, &parts.headers);
         let source = Source::new(Account {
             promised: size,
-            ends_at_length: self.version < Version::HTTP_2,
+            ends_at_length: self.version < Version::HTTP_2 && !chunked,
             given: 0,
         });
         if size.is_none_or(|size| size > whole::LIMIT) {
-            let stream = Stream::new(&self.terms.core, form, source, bytes::Bytes::new());
+            let stream = Stream::new(&self.core, form, source, bytes::Bytes::new());
             return Ok(self.streamed(parts, form, Inner::Plain(body), stream));
         }
         match whole::collect(body, source, cx) {
             Collected::Whole { data, trailers } => {
-                let larger = self.terms.only_encoded;
-                match Whole::start(&self.terms.core, form, parts, data, trailers, larger) {
+                let larger = self.accepted.refuses_identity();
+                match Whole::start(&self.core, form, parts, data, trailers, larger) {
                     Ok(begun) => Err(begun),
                     Err(small) => Ok(small.compress_here()),
                 }
@@ -260,7 +273,7 @@ impl Call {
                 source,
                 data,
             } => {
-                let stream = Stream::new(&self.terms.core, form, source, data);
+                let stream = Stream::new(&self.core, form, source, data);
                 Ok(self.streamed(parts, form, inner, stream))
             }
         }
@@ -275,7 +288,7 @@ impl Call {
         inner: Inner<B>,
         stream: Stream,
     ) -> Response<CompressionBody<B>> {
-        if let Some(connection) = &self.terms.connection {
+        if let Some(connection) = &self.connection {
             connection.end_in_reset();
         }
         form.encode_head(&mut parts.headers, None);
@@ -300,9 +313,13 @@ impl Call {
     }
 }
 
-fn not_acceptable<B>() -> Response<CompressionBody<B>> {
+/// A strict layer has nothing on offer that the client accepts.
+struct NotAcceptable;
+
+fn not_acceptable<B>(extensions: Extensions) -> Response<CompressionBody<B>> {
     let mut response = Response::new(CompressionBody::default());
     *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
+    *response.extensions_mut() = extensions;
     headers::add_vary(response.headers_mut());
     response
 }

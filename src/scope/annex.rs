@@ -8,6 +8,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use super::{
@@ -46,6 +47,9 @@ pub(crate) trait Annex: Send + Sync + 'static {
     /// Ends it, starting now. Bounded; if it `overran` in `end_tasks`, and still does, it is not
     /// waited for again.
     fn close(self: Arc<Self>, overran: bool) -> AnnexFuture<AnnexClosed>;
+
+    /// How long either of these may take.
+    fn limit(&self) -> Duration;
 
     /// What of it runs now, by name.
     fn still_running(&self) -> Option<String>;
@@ -191,6 +195,7 @@ impl Scope {
             Slot::Open(annex) => annex.clone(),
             _ => return None,
         };
+        self.begin_step(annex.limit());
         let tasks = match annex.end_tasks().await {
             Ok(tasks) => tasks,
             Err(what) => return Some(what),

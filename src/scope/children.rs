@@ -8,11 +8,13 @@ use std::{
 };
 
 use super::{
-    failure::quietly,
+    failure::{Failure, FailureKind, quietly},
+    limit::within,
     machine::Scope,
     options::OnLeave,
     state::{Phase, Work},
 };
+use crate::outcome::Outcome;
 
 impl Scope {
     /// Makes a scope the child of this one, if it has no parent and is not done.
@@ -63,10 +65,49 @@ impl Scope {
                 children.find(|child| child.holds_up(settled)).cloned()
             };
             let Some(child) = ending else { return };
-            // Without a limit: each step of its teardown has one, and what it overran is in its account, and
-            // so in ours.
-            poll_fn(|cx| self.poll_child(&child, settled, cx)).await;
+            if !self.join_child(&child, settled).await {
+                self.leave_behind(&child);
+            }
         }
+    }
+
+    /// Waits for a child as long as its teardown gets on: each step has its own limit, and what overruns that is
+    /// in its account, and so in ours. False if it does not: nobody polls it, or its runtime is at rest.
+    async fn join_child(&self, child: &Arc<Scope>, settled: bool) -> bool {
+        let mut pace = child.pace();
+        loop {
+            let limit = pace.limit(self.lock().options(self).join_limit());
+            self.begin_step(limit);
+            let told = poll_fn(|cx| self.poll_child(child, settled, cx));
+            if within(limit, told).await.is_some() {
+                return true;
+            }
+            let now = child.pace();
+            if now == pace {
+                return false;
+            }
+            pace = now;
+        }
+    }
+
+    /// A child that does not get on is waited for no longer. Whether it could commit, nobody knows; but that of a
+    /// lost attempt is nobody's concern.
+    fn leave_behind(&self, child: &Arc<Scope>) {
+        let lost = self.is_lost(child);
+        let what = child.named("teardown of a scope under this one");
+        let mut state = self.lock();
+        child.lock().work().left_behind = true;
+        state.work().stuck.push(what.clone());
+        if !lost {
+            let failure = Failure::new(FailureKind::StillRunning { what });
+            state.work().child_failed = true;
+            state.note_failure(Outcome::Failed, failure.into());
+        }
+    }
+
+    /// One of several attempts, and not the answer: how it failed is told by its own report.
+    fn is_lost(&self, child: &Scope) -> bool {
+        !child.answers.load(Ordering::Acquire) && self.cloned.load(Ordering::Acquire)
     }
 
     /// Waits until this child holds up nothing.
@@ -89,8 +130,9 @@ impl Scope {
     /// the parent's is, too, until it is done.
     fn holds_up(&self, settled: bool) -> bool {
         let state = self.lock();
-        let told = || state.work.as_deref().is_some_and(|work| work.told);
-        state.owner_ended && state.phase != Phase::Live && (settled || !told())
+        let work = state.work.as_deref();
+        let waited_for = work.is_none_or(|work| !work.left_behind && (settled || !work.told));
+        state.owner_ended && state.phase != Phase::Live && waited_for
     }
 
     /// Its parent knows its outcome, and has yet to hear of the rest.
@@ -113,9 +155,8 @@ impl Scope {
     /// A child's outcome is settled, or all of it `done`.
     fn child_told(&self, child: &Scope, done: bool) {
         let answers = child.answers.load(Ordering::Acquire);
-        // One of several attempts, and not the answer: how it failed is told by its own report.
-        let lost = !answers && self.cloned.load(Ordering::Acquire);
-        let (used, counts, failures, failed) = {
+        let lost = self.is_lost(child);
+        let (used, counts, failures, failed, spoilt) = {
             let state = child.lock();
             let work = state.work.as_deref();
             let failures = |work: &Work| (work.errors.clone(), work.stuck.clone());
@@ -124,6 +165,7 @@ impl Scope {
                 work.map(|work| work.counts).unwrap_or_default(),
                 work.filter(|_| !lost).map(failures),
                 state.failed_at_the_end().filter(|_| answers),
+                work.is_some_and(Work::has_spoilt_closer) && !lost,
             )
         };
         let (told, waiter, removed) = {
@@ -134,7 +176,7 @@ impl Scope {
             let (errors, stuck) = failures.unwrap_or_default();
             state.hear_of(errors, stuck);
             let work = state.work();
-            work.child_failed |= !lost && counts.closers_failed > 0;
+            work.child_failed |= spoilt;
             let removed = match done {
                 true => {
                     work.counts.add(&counts);
@@ -170,18 +212,19 @@ impl Scope {
         if !ours.is_some_and(|parent| std::ptr::eq(&*parent, self)) {
             return;
         }
-        let (failures, done) = {
+        let (failures, done, spoilt) = {
             let state = attempt.lock();
             let done = state.phase == Phase::Done;
             let told = state.work.as_deref().filter(|work| work.told || done);
+            let spoilt = told.is_some_and(Work::has_spoilt_closer);
             let failures = |work: &Work| (work.errors.clone(), work.stuck.clone(), work.counts);
-            (told.map(failures), done)
+            (told.map(failures), done, spoilt)
         };
         if let Some((errors, stuck, counts)) = failures {
             let mut state = self.lock();
             state.hear_of(errors, stuck);
             let work = state.work();
-            work.child_failed |= counts.closers_failed > 0;
+            work.child_failed |= spoilt;
             if done {
                 work.lost = work.lost.saturating_sub(counts.closers_failed);
             }

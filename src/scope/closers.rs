@@ -44,6 +44,8 @@ pub(super) struct CloserFailed {
     pub(super) cause: Cause,
     /// Whether it ran at all.
     pub(super) ran: bool,
+    /// What was left of it panicked as it was dropped.
+    pub(super) burst: Option<Cause>,
 }
 
 impl CloserFailed {
@@ -52,6 +54,7 @@ impl CloserFailed {
             outcome,
             cause,
             ran: true,
+            burst: None,
         }
     }
 
@@ -62,7 +65,7 @@ impl CloserFailed {
                 ..Self::new(Outcome::Failed, Cause::from(unrun.0))
             },
             Err(error) => {
-                Refusal::settle(&error);
+                Refusal::settle(&*error);
                 Self::new(Outcome::Failed, Cause::from(error))
             }
         }
@@ -154,12 +157,17 @@ impl Closer {
         self
     }
 
+    /// How long it may take, under a layer's `limit`.
+    pub(super) fn limit_within(&self, limit: Duration) -> Duration {
+        self.limit.unwrap_or(limit)
+    }
+
     /// What stands for it while it runs ahead of the teardown.
     pub(super) fn early(&self, limit: Duration) -> Early {
         Early {
             key: self.key,
             at: self.at,
-            limit: self.limit.unwrap_or(limit),
+            limit: self.limit_within(limit),
             since: tokio::time::Instant::now(),
             given_up: false,
         }
@@ -190,7 +198,7 @@ impl Closer {
             return self.run_sync(ending);
         }
         let at = self.at;
-        let mut limit = Limit::new(self.limit.unwrap_or(limit));
+        let mut limit = Limit::new(self.limit_within(limit));
         let Work::Async(closer) = self.work else {
             return Ok(());
         };
@@ -205,17 +213,20 @@ impl Closer {
         .await;
         // Its drop is its own code, too.
         let gone = contained(|| drop(future.0.take()));
-        match result {
-            Some(Ok(Ok(()))) => gone.map_err(|payload| panicked(at, payload)),
-            Some(Ok(Err(error))) => Err(CloserFailed::returned(error)),
-            Some(Err(payload)) => Err(panicked(at, payload)),
+        let gone = gone.map_err(|payload| panicked(at, payload));
+        let mut failed = match result {
+            Some(Ok(Ok(()))) => return gone,
+            Some(Ok(Err(error))) => CloserFailed::returned(error),
+            Some(Err(payload)) => panicked(at, payload),
             None => {
                 let limit = limit.duration();
                 let what = name(at);
                 let overran = Failure::new(FailureKind::OverranLimit { what, limit });
-                Err(CloserFailed::new(Outcome::Failed, overran.into()))
+                CloserFailed::new(Outcome::Failed, overran.into())
             }
-        }
+        };
+        failed.burst = gone.err().map(|gone| gone.cause);
+        Err(failed)
     }
 }
 

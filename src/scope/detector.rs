@@ -3,7 +3,7 @@
 //! It is told what the inner body does and what hyper will ask next; it does no I/O and knows no
 //! scope. The rules are those of `Outcome`; each was seen in a run of hyper 1.12.
 
-use http::{HeaderMap, Method, StatusCode, Version, header::TRANSFER_ENCODING};
+use http::{HeaderMap, Method, StatusCode, Version};
 use http_body::SizeHint;
 
 use crate::{content_length, outcome::Outcome};
@@ -51,9 +51,7 @@ impl Detector {
         }
         let length = content_length::of(headers);
         let promised = length.or_else(|| hint.exact());
-        let chunked = version == Version::HTTP_11
-            && length.is_none()
-            && headers.contains_key(TRANSFER_ENCODING);
+        let chunked = content_length::is_chunked(version, length, headers);
         let stops = stops_at_length(version) && !chunked;
         // HTTP/1 does not poll a body of no bytes; HTTP/2 does, and may find trailers.
         let never_polled = end_hint || (hint.exact() == Some(0) && stops);

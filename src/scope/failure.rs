@@ -73,7 +73,8 @@ pub enum FailureKind {
         /// The task, with the place where it was spawned.
         what: String,
     },
-    /// Synchronous code did not come back at the end, and cannot be stopped from outside.
+    /// Synchronous code did not come back at the end, and cannot be stopped from outside; or the teardown of a
+    /// scope under this one did not get on, because nobody polls it.
     StillRunning {
         /// The code, with the place where it was called.
         what: String,

@@ -14,6 +14,7 @@ use super::{
     finishing::Finishing,
     machine::Scope,
     options::Options,
+    refusal::Refusal,
     state::{Phase, ShutBy, State},
     verdict::{Causes, LastWords, Verdict, shows},
 };
@@ -80,7 +81,8 @@ impl Finished {
         }
         drop(self.finishing);
         quietly(|| drop(self.waker));
-        quietly(|| drop((self.last_words, self.hooks)));
+        quietly(|| drop(self.last_words));
+        quietly(|| drop(self.hooks));
         // Whoever keeps a view keeps no span open.
         let (done, _span) = {
             let mut state = scope.lock();
@@ -182,6 +184,7 @@ impl Scope {
 
     /// Keeps an error for the report that does not change the outcome.
     pub(crate) fn keep_error(&self, cause: Cause) {
+        Refusal::settle(&*cause);
         self.lock().add_error(cause);
     }
 

@@ -65,6 +65,15 @@ impl Finisher {
         Poll::Ready(Some(verdict))
     }
 
+    /// The same before a head: one of several attempts may be kept without being polled, while its parent waits.
+    pub(super) fn poll_before_head(&mut self, cx: &mut Context<'_>) -> Poll<Option<Verdict>> {
+        let scope = self.scope.as_ref();
+        match scope.is_some_and(|scope| scope.parent.get().is_some()) {
+            true => self.poll_driven(cx),
+            false => self.poll(cx),
+        }
+    }
+
     /// The same behind a body, which its server may not ask for long: the teardown does not wait for that.
     pub(super) fn poll_driven(&mut self, cx: &mut Context<'_>) -> Poll<Option<Verdict>> {
         if let Poll::Ready(verdict) = self.poll(cx) {

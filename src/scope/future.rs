@@ -126,7 +126,7 @@ where
                 }
             }
         };
-        match this.finisher.poll(cx) {
+        match this.finisher.poll_before_head(cx) {
             Poll::Ready(verdict) => Poll::Ready(conclude(last, verdict)),
             Poll::Pending => {
                 *this.last = Some(Box::new(last));

@@ -127,6 +127,7 @@ impl Scope {
 
     /// Waits for the tasks, up to the limit; false if the limit came first.
     async fn join(&self, limit: Duration, met: impl Fn(&Tasks) -> bool) -> bool {
+        self.begin_step(limit);
         let mut limit = Limit::new(limit);
         poll_fn(|cx| {
             let waker = cx.waker().clone();

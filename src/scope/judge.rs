@@ -11,6 +11,7 @@ use super::{
     failure::{Failure, FailureKind, broken_length, ended},
     machine::Scope,
     owner::{Owner, Runs},
+    refusal::Refusal,
     state::ShutBy,
 };
 use crate::{
@@ -284,7 +285,10 @@ impl Owner {
 
     fn inner_error(&self, error: BoxError) -> End {
         // It is asked for its sources.
-        let error = self.marked(Runs::Body, || BodyError::new(error));
+        let error = self.marked(Runs::Body, || {
+            Refusal::settle(&*error);
+            BodyError::new(error)
+        });
         End::failed(error.outcome(), error)
     }
 

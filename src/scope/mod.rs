@@ -66,6 +66,7 @@ mod movable;
 mod observe;
 mod options;
 mod owner;
+mod pace;
 mod refusal;
 mod register;
 mod rpc;

@@ -7,7 +7,6 @@ use std::{
 };
 
 use super::failure::{quietly, sources};
-use crate::error::BoxError;
 
 /// That a task was refused, and the task, which a response that fails by it lets go: it may hold a view of that
 /// response, which then would keep itself.
@@ -36,8 +35,8 @@ impl Refusal {
     }
 
     /// What is refused in an error that a response keeps is dropped now.
-    pub(super) fn settle(error: &BoxError) {
-        for error in sources(&**error) {
+    pub(super) fn settle(error: &(dyn Error + 'static)) {
+        for error in sources(error) {
             if let Some(refusal) = error.downcast_ref::<Self>() {
                 refusal.task.let_go();
             }

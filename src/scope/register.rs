@@ -103,11 +103,19 @@ impl Scope {
         // Of one that was given up the teardown has told.
         work.counts.closers_failed += u64::from(!given_up);
         if given_up && failed.has_overrun() {
+            failed
+                .burst
+                .into_iter()
+                .for_each(|cause| state.add_error(cause));
             return;
         }
         // Behind the end nobody else tells: hooks have had their report.
         let late = (state.phase == Phase::Done).then(|| failed.cause.clone());
         state.note_failure(failed.outcome, failed.cause);
+        failed
+            .burst
+            .into_iter()
+            .for_each(|cause| state.add_error(cause));
         drop(state);
         if let Some(cause) = late {
             super::observe::failed_late(self, &cause, !given_up);

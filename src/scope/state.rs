@@ -19,6 +19,7 @@ use super::{
     judge::Kept,
     machine::Scope,
     options::{OnLeave, Options},
+    pace::Pace,
     signals::{Fire, Signals},
     span::Span,
     tasks::Tasks,
@@ -132,6 +133,9 @@ pub(super) struct Work {
     pub(super) half_done: bool,
     /// Our parent knows how we ended, and waits only for its own last steps.
     pub(super) told: bool,
+    /// Our parent waits for us no longer.
+    pub(super) left_behind: bool,
+    pub(super) pace: Pace,
     /// Keeps the drain of the parent's, or the server's, supervisor waiting for a scope that has its own.
     pub(super) adopted: Option<Background>,
     /// Closers unrun that children have told our supervisor about.
@@ -157,8 +161,12 @@ impl Work {
 
     /// Whether a closer or task has failed, other than in an attempt that is not the answer.
     pub(super) fn has_failed(&self) -> bool {
-        let closer_failed = self.counts.closers_failed > self.lost || self.half_done;
-        closer_failed || self.child_failed || self.tasks.has_failed()
+        self.has_spoilt_closer() || self.tasks.has_failed()
+    }
+
+    /// Whether what a closer was to do is not done, or half done, here or further in.
+    pub(super) fn has_spoilt_closer(&self) -> bool {
+        self.counts.closers_failed > self.lost || self.half_done || self.child_failed
     }
 
     /// Closes what only took registrations, if there is nothing to wait for.
@@ -247,6 +255,8 @@ impl State {
                 child_failed: false,
                 half_done: false,
                 told: false,
+                left_behind: false,
+                pace: Pace::default(),
                 adopted: None,
                 counted_unrun: 0,
                 counts: Counts::default(),

@@ -40,18 +40,21 @@ pub(super) fn teardown(scope: Arc<Scope>) -> Teardown {
         loop {
             match guard.scope.next_step() {
                 Step::Wait(limit) => {
+                    guard.scope.begin_step(limit);
                     if within(limit, guard.scope.early_done()).await.is_none() {
                         guard.scope.early_overran();
                     }
                 }
                 Step::Run(closer, ending) => {
                     let limit = guard.scope.lock().options(&guard.scope).closer_limit();
+                    guard.scope.begin_step(closer.limit_within(limit));
                     guard.running = !closer.is_sync();
                     let result = closer.run(ending, limit).await;
                     guard.running = false;
                     guard.scope.closer_ran(None, result);
                 }
                 Step::Close(annex) => {
+                    guard.scope.begin_step(annex.limit());
                     let closed = annex.clone().close(overran.is_some()).await;
                     guard.scope.annex_closed(&annex, closed, overran.take());
                 }

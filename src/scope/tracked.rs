@@ -57,7 +57,7 @@ impl TaskEnd {
         match error.downcast::<Panicked>() {
             Ok(panicked) => Self::Caught(panicked.0.into()),
             Err(error) => {
-                Refusal::settle(&error);
+                Refusal::settle(&*error);
                 Self::Returned(Err(error.into()))
             }
         }

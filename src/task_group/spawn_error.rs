@@ -63,6 +63,11 @@ impl<T> SpawnError<T> {
     }
 
     /// The future or code that was refused.
+    ///
+    /// # Panics
+    ///
+    /// Of an error that a response has failed by, and that was shared with it: the response has let go of the task,
+    /// which may hold a view of it.
     pub fn into_inner(self) -> T {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         refused

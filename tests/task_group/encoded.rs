@@ -178,33 +178,3 @@ async fn a_stack_inside_a_stack_leaves_the_encoding_to_it() {
         assert_eq!(bytes.load(Relaxed), 23);
     }
 }
-
-/// The options further in win, as those of other layers do.
-#[tokio::test]
-async fn what_is_encoded_inside_a_stack_is_by_the_inner_options() {
-    // So small, what is padded may be larger than plain.
-    let default = || CompressionLayer::new().random_padding(0);
-    let stack = |layer| Stack::new().compression(layer);
-    for (outer, inner, encoded) in [
-        (default(), default().min_size(1), true),
-        (default().min_size(1), default(), false),
-        (default().min_size(1), default().gzip(false), false),
-        (default().gzip(false), default().min_size(1), true),
-    ] {
-        for stacked in [true, false] {
-            let app = Router::new().fallback(|| async { "a ".repeat(60) });
-            let app = match stacked {
-                true => app.layer(stack(inner.clone())),
-                false => app.layer(inner.clone()),
-            };
-            let request = Request::builder().header("accept-encoding", "gzip");
-            let request = request.body(Body::empty()).unwrap();
-            let app = app.layer(stack(outer.clone()));
-            let (head, body) = app.oneshot(request).await.unwrap().into_parts();
-            assert_eq!(head.headers.contains_key("content-encoding"), encoded);
-            let body = body.collect().await.unwrap().to_bytes();
-            assert_eq!(body.starts_with(b"a a "), !encoded);
-            assert_eq!(head.headers["content-length"], body.len().to_string());
-        }
-    }
-}
