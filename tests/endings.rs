@@ -582,7 +582,9 @@ async fn chunks_of_a_known_size() {
             });
             let listening = match layered {
                 true => {
-                    let layer = bodyguard::CompressionLayer::new().min_size(1);
+                    let layer = bodyguard::CompressionLayer::new()
+                        .min_size(1)
+                        .random_padding(0);
                     let layer = bodyguard::Stack::new().compression(layer);
                     support::Listening::start(layer.layer(handler), false).await
                 }
