@@ -32,9 +32,11 @@ async fn run(write: Write, stack: bool, http_2: bool) -> (Seen, EndReport, bool)
         ([("content-length", "5")], body.into_response())
     });
     let app = Router::new().route("/", handler);
+    // Less than `wait`: code that runs is no source that stays open.
+    let limit = Duration::from_millis(5);
     let app = match stack {
-        true => app.layer(Stack::new().on_end(on_end)),
-        false => app.layer(BridgeLayer::new().on_end(on_end)),
+        true => app.layer(Stack::new().join_limit(limit).on_end(on_end)),
+        false => app.layer(BridgeLayer::new().join_limit(limit).on_end(on_end)),
     };
     let server = Listening::start(app, false).await;
     let seen = match http_2 {

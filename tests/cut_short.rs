@@ -207,3 +207,36 @@ fn look(ends: bool) {
     assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(failures));
     run.join().unwrap();
 }
+
+/// The client has been promised no more, and is to have what it was promised.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_stays_open_behind_its_length_is_not_waited_for_for_ever() {
+    let limit = Duration::from_secs(3);
+    for body in [Script::new(), Script::new().pending()] {
+        let body = body.data("hello").hang();
+        let (endings, probe) = (Endings::default(), body.probe());
+        let log = endings.clone();
+        let mut body = Some(body);
+        let service = service_fn(move |request: Request<()>| {
+            let log = log.clone();
+            Cleanup::of(&request).unwrap().defer_sync(move |ending| {
+                log.lock()
+                    .unwrap()
+                    .push((ending.outcome(), ending.succeeded()));
+            });
+            let response = Response::builder().header("content-length", 5);
+            let response = response.body(body.take().unwrap()).unwrap();
+            std::future::ready(Ok::<_, Infallible>(response))
+        });
+        let request = Request::builder().version(http::Version::HTTP_2);
+        let stack = Stack::new().join_limit(limit);
+        let response = stack.layer(service).oneshot(request.body(()).unwrap());
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 200);
+        let begun = tokio::time::Instant::now();
+        let read = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!((&read[..], begun.elapsed()), (&b"hello"[..], limit));
+        assert!(probe.is_dropped());
+        assert_eq!(endings.lock().unwrap()[..], [(Outcome::Complete, true)]);
+    }
+}

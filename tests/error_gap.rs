@@ -9,7 +9,7 @@ use bodyguard::{
     EndReport, Outcome, Shutdown, Stack, Supervisor, TaskGroup,
     net::{self, Peer, WatchedListener},
 };
-use support::within;
+use support::{Http2, within};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
@@ -60,6 +60,15 @@ async fn fails(
     body.on_failure(|_| Some(LAST.into()))
 }
 
+/// As much before its failure as after it.
+async fn fails_at_length(group: TaskGroup) -> impl IntoResponse {
+    let body = group.body(|tx| async move {
+        tx.send(text()).await?;
+        Err("fails".into())
+    });
+    body.on_failure(|_| Some(text().into()))
+}
+
 impl Server {
     async fn start(policy: Shutdown, does_fail: bool) -> Self {
         let supervisor = Supervisor::new();
@@ -69,6 +78,7 @@ impl Server {
         let stack = stack.on_end(move |report| drop(reported.send(report.clone())));
         let app = Router::new()
             .route("/", get(fails))
+            .route("/long", get(fails_at_length))
             .with_state((does_fail, seen))
             .layer(stack);
         let socket = TcpSocket::new_v4().unwrap();
@@ -115,6 +125,15 @@ fn unchunk(answer: &[u8]) -> (Vec<u8>, bool) {
     (content, false)
 }
 
+/// What a broken encoding holds.
+fn unzip(content: &[u8]) -> Vec<u8> {
+    let mut read = Vec::new();
+    let mut decoder = flate2::read::GzDecoder::new(content);
+    let broken = decoder.read_to_end(&mut read);
+    assert!(broken.is_err(), "it looks whole");
+    read
+}
+
 #[tokio::test]
 async fn what_was_sent_before_a_failure_arrives_however_late_it_is_read() {
     let mut whole = text();
@@ -130,14 +149,10 @@ async fn what_was_sent_before_a_failure_arrives_however_late_it_is_read() {
         let _ = within(client.read_to_end(&mut answer)).await;
         let (content, ended) = unchunk(&answer);
         assert!(!ended, "it looks whole");
-        let mut read = Vec::new();
-        if accept == "gzip" {
-            let mut decoder = flate2::read::GzDecoder::new(&content[..]);
-            let broken = decoder.read_to_end(&mut read);
-            assert!(broken.is_err(), "it looks whole");
-        } else {
-            read = content;
-        }
+        let read = match accept {
+            "gzip" => unzip(&content),
+            _ => content,
+        };
         assert!(read == whole, "{accept}: {} of {}", read.len(), whole.len());
     }
 }
@@ -174,5 +189,41 @@ async fn who_is_cut_off_by_a_shutdown_is_not_waited_for() {
             "{:?}",
             begun.elapsed()
         );
+    }
+}
+
+/// hyper asks on while much of a frame waits for the client's window; see `all_but_a_byte`.
+#[tokio::test]
+async fn what_goes_before_an_error_arrives_over_http2_however_late_the_window_opens() {
+    const WINDOW: u32 = 50_000;
+    let server = Server::start(Shutdown::default(), true).await;
+    for accept in ["identity", "gzip"] {
+        let mut builder = h2::client::Builder::new();
+        builder.initial_window_size(WINDOW);
+        let mut client = Http2::connect_with(server.addr, &mut builder).await;
+        let request = http::Request::get("http://x/long").header("accept-encoding", accept);
+        let request = request.body(()).unwrap();
+        let (response, _stream) = client.send.send_request(request, true).unwrap();
+        let mut body = within(response).await.unwrap().into_body();
+        let mut content = Vec::new();
+        let error = loop {
+            let data = match within(body.data()).await.expect("it looks whole") {
+                Ok(data) => data,
+                Err(error) => break error,
+            };
+            content.extend_from_slice(&data);
+            if body.flow_control().used_capacity() == WINDOW as usize {
+                // Many times what an error waits.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let _ = body.flow_control().release_capacity(WINDOW as usize);
+            }
+        };
+        assert!(error.is_reset(), "{error}");
+        let read = match accept {
+            "gzip" => unzip(&content),
+            _ => content,
+        };
+        let sent = [text(), text()].concat();
+        assert!(read == sent, "{accept}: {} of {}", read.len(), sent.len());
     }
 }

@@ -1,10 +1,11 @@
 //! Where a compressed stream stands, and in which order it ends.
 
+use bytes::Bytes;
 use http::HeaderMap;
 
 use crate::{
     BodyError,
-    scope::{ERROR_GAP, Gap},
+    scope::{ERROR_GAP, Gap, all_but_a_byte, is_patient},
 };
 
 /// Where a stream stands.
@@ -19,6 +20,8 @@ pub(super) enum Phase {
     Failed {
         error: BodyError,
         gap: Gap,
+        /// The last byte before the gap, by itself.
+        tail: Option<Bytes>,
     },
     Done,
 }
@@ -32,7 +35,23 @@ pub(super) enum End {
 impl Phase {
     pub(super) fn failed(error: BodyError) -> Self {
         let gap = Gap::new(ERROR_GAP, error.connection().cloned());
-        Self::Failed { error, gap }
+        let tail = None;
+        Self::Failed { error, gap, tail }
+    }
+
+    /// What is to be handed on now of all that there is: if a gap comes next, without its last byte.
+    pub(super) fn part(&mut self, mut output: Bytes) -> Bytes {
+        let Self::Failed { error, tail, .. } = self else {
+            return output;
+        };
+        let patient = is_patient(error.outcome());
+        match patient.then(|| all_but_a_byte(&mut output)).flatten() {
+            Some(first) => {
+                *tail = Some(output);
+                first
+            }
+            None => output,
+        }
     }
 
     /// All that the inner body gave is encoded.

@@ -152,6 +152,7 @@ impl Stream {
                 Ok(step @ (Step::Emit | Step::Idle)) => {
                     let idle = matches!(step, Step::Idle);
                     let output = self.take_output(idle);
+                    let output = self.phase.part(output);
                     if !output.is_empty() {
                         break self.emit(output);
                     } else if idle {
@@ -389,7 +390,10 @@ impl Stream {
     }
 
     fn last(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Phase::Failed { gap, .. } = &mut self.phase {
+        if let Phase::Failed { gap, tail, .. } = &mut self.phase {
+            if let Some(tail) = tail.take() {
+                return self.emit(tail);
+            }
             if self.counted > 0 {
                 ready!(gap.poll(cx));
             }

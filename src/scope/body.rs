@@ -71,12 +71,13 @@ impl<B> ScopeBody<B> {
         at_length: Option<Bytes>,
         finisher: Finisher,
     ) -> Self {
-        let mut body = Self::new(owner, Some(Inner::Boxed(inner)), finisher);
-        body.stage = match (at_length, ahead) {
-            (Some(data), _) => Stage::AtLength(Box::new(data)),
+        let stage = match (at_length, ahead) {
+            (Some(data), _) => Stage::at_length(data, &owner),
             (None, Some(data)) => Stage::Ahead(Box::new(data)),
             (None, None) => Stage::Streaming,
         };
+        let mut body = Self::new(owner, Some(Inner::Boxed(inner)), finisher);
+        body.stage = stage;
         body
     }
 
@@ -231,7 +232,7 @@ where
                     false => hint,
                 }
             }
-            Stage::AtLength(data) => SizeHint::with_exact(data.len() as u64),
+            Stage::AtLength(withheld) => SizeHint::with_exact(withheld.data.len() as u64),
             Stage::Ending(Some(held)) if held.clean => {
                 SizeHint::with_exact(held.data.as_ref().map_or(0, |data| data.len() as u64))
             }

@@ -1,6 +1,9 @@
 //! How a body that fails says so: a last frame if the format has one, a gap, then the error.
 
-use std::task::{Context, Poll};
+use std::{
+    mem,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
@@ -8,7 +11,7 @@ use tokio::runtime::Handle;
 use super::{
     connection::Connection,
     failure::{Failure, contained, quietly},
-    gap::Gap,
+    gap::{Gap, all_but_a_byte},
     limit::enter,
     machine::Scope,
     state::{Phase, ShutBy, State},
@@ -19,7 +22,9 @@ use crate::{error::BodyError, outcome::Outcome};
 #[derive(Debug)]
 pub(super) struct Failing {
     /// What the application says to the client about it, if the format has a way.
-    pub(super) last_frame: Option<Bytes>,
+    last_frame: Option<Bytes>,
+    /// The client's window may be smaller than that, and the frame waits until it opens.
+    windowed: bool,
     gap: Gap,
     runtime: Option<Handle>,
     cut_off: Option<Connection>,
@@ -27,6 +32,13 @@ pub(super) struct Failing {
 }
 
 impl Failing {
+    /// The last frame; on HTTP/2 in two, of which the second tells when the client has room for the first.
+    pub(super) fn next_frame(&mut self) -> Option<Bytes> {
+        let frame = self.last_frame.as_mut()?;
+        let first = mem::take(&mut self.windowed).then(|| all_but_a_byte(frame));
+        first.flatten().or_else(|| self.last_frame.take())
+    }
+
     /// The wait is over, or cannot be had: no runtime, or one without timers.
     pub(super) fn poll_gap(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let _context = enter(self.runtime.as_ref());
@@ -54,6 +66,7 @@ impl Verdict {
         let fault = self.fault.filter(|_| !shows(outcome, clean))?;
         Some(Failing {
             last_frame: fault.last_frame,
+            windowed: fault.windowed,
             gap: fault.gap,
             runtime: fault.runtime,
             cut_off: fault.cut_off,

@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+
 use super::{connection::Connection, limit::Limit};
+use crate::outcome::Outcome;
 
 /// What hyper needs to hand over the last frame before an error: it throws away what it has buffered
 /// when a body fails at once.
@@ -16,6 +19,21 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// Looks that find nothing written since the one before: 5 s.
 const PATIENCE: u32 = 500;
+
+/// A client who is to have what was sent before the error may take its time for that; not one that was given up, and
+/// not in a shutdown.
+pub(crate) fn is_patient(outcome: Outcome) -> bool {
+    use Outcome::{Disconnected, Dropped, Shutdown, Stalled};
+    !matches!(outcome, Disconnected | Dropped | Shutdown | Stalled)
+}
+
+/// Splits off all but the last byte of what goes before a gap; `None` if that is all of it.
+///
+/// hyper gives as much to h2 as there is, and asks on, however little the client's window takes; what waits there
+/// is lost in a reset. For a frame more it waits until there is room again.
+pub(crate) fn all_but_a_byte(frame: &mut Bytes) -> Option<Bytes> {
+    (frame.len() > 1).then(|| frame.split_to(frame.len() - 1))
+}
 
 /// Over once its time is, and the server has written what it was given before: as long as a client takes some of
 /// it now and then.

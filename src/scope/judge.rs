@@ -1,6 +1,9 @@
 //! What a step of the inner body means: the owner's judgement, apart from any polling.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
@@ -254,9 +257,15 @@ impl Owner {
         self.scope().is_some_and(|scope| scope.lock().used)
     }
 
-    fn is_producing(&self) -> bool {
+    pub(super) fn is_producing(&self) -> bool {
         let scope = self.scope();
         scope.is_some_and(|scope| scope.lock().is_annex_producing())
+    }
+
+    /// How long a body that is whole but for its end may stay open.
+    pub(super) fn join_limit(&self) -> Duration {
+        let limit = |scope: &Arc<Scope>| scope.lock().options(scope).join_limit();
+        self.scope().map(limit).unwrap_or_default()
     }
 
     /// The client learns of a failing teardown here or nowhere: no layer further out waits for it.

@@ -115,7 +115,8 @@ impl<V, M> ScopeLayer<V, M> {
     }
 
     /// How long tasks are waited for at a natural end (30 s); then they are cancelled, and the
-    /// response fails. Also how long aborted tasks are waited for.
+    /// response fails. Also how long aborted tasks are waited for, and, over HTTP/2, a body that has given all
+    /// of its `Content-Length` and stays open: then it is dropped, and the response is whole.
     pub fn join_limit(self, limit: Duration) -> Self {
         self.with(|options| options.join_limit = Choice::Layer(limit))
     }
@@ -130,6 +131,11 @@ impl<V, M> ScopeLayer<V, M> {
     /// hyper throws away what it has buffered when a body fails at once: without the gap the frames
     /// sent just before a failure are lost. Compression outside of the layer waits 10 ms of its own behind
     /// what it had yet to send.
+    ///
+    /// On HTTP/2 the gap begins when the client's window has taken all of the frame of `on_failure`, or all that
+    /// compression had yet to send. Without either, what was sent before begins it as soon as the server asks on,
+    /// and a client whose window opens later than the gap loses what did not fit: take a gap longer than a round
+    /// trip if that matters.
     ///
     /// On a connection of HTTP/1 that is watched ([`net::serve`](crate::net::serve), `WatchedListener`) both wait on
     /// while a write is held up by a client that reads slowly, as long as it takes something every 5 s: not in a

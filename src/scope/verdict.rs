@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{StatusCode, Version};
 use tokio::runtime::Handle;
 
 use super::{
     connection::Connection,
     failure::{Failure, contained, distinct, ended},
-    gap::Gap,
+    gap::{Gap, is_patient},
     machine::Scope,
     state::{State, Work},
 };
@@ -65,6 +65,8 @@ pub(super) struct Fault {
     pub(super) cut_off: Option<Connection>,
     /// What the application says to the client about it, if the format has a way.
     pub(super) last_frame: Option<Bytes>,
+    /// The client's window may be smaller than that, and the frame waits until it opens.
+    pub(super) windowed: bool,
 }
 
 /// Makes the last frame of a body that fails, from its error.
@@ -149,17 +151,15 @@ impl State {
                 runtime: scope.runtime.clone(),
                 cut_off: scope.ends_with_its_connection().cloned(),
                 last_frame: work.and_then(|work| work.said.clone()),
+                windowed: scope.version >= Version::HTTP_2 && is_patient(outcome),
             })
         });
         Verdict { outcome, fault }
     }
 
-    /// A client who is to have what was sent before the error may take its time for that; not one that was given
-    /// up, and not in a shutdown.
     fn gap(&self, scope: &Scope, outcome: Outcome) -> Gap {
-        use Outcome::{Disconnected, Dropped, Shutdown, Stalled};
-        let over = matches!(outcome, Disconnected | Dropped | Shutdown | Stalled);
-        let shown = scope.connection_writes_in_order().filter(|_| !over);
+        let shown = scope.connection_writes_in_order();
+        let shown = shown.filter(|_| is_patient(outcome));
         Gap::new(self.options(scope).error_gap(), shown.cloned())
     }
 

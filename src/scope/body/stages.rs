@@ -17,6 +17,7 @@ use crate::{
         finisher::Finisher,
         inner::{Inner, end_hint, poll_inner},
         judge::{End, Held, Judged, Next},
+        limit::Limit,
         machine::Parting,
         owner::Owner,
     },
@@ -33,7 +34,7 @@ pub(super) enum Stage {
     /// This was polled ahead of the head, and goes first.
     Ahead(Box<Bytes>),
     /// The length is reached and the inner body may still have trailers: this frame waits.
-    AtLength(Box<Bytes>),
+    AtLength(Box<Withheld>),
     /// The inner body is gone; the teardown runs, then this is shown.
     Ending(Option<Box<Held>>),
     /// The error waits a little, so that the frames before it are delivered.
@@ -42,7 +43,33 @@ pub(super) enum Stage {
     Done { hint: Option<Box<SizeHint>> },
 }
 
+/// The frame that reaches the promised length, and how long it waits for what may follow it.
+#[derive(Debug)]
+pub(super) struct Withheld {
+    pub(super) data: Bytes,
+    limit: Limit,
+}
+
+impl Withheld {
+    /// The end of a source that says nothing more, and has no code running that could. `Pending` with the waker
+    /// registered.
+    fn poll_end(&mut self, owner: &Owner, cx: &mut Context<'_>) -> Poll<End> {
+        if owner.is_producing() {
+            return Poll::Pending;
+        }
+        let scope = owner.scope();
+        let _context = scope.and_then(|scope| scope.enter());
+        ready!(self.limit.poll(cx));
+        Poll::Ready(End::complete(Some(std::mem::take(&mut self.data)), None))
+    }
+}
+
 impl Stage {
+    pub(super) fn at_length(data: Bytes, owner: &Owner) -> Self {
+        let limit = Limit::new(owner.join_limit());
+        Self::AtLength(Box::new(Withheld { data, limit }))
+    }
+
     /// The teardown comes next; what is held is shown behind it.
     pub(super) fn ending(held: Held) -> Self {
         let shown = held.clean || !held.is_empty();
@@ -79,7 +106,7 @@ where
                             *self.stage = Stage::Done { hint: None };
                             return Poll::Ready(Some(Ok(Frame::data(data))));
                         }
-                        Judged::AtLength(data) => *self.stage = Stage::AtLength(Box::new(data)),
+                        Judged::AtLength(data) => *self.stage = Stage::at_length(data, self.owner),
                         Judged::End(end) => {
                             *self.stage =
                                 settle(end, self.owner, self.inner.as_mut(), self.finisher);
@@ -93,11 +120,17 @@ where
                     self.owner.account();
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                Stage::AtLength(data) => {
+                Stage::AtLength(withheld) => {
                     // Trailers (HTTP/2), or an error; more data would be more than promised.
-                    let next = ready!(poll_inner(self.owner, self.inner.as_mut(), cx));
-                    let end_hint = || end_hint(self.inner.as_ref());
-                    let Some(end) = self.owner.judge_at_length(data, next, end_hint) else {
+                    let end = match poll_inner(self.owner, self.inner.as_mut(), cx) {
+                        Poll::Ready(next) => {
+                            let end_hint = || end_hint(self.inner.as_ref());
+                            let data = &mut withheld.data;
+                            self.owner.judge_at_length(data, next, end_hint)
+                        }
+                        Poll::Pending => Some(ready!(withheld.poll_end(self.owner, cx))),
+                    };
+                    let Some(end) = end else {
                         continue;
                     };
                     *self.stage = settle(end, self.owner, self.inner.as_mut(), self.finisher);
@@ -117,7 +150,7 @@ where
                     return Poll::Ready(next.map(Ok));
                 }
                 Stage::Failing(failing) => {
-                    if let Some(frame) = failing.last_frame.take() {
+                    if let Some(frame) = failing.next_frame() {
                         return Poll::Ready(Some(Ok(Frame::data(frame))));
                     }
                     ready!(failing.poll_gap(cx));
