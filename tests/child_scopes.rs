@@ -338,3 +338,46 @@ async fn a_parents_closers_run_behind_those_of_a_slow_child() {
     assert_eq!(told, ["first", "second", "parent"]);
     assert_eq!(reports.lock().unwrap().len(), 1);
 }
+
+/// Under one supervisor it is the child that counts what it left; its parent only reports it.
+#[test]
+fn closers_that_a_child_left_unrun_count_once() {
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let (supervisor, reports) = (Supervisor::new(), Reports::default());
+    let stack = Stack::new().supervisor(&supervisor).on_end(hook(&reports));
+    let first = runtime();
+    let body = first.block_on(async {
+        let inner = CleanupLayer::new().supervisor(&supervisor);
+        let inner = inner.layer(service_fn(|request: Request<()>| {
+            let cleanup = Cleanup::of(&request).unwrap();
+            cleanup.defer(|_| async { Ok(()) });
+            let body = Script::new().data("a").hang();
+            std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+        }));
+        let retry = service_fn(move |request: Request<()>| {
+            let cleanup = Cleanup::of(&request).unwrap();
+            cleanup.defer(|_| async { Ok(()) });
+            inner.clone().oneshot(request.clone())
+        });
+        let response = stack.layer(retry).oneshot(Request::new(())).await;
+        let mut body = response.unwrap().into_body();
+        body.frame().await.unwrap().unwrap();
+        body
+    });
+    let drained = runtime().block_on(async {
+        let mut drain = pin!(supervisor.drain(MINUTE));
+        let polled = poll_fn(|cx| Poll::Ready(drain.as_mut().poll(cx))).await;
+        assert!(polled.is_pending(), "two are live");
+        first.shutdown_background();
+        drop(body);
+        drain.await
+    });
+    let counts = reports.lock().unwrap().pop().unwrap().counts;
+    assert_eq!((counts.closers_run, counts.closers_unrun), (0, 2));
+    assert_eq!(drained.unrun, 2, "{drained}");
+}

@@ -2,7 +2,10 @@
 
 use std::{
     convert::Infallible,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -239,4 +242,43 @@ async fn a_source_that_stays_open_behind_its_length_is_not_waited_for_for_ever()
         assert!(probe.is_dropped());
         assert_eq!(endings.lock().unwrap()[..], [(Outcome::Complete, true)]);
     }
+}
+
+/// It ends at its next await; what has none is named, and has failed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_background_task_that_never_awaits_is_no_clean_end() {
+    let stuck = Arc::new(AtomicBool::new(true));
+    let group = Arc::new(Mutex::new(None));
+    let (blocks, keep, ends) = (stuck.clone(), group.clone(), Endings::default());
+    let log = ends.clone();
+    let service = service_fn(move |request: Request<()>| {
+        let (group, stuck, log) = (
+            TaskGroup::of(&request).unwrap(),
+            blocks.clone(),
+            log.clone(),
+        );
+        let spawned = group.spawn_background(async move {
+            while stuck.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            Ok(())
+        });
+        spawned.unwrap();
+        *keep.lock().unwrap() = Some(group);
+        Cleanup::of(&request).unwrap().defer_sync(move |ending| {
+            log.lock()
+                .unwrap()
+                .push((ending.outcome(), ending.succeeded()));
+        });
+        let body = Script::new().pending().data("all");
+        std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+    });
+    let limit = Duration::from_millis(20);
+    let stack = Stack::new().join_limit(limit).cancel_grace(limit);
+    let response = stack.layer(service).oneshot(Request::new(())).await;
+    let error = response.unwrap().into_body().collect().await.unwrap_err();
+    stuck.store(false, Ordering::Relaxed);
+    let cause = error.cause();
+    assert!(cause.to_string().contains("limit"), "{cause}");
+    assert_eq!(ends.lock().unwrap()[..], [(Outcome::Failed, false)]);
 }

@@ -332,3 +332,25 @@ async fn what_a_body_fails_with_behind_an_interruption_is_in_the_report() {
         assert_eq!(texts(&report), [expected]);
     }
 }
+
+/// There is no response, and the hold keeps the scope all the same.
+#[tokio::test(start_paused = true)]
+async fn an_error_of_the_service_under_a_hold_waits_for_it() {
+    let (reports, kept) = (Reports::default(), Arc::new(Mutex::new(None)));
+    let keep = kept.clone();
+    let service = service_fn(move |request: Request<()>| {
+        *keep.lock().unwrap() = Some(hold(&request));
+        std::future::ready(Err::<Response<Script>, _>(std::io::Error::other(
+            "no answer",
+        )))
+    });
+    let stack = Stack::new().on_end(hook(&reports));
+    let answer = stack.layer(service).oneshot(Request::new(())).await;
+    assert_eq!(answer.unwrap_err().to_string(), "no answer");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(reports.lock().unwrap().is_empty(), "the hold is out");
+    let hold = kept.lock().unwrap().take().unwrap();
+    hold.finish(Outcome::Complete);
+    let report = report(&reports).await;
+    assert_eq!(report.outcome(), Outcome::Failed);
+}

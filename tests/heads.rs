@@ -1,15 +1,17 @@
 //! Heads of responses that carry no content: what they say of its length and coding.
 
+use std::convert::Infallible;
+
 use axum::{
     Router,
     body::Body,
     response::{IntoResponse, Response},
     routing::any,
 };
-use bodyguard::{Cleanup, Stack};
+use bodyguard::{Cleanup, Stack, testing::Script};
 use futures_util::stream;
 use http::{Method, Request, StatusCode, header::*};
-use tower::ServiceExt;
+use tower::{Layer, ServiceExt, service_fn};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Given {
@@ -111,5 +113,35 @@ async fn a_failure_before_the_head_has_no_coding() {
         let headers = response.headers();
         assert_eq!(headers[CONTENT_LENGTH], "0", "{method}");
         assert_eq!(headers.len(), 1, "{method}: {headers:?}");
+    }
+}
+
+/// Without axum, which does it itself: hyper would not ask a body that is over.
+#[tokio::test]
+async fn the_answer_to_head_says_how_long_that_to_get_is() {
+    let (ok, not_modified) = (StatusCode::OK, StatusCode::NOT_MODIFIED);
+    for (status, said, length, expected) in [
+        (ok, None, 3, Some("3")),
+        (ok, Some((CONTENT_LENGTH, "7")), 3, Some("7")),
+        (ok, Some((TRANSFER_ENCODING, "chunked")), 3, None),
+        (ok, None, 0, None),
+        // It may go without, and what it has may be nothing (RFC 9110, 15.4.5).
+        (not_modified, None, 3, None),
+    ] {
+        let service = service_fn(move |_: Request<()>| {
+            let body = Script::new().data("a".repeat(length)).exact_hint();
+            let mut response = http::Response::new(body);
+            *response.status_mut() = status;
+            if let Some((name, value)) = &said {
+                let value = http::HeaderValue::from_static(value);
+                response.headers_mut().insert(name, value);
+            }
+            std::future::ready(Ok::<_, Infallible>(response))
+        });
+        let request = Request::builder().method(Method::HEAD).body(()).unwrap();
+        let response = Stack::new().layer(service).oneshot(request).await.unwrap();
+        let told = response.headers().get(CONTENT_LENGTH);
+        let told = told.map(|value| value.to_str().unwrap());
+        assert_eq!(told, expected, "{status} {length}");
     }
 }

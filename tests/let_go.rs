@@ -2,10 +2,14 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use bodyguard::{Cleanup, Stack, TaskGroup, TaskGroupLayer, cleanup::CleanupBody, close};
+use bodyguard::{
+    Cleanup, Stack, TaskGroup, TaskGroupLayer, cleanup::CleanupBody, close, task_group::Sources,
+};
 use bytes::Bytes;
+use futures_util::{TryStreamExt as _, stream};
 use http::{Request, Response};
-use http_body_util::{BodyExt, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
 use tower::{Layer, ServiceExt, service_fn};
 
 #[path = "support/waits.rs"]
@@ -83,6 +87,47 @@ async fn a_task_refused_to_a_closer() {
     let response = service.oneshot(Request::new(())).await.unwrap();
     let _ = response.into_body().collect().await;
     eventually(|| Arc::strong_count(&held) == 2).await;
+}
+
+/// In the error of a body, and in that of a source that the others go on without.
+#[tokio::test]
+async fn a_task_refused_to_who_feeds_a_body() {
+    for optional in [false, true] {
+        let held = Arc::new(());
+        let kept = held.clone();
+        let layer = Stack::new().max_tasks(1);
+        let service = layer.layer(service_fn(move |request: Request<()>| {
+            let group = TaskGroup::of(&request).unwrap();
+            group.spawn_background(std::future::pending()).unwrap();
+            let held = (group.clone(), kept.clone());
+            let refuses = {
+                let group = group.clone();
+                stream::once(async move {
+                    let task = async move {
+                        let _held = held;
+                        Ok(())
+                    };
+                    Err::<Bytes, _>(group.spawn(task).unwrap_err())
+                })
+            };
+            let body = match optional {
+                true => {
+                    let sources = Sources::new().optional("refuses", refuses);
+                    let last = stream::iter([Ok::<_, Infallible>("last")]);
+                    group.merge(sources.source("last", last)).boxed_unsync()
+                }
+                false => CleanupBody::new(StreamBody::new(refuses.map_ok(Frame::data)))
+                    .defer(|_| async { Ok(()) })
+                    .boxed_unsync(),
+            };
+            std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+        }));
+        let response = service.oneshot(Request::new(())).await.unwrap();
+        let read = response.into_body().collect().await;
+        assert_eq!(read.is_ok(), optional);
+        // The error is at hand, and keeps nothing.
+        eventually(|| Arc::strong_count(&held) == 1).await;
+    }
 }
 
 /// It is given back to who asks.

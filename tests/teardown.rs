@@ -1020,6 +1020,31 @@ async fn a_body_that_is_over_at_its_head_under_a_hold() {
     assert_eq!(reports.recv().unwrap().outcome(), Outcome::Truncated);
 }
 
+/// Each key is that of its own closer, also among those that the client does not wait for.
+#[tokio::test(start_paused = true)]
+async fn keys_of_closers_behind_the_end() {
+    let log = Log::default();
+    let (response, keys) = respond(&Stack::new(), stream(), |request| {
+        let register = |name: &'static str| {
+            let seen = log.clone();
+            cleanup(request).defer_after_end(move |_| async move {
+                note(&seen, name);
+                Ok(())
+            })
+        };
+        ["one", "two", "three", "four"].map(register)
+    })
+    .await;
+    let [_, two, three, four] = keys;
+    assert!(three.dismiss());
+    assert!(two.close_now().await.unwrap());
+    assert_eq!(lines(&log), ["two"]);
+    response.into_body().collect().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(lines(&log), ["four", "one"]);
+    assert!(!four.dismiss(), "it has run");
+}
+
 // ---- The drain ----
 
 #[tokio::test(start_paused = true)]
