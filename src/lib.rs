@@ -183,6 +183,7 @@ mod outcome;
 pub mod scope;
 pub mod stack;
 mod supervisor;
+mod sync;
 pub mod task_group;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bodyguard::{
@@ -15,6 +15,7 @@ use bodyguard::{
 };
 use http::{Request, Response};
 use http_body_util::BodyExt;
+use tokio::sync::oneshot;
 use tower::{Layer, ServiceExt, service_fn};
 
 type Endings = Arc<Mutex<Vec<(Outcome, bool)>>>;
@@ -248,23 +249,23 @@ async fn a_source_that_stays_open_behind_its_length_is_not_waited_for_for_ever()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_background_task_that_never_awaits_is_no_clean_end() {
     let stuck = Arc::new(AtomicBool::new(true));
-    let group = Arc::new(Mutex::new(None));
-    let (blocks, keep, ends) = (stuck.clone(), group.clone(), Endings::default());
+    let (started, has_started) = oneshot::channel();
+    let (blocks, ends) = (stuck.clone(), Endings::default());
     let log = ends.clone();
+    let mut started = Some(started);
     let service = service_fn(move |request: Request<()>| {
-        let (group, stuck, log) = (
-            TaskGroup::of(&request).unwrap(),
-            blocks.clone(),
-            log.clone(),
-        );
-        let spawned = group.spawn_background(async move {
-            while stuck.load(Ordering::Relaxed) {
-                std::thread::yield_now();
-            }
-            Ok(())
-        });
+        let (stuck, log, started) = (blocks.clone(), log.clone(), started.take().unwrap());
+        let spawned = TaskGroup::of(&request)
+            .unwrap()
+            .spawn_background(async move {
+                started.send(()).unwrap();
+                let begun = Instant::now();
+                while stuck.load(Ordering::Relaxed) && begun.elapsed() < Duration::from_secs(20) {
+                    std::thread::yield_now();
+                }
+                Ok(())
+            });
         spawned.unwrap();
-        *keep.lock().unwrap() = Some(group);
         Cleanup::of(&request).unwrap().defer_sync(move |ending| {
             log.lock()
                 .unwrap()
@@ -276,6 +277,7 @@ async fn a_background_task_that_never_awaits_is_no_clean_end() {
     let limit = Duration::from_millis(20);
     let stack = Stack::new().join_limit(limit).cancel_grace(limit);
     let response = stack.layer(service).oneshot(Request::new(())).await;
+    has_started.await.unwrap();
     let error = response.unwrap().into_body().collect().await.unwrap_err();
     stuck.store(false, Ordering::Relaxed);
     let cause = error.cause();

@@ -1,4 +1,5 @@
-//! Every interleaving of the frame channel's threads, as far as loom can reach.
+//! Every interleaving of the threads of the frame channel, and of those that drive a teardown, as far as loom can
+//! reach.
 #![allow(
     dead_code,
     unused_imports,
@@ -9,20 +10,14 @@
 #[derive(Debug)]
 pub enum BodyError {}
 
-/// A model's own failure is to be seen.
-mod scope {
-    pub(crate) use crate::stream_id::StreamId;
-
-    pub(crate) fn quietly(code: impl FnOnce()) {
-        code();
-    }
-}
-
-#[path = "../../src/scope/stream_id.rs"]
-mod stream_id;
+mod runtime;
+mod scope;
 
 #[path = "../../src/task_group/channel/mod.rs"]
 mod channel;
+
+#[path = "../../src/sync.rs"]
+mod sync;
 
 #[cfg(test)]
 mod models;

@@ -14,7 +14,7 @@ use tokio::io::AsyncWrite;
 use crate::channel::{FrameReceiver, FrameSender, channel};
 
 /// Explores with a bound on preemptions, which keeps three threads within seconds.
-fn model(check: impl Fn() + Sync + Send + 'static) {
+pub(crate) fn model(check: impl Fn() + Sync + Send + 'static) {
     let mut builder = Builder::new();
     builder.preemption_bound = Some(2);
     builder.check(check);

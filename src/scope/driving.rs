@@ -10,15 +10,10 @@
 
 use std::{
     future::{Future, poll_fn},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
-        atomic::{AtomicBool, Ordering, fence},
-    },
+    sync::{Arc, PoisonError, TryLockError, atomic::Ordering},
     task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
-
-use tokio::runtime::Handle;
 
 use super::{
     failure::quietly,
@@ -26,6 +21,8 @@ use super::{
     teardown::{self, Teardown},
     verdict::Verdict,
 };
+// As the model check in `loom/` has them.
+use crate::sync::{AtomicBool, Handle, Mutex, MutexGuard, fence};
 
 /// How long the owner has to come when it is woken, before the task steps in.
 const OWNERS_TURN: Duration = Duration::from_millis(10);

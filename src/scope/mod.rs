@@ -104,7 +104,9 @@ pub use failure::{Failure, FailureKind};
 pub(crate) use failure::{Payload, contained, is_same, sources, told_whole};
 pub use future::ScopeFuture;
 #[cfg(any(feature = "bridge", feature = "compression"))]
-pub(crate) use gap::{ERROR_GAP, Gap, all_but_a_byte, is_patient};
+pub(crate) use gap::{ERROR_GAP, Gap};
+#[cfg(feature = "compression")]
+pub(crate) use gap::{all_but_a_byte, is_patient};
 pub use hold::Hold;
 pub use layer::{Fixed, Mode, Movable, ScopeLayer};
 pub(crate) use limit::Limit;

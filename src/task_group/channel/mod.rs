@@ -36,7 +36,6 @@
 // | `sender`, `writer`, `sink` | the producers' end, in three shapes |
 // | `receiver`, `body` | the other end, for the bodies of groups and as one of its own |
 // | `error` | what a producer is told when a frame cannot go in |
-// | `sync` | locks and threads: std's, or loom's |
 
 mod after;
 mod body;
@@ -48,7 +47,6 @@ mod sender;
 mod shared;
 mod sink;
 mod state;
-mod sync;
 mod writer;
 
 #[cfg(all(test, not(loom)))]
@@ -64,11 +62,12 @@ pub use self::{
 };
 
 use self::shared::Shared;
+use crate::sync::Arc;
 
 /// Makes a channel that holds at most `bound` bytes, or one frame larger than that.
 ///
 /// A bound of 0 counts as 1: every frame then passes alone.
 pub(crate) fn channel(bound: usize) -> (FrameSender, FrameReceiver) {
-    let shared = sync::Arc::new(Shared::new(bound));
+    let shared = Arc::new(Shared::new(bound));
     (FrameSender::new(shared.clone()), FrameReceiver::new(shared))
 }

@@ -8,8 +8,8 @@ use std::{
 use bytes::Bytes;
 use http_body::Frame;
 
-use super::{shared::Shared, state::Next, sync::Arc};
-use crate::scope::StreamId;
+use super::{shared::Shared, state::Next};
+use crate::{scope::StreamId, sync::Arc};
 
 /// Takes the frames. Dropping it closes the channel and frees what is buffered.
 pub(crate) struct FrameReceiver {

@@ -15,8 +15,8 @@ use super::{
     error::{Closed, TrySendError},
     line::Need,
     shared::Shared,
-    sync::{Arc, block_on},
 };
+use crate::sync::{Arc, block_on};
 
 /// Sends frames into a response body; clone it for every producer.
 ///

@@ -5,11 +5,8 @@ use std::{
     sync::{PoisonError, atomic::Ordering},
 };
 
-use super::{
-    after::After,
-    state::State,
-    sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard},
-};
+use super::{after::After, state::State};
+use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard};
 
 pub(super) struct Shared {
     state: Mutex<State>,

@@ -197,7 +197,7 @@ async fn a_writer_on_a_thread_of_its_own_has_its_turns_too() {
                 writer.write_all(&[b'w'; BOUND]).await.expect("open");
             }
         };
-        crate::task_group::channel::sync::block_on(writing);
+        crate::sync::block_on(writing);
     });
     let mut frames = 0_u64;
     let all = async {

@@ -18,7 +18,7 @@ fn a_thread_without_a_runtime_sends_and_waits() {
         Ok::<_, Closed>(())
     });
     let mut arrived = Vec::new();
-    super::super::sync::block_on(async {
+    crate::sync::block_on(async {
         while let Some(frame) = std::future::poll_fn(|cx| receiver.poll_frame(cx)).await {
             arrived.extend(frame.into_data().expect("data"));
         }

@@ -1,22 +1,28 @@
-//! Locks, counters and threads: std's, or loom's in the model check.
+//! Locks, counters, threads and runtimes: as they are, or loom's in the model check.
 
 #[cfg(not(loom))]
-pub(super) use std::{
+pub(crate) use std::{
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicUsize},
+        atomic::{AtomicBool, AtomicUsize, fence},
+    },
+    thread,
+};
+
+#[cfg(not(loom))]
+pub(crate) use tokio::runtime::Handle;
+
+#[cfg(loom)]
+pub(crate) use loom::{
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicUsize, fence},
     },
     thread,
 };
 
 #[cfg(loom)]
-pub(super) use loom::{
-    sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicUsize},
-    },
-    thread,
-};
+pub(crate) use crate::runtime::Handle;
 
 use std::{
     pin::pin,
@@ -24,7 +30,7 @@ use std::{
 };
 
 /// Runs a future on this thread, parked while the future waits. Needs no runtime.
-pub(super) fn block_on<F: Future>(future: F) -> F::Output {
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     let waker = Waker::from(std::sync::Arc::new(Unpark(thread::current())));
     let mut cx = Context::from_waker(&waker);
