@@ -219,8 +219,34 @@ async fn a_value_that_does_not_drop_in_time_is_no_clean_close() {
     let report = within(context.close()).await;
     assert_eq!((report.unrun(), report.failures().len()), (0, 1));
     let what = still_running(report.failures()[0].downcast_ref().unwrap());
-    assert!(what.contains("thread bridge-1"), "{what}");
+    // The call is over: it is not what keeps the thread.
+    assert_eq!(
+        what,
+        "thread bridge-1, busy with the request's tasks or values"
+    );
     drop(release);
+}
+
+#[tokio::test]
+async fn a_closer_is_interrupted_once_its_close_has_overrun() {
+    let pool = Pool::builder()
+        .max_threads(1)
+        .close_limit(Duration::from_millis(20))
+        .closer_limit(Duration::from_secs(3600))
+        .build();
+    let context = Context::new(pool.clone());
+    let (told, was_told) = oneshot::channel();
+    let waits = move |cx: &Cx| {
+        told.send(cx.block_on(std::future::pending::<()>()))
+            .unwrap()
+    };
+    context.bridge().defer(waits).unwrap();
+    let report = within(context.close()).await;
+    let what = still_running(report.failures()[0].downcast_ref().unwrap());
+    assert!(what.contains("tests/bridge_end.rs"), "{what}");
+    let waited = within(was_told).await.unwrap();
+    assert_eq!(waited.unwrap_err().kind(), Kind::Ended);
+    eventually(|| pool.idle() == 1).await;
 }
 
 #[tokio::test]

@@ -249,7 +249,8 @@ impl Bridge {
     /// and wait.
     pub fn is_ended(&self) -> bool {
         let opened = self.opened();
-        opened.is_some_and(|session| session.is_ended() || session.is_interrupted(Interrupt::Calls))
+        opened
+            .is_some_and(|session| session.is_closing() || session.is_interrupted(Interrupt::Calls))
             || matches!(&self.door, Door::Scope(scope) if scope.is_annex_closed())
     }
 

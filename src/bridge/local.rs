@@ -261,7 +261,7 @@ impl Local {
     }
 
     fn interruption(&self) -> BridgeError {
-        if self.session.is_ended() || !self.is_gone() {
+        if self.session.is_closing() || !self.is_gone() {
             BridgeError::ENDED
         } else {
             BridgeError::CANCELLED
@@ -279,7 +279,7 @@ impl Local {
         let late = self.deadline.get().is_some_and(|at| at <= Instant::now());
         late || self.is_gone()
             || self.session.is_interrupted(self.stop_at.get())
-            || (self.depth.get() == 0 && self.session.is_ended())
+            || (self.depth.get() == 0 && self.session.is_closing())
     }
 
     /// Runs the loop until `poll` is ready, or there is something to do outside the loop.

@@ -54,6 +54,7 @@ enum State {
     Idle,
     Queued,
     Open,
+    /// No closer is accepted any more, not even from a closer. Never before `closing`.
     Ended,
 }
 
@@ -158,7 +159,7 @@ impl Session {
 
     fn push<T>(self: &Arc<Self>, item: T, put: impl FnOnce(&mut Inner, T)) -> Result<(), T> {
         let mut inner = self.lock();
-        if inner.closing || inner.state == State::Ended {
+        if inner.closing {
             return Err(item);
         }
         put(&mut inner, item);
@@ -279,11 +280,6 @@ impl Session {
 
     pub(super) fn is_closing(&self) -> bool {
         self.lock().closing
-    }
-
-    pub(super) fn is_ended(&self) -> bool {
-        let inner = self.lock();
-        inner.closing || inner.state == State::Ended
     }
 
     /// Whether code that stops at `level` is being told to stop waiting.

@@ -70,6 +70,10 @@ mod tests {
         history.push(b"d");
         assert_eq!(history.as_slice(), b"6789abcd");
         assert!(history.bytes.capacity() <= 8);
+        history.replace(b"xyz");
+        assert_eq!(history.as_slice(), b"xyz");
+        history.replace(b"0123456789");
+        assert_eq!(history.as_slice(), b"23456789");
         let mut nothing = History::new(0);
         nothing.push(b"abc");
         assert!(nothing.as_slice().is_empty());
