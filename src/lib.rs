@@ -187,6 +187,9 @@ mod sync;
 pub mod task_group;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(all(test, not(loom)))]
+#[path = "../tests/support/waits.rs"]
+mod waits;
 
 #[cfg(feature = "bridge")]
 pub use bridge::{Bridge, BridgeLayer};

@@ -146,6 +146,63 @@ async fn a_body_that_is_never_polled_never_starts() {
     assert_eq!(Arc::strong_count(&started), 1);
 }
 
+/// Code that makes one chunk for each number it is sent, and waits for the next without the loop.
+async fn is_given_at_once(make: impl FnOnce(std::sync::mpsc::Receiver<u8>) -> SyncBody) {
+    let (ask, asked) = std::sync::mpsc::channel();
+    let mut body = make(asked);
+    for n in 0..20 {
+        {
+            // The reader waits before there is anything.
+            let mut frame = std::pin::pin!(body.frame());
+            assert!(futures_util::poll!(&mut frame).is_pending());
+            ask.send(n).unwrap();
+            let given = within(frame).await.unwrap().unwrap();
+            assert_eq!(given.into_data().unwrap(), [n].as_slice());
+        }
+    }
+    drop(ask);
+    let (rest, end) = drain(body).await;
+    assert_eq!((rest.len(), end.is_ok()), (0, true));
+}
+
+#[tokio::test]
+async fn a_chunk_is_given_while_the_code_works_on_the_next() {
+    is_given_at_once(|asked| SyncBody::from_iter(asked.into_iter().map(|n| vec![n]))).await;
+}
+
+#[tokio::test]
+async fn what_is_written_is_given_while_the_code_goes_on() {
+    is_given_at_once(|asked| {
+        SyncBody::writer(move |out| asked.into_iter().try_for_each(|n| out.write_all(&[n])))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_write_that_waits_goes_on_as_soon_as_there_is_room() {
+    let (wrote, written) = std::sync::mpsc::channel();
+    let mut body = SyncBody::writer(move |out| {
+        for n in 0..4 {
+            out.write_all(&[n; 1_000])?;
+            wrote.send(n).unwrap();
+        }
+        Ok(())
+    })
+    .buffer(1_000);
+    let mut last = None;
+    for n in 0..4 {
+        let data = next(&mut body).await.unwrap().unwrap();
+        assert_eq!(data, [n; 1_000].as_slice());
+        // Nobody polls the body meanwhile.
+        eventually(|| {
+            last = written.try_iter().last().or(last);
+            last >= Some((n + 1).min(3))
+        })
+        .await;
+    }
+    assert!(next(&mut body).await.is_none());
+}
+
 #[tokio::test]
 async fn the_producer_stays_within_the_buffer() {
     let made = Arc::new(AtomicUsize::new(0));

@@ -185,6 +185,32 @@ impl Body for PollsOn {
     }
 }
 
+/// A later poll, which nobody asked for, finds what comes next.
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "it sleeps, and nobody wakes it")]
+async fn a_wrapper_that_keeps_a_wake_to_itself_is_found() {
+    conformance(|script| Deaf(CleanupBody::new(script))).await;
+}
+
+/// Hears no wake once all bytes are there.
+#[pin_project::pin_project]
+struct Deaf<B>(#[pin] B);
+
+impl<B: Body> Body for Deaf<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<B::Data>, B::Error>>> {
+        let this = self.project();
+        let mut none = std::task::Context::from_waker(std::task::Waker::noop());
+        let deaf = this.0.size_hint().exact() == Some(0);
+        this.0.poll_frame(if deaf { &mut none } else { cx })
+    }
+}
+
 /// How long the error of a body waits behind its frame.
 async fn gap_of<B>(body: B) -> Duration
 where

@@ -48,6 +48,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+#[path = "support/waits.rs"]
+mod waits;
+use waits::in_time;
+
 const DEADLINE: Duration = Duration::from_secs(30);
 const JOIN_LIMIT: Duration = Duration::from_millis(300);
 /// Long enough for the frames before it to leave, also on a machine that does much else.
@@ -349,9 +353,8 @@ impl Server {
 }
 
 async fn within<F: Future>(what: F) -> F::Output {
-    tokio::time::timeout(DEADLINE, what)
-        .await
-        .expect("nothing happened before the deadline")
+    let waited = in_time(DEADLINE, what).await;
+    waited.expect("nothing happened before the deadline")
 }
 
 /// What a client makes of a response.

@@ -361,7 +361,7 @@ mod tests {
     }
 
     async fn within_a_second<F: Future>(what: F) -> F::Output {
-        let waited = tokio::time::timeout(Duration::from_secs(1), what).await;
+        let waited = crate::waits::in_time(Duration::from_secs(1), what).await;
         waited.expect("within a second")
     }
 }

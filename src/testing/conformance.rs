@@ -2,9 +2,9 @@
 
 use std::{
     fmt::Debug,
-    future::poll_fn,
+    future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::Pin,
+    pin::{Pin, pin},
     task::Poll,
     time::Duration,
 };
@@ -253,7 +253,12 @@ where
 
     /// Reads as hyper does: to `None`, an error, the end hint or trailers.
     async fn read(&mut self) -> End {
-        let reading = poll_fn(|cx| {
+        let mut asleep = pin!(tokio::time::sleep(ASLEEP));
+        poll_fn(|cx| {
+            // First: that it is over would be a poll that nobody asked for, and find what nobody was told of.
+            if asleep.as_mut().poll(cx).is_ready() {
+                panic!("{}: it sleeps, and nobody wakes it", self.name);
+            }
             loop {
                 match self.step(cx) {
                     Poll::Pending => return Poll::Pending,
@@ -261,11 +266,8 @@ where
                     Poll::Ready(None) => {}
                 }
             }
-        });
-        match tokio::time::timeout(ASLEEP, reading).await {
-            Ok(end) => end,
-            Err(_) => panic!("{}: it sleeps, and nobody wakes it", self.name),
-        }
+        })
+        .await
     }
 
     async fn poll_times(&mut self, polls: usize) -> End {

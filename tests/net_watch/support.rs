@@ -32,13 +32,16 @@ use tokio_rustls::{
     rustls::{self, pki_types},
 };
 
+#[path = "../support/waits.rs"]
+mod waits;
+use waits::in_time;
+
 /// Far above anything seen, far below patience.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 pub(crate) async fn within<F: Future>(what: F) -> F::Output {
-    tokio::time::timeout(DEADLINE, what)
-        .await
-        .expect("nothing happened before the deadline")
+    let waited = in_time(DEADLINE, what).await;
+    waited.expect("nothing happened before the deadline")
 }
 
 /// Polls until `done`; for what no event announces.

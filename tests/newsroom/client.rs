@@ -19,14 +19,17 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, task::JoinSet};
 
+#[path = "../support/waits.rs"]
+mod waits;
+use waits::in_time;
+
 /// Far above anything seen, far below patience.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Waits, but not for ever.
 pub(crate) async fn within<F: Future>(what: F) -> F::Output {
-    tokio::time::timeout(DEADLINE, what)
-        .await
-        .expect("nothing happened before the deadline")
+    let waited = in_time(DEADLINE, what).await;
+    waited.expect("nothing happened before the deadline")
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

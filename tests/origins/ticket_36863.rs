@@ -35,15 +35,16 @@ use tokio::{
 };
 use tower::ServiceExt as _;
 
+use crate::waits::in_time;
+
 type Here = (ThreadId, Id);
 type Seen = Arc<Mutex<Vec<(&'static str, Here)>>>;
 type Failed = NextError<Infallible>;
 
 /// Nothing here may hang.
 async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(Duration::from_secs(20), future)
-        .await
-        .expect("took too long")
+    let waited = in_time(Duration::from_secs(20), future).await;
+    waited.expect("took too long")
 }
 
 async fn until(mut done: impl FnMut() -> bool) {

@@ -30,6 +30,8 @@ use tokio::{
 };
 use tower::ServiceExt;
 
+use crate::waits::in_time;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Counts futures that exist, by guards in them.
@@ -115,9 +117,8 @@ async fn until(mut done: impl FnMut() -> bool) {
 }
 
 async fn within<F: Future>(what: F) -> F::Output {
-    tokio::time::timeout(DEADLINE, what)
-        .await
-        .expect("nothing happened before the deadline")
+    let waited = in_time(DEADLINE, what).await;
+    waited.expect("nothing happened before the deadline")
 }
 
 async fn text<B>(body: B) -> Result<String, B::Error>

@@ -14,12 +14,15 @@ use http::Response;
 use http_body_util::BodyExt;
 use tower::ServiceExt;
 
+#[path = "../support/waits.rs"]
+mod waits;
+use waits::in_time;
+
 const DEADLINE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn within<F: Future>(what: F) -> F::Output {
-    tokio::time::timeout(DEADLINE, what)
-        .await
-        .expect("nothing happened before the deadline")
+    let waited = in_time(DEADLINE, what).await;
+    waited.expect("nothing happened before the deadline")
 }
 
 /// Polls until `done`; for what no event announces.

@@ -3,11 +3,12 @@
 use std::sync::mpsc;
 
 use super::{super::error::BridgeErrorKind, *};
+use crate::waits::in_time;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
 async fn within<F: Future>(what: F) -> F::Output {
-    (tokio::time::timeout(LIMIT, what).await).expect("nothing happened")
+    in_time(LIMIT, what).await.expect("nothing happened")
 }
 
 #[test]

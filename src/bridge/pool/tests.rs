@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::{Idle, Pool, Worker};
-use crate::bridge::{Bridge, Context, Cx, context::Close, error::BridgeError, session::Session};
+use crate::{
+    bridge::{Bridge, Context, Cx, context::Close, error::BridgeError, session::Session},
+    waits::in_time,
+};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -41,7 +44,7 @@ async fn a_thread_that_came_free_meanwhile_serves_the_session() {
         .shared
         .not_started(taken_out, io::Error::other("no more"));
     let close = Close::of(&session, false);
-    let report = tokio::time::timeout(LIMIT, close).await.unwrap();
+    let report = in_time(LIMIT, close).await.unwrap();
     assert_eq!((report.closers_run(), report.unrun()), (1, 0));
     seen.try_recv().unwrap();
 }
@@ -53,7 +56,7 @@ async fn closers_wait_for_the_next_attempt_to_get_a_thread() {
     session.fail(&BridgeError::start(io::Error::other("not now")));
     context.close().await;
     let close = Close::of(&session, false);
-    let report = tokio::time::timeout(LIMIT, close).await.unwrap();
+    let report = in_time(LIMIT, close).await.unwrap();
     assert_eq!((report.closers_run(), report.unrun()), (1, 0));
     seen.try_recv().unwrap();
 }
@@ -71,7 +74,7 @@ async fn a_thread_that_panics_leaves_another_in_its_place() {
     });
     dies.join().unwrap_err();
     let close = Close::of(&session, false);
-    let report = tokio::time::timeout(LIMIT, close).await.unwrap();
+    let report = in_time(LIMIT, close).await.unwrap();
     assert_eq!((report.closers_run(), report.unrun()), (1, 0));
     seen.try_recv().unwrap();
     assert_eq!(pool.threads(), 1);
@@ -99,7 +102,7 @@ impl std::error::Error for Bomb {}
 /// The next request finds the thread.
 async fn serves(pool: &Pool) {
     let next = Context::new(pool.clone());
-    let call = tokio::time::timeout(LIMIT, next.bridge().call(|_| 1));
+    let call = in_time(LIMIT, next.bridge().call(|_| 1));
     assert_eq!(call.await.expect("nobody serves").unwrap(), 1);
     assert_eq!(pool.threads(), 1);
 }
@@ -155,7 +158,7 @@ async fn a_long_drop_keeps_nobody_waiting(leave: impl FnOnce(Context)) {
     drop(left);
     dropping.recv_timeout(LIMIT).unwrap();
     let next = Context::new(pool.clone());
-    let call = tokio::time::timeout(Duration::from_secs(1), next.bridge().call(|_| 1));
+    let call = in_time(Duration::from_secs(1), next.bridge().call(|_| 1));
     let answer = call.await;
     drop(release);
     assert_eq!(answer.expect("nobody serves").unwrap(), 1);
@@ -180,7 +183,7 @@ async fn what_was_kept_for_a_session_may_panic_when_dropped() {
         session.keep_until_done(Box::new(Bomb(told.clone())));
     }
     let close = Close::of(&session, false);
-    tokio::time::timeout(LIMIT, close).await.expect("no report");
+    in_time(LIMIT, close).await.expect("no report");
     for _ in 0..2 {
         dropped.recv_timeout(LIMIT).unwrap();
     }

@@ -27,6 +27,7 @@ use super::{
     Fixed, Taken, answer, drain, events, get, poll,
     script::{Script, Step, data},
 };
+use crate::waits::in_time;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Deflate];
@@ -287,7 +288,7 @@ async fn end_of_a_slow_stream(coding: Coding, layer: &CompressionLayer, fails: b
         begin.send(()).unwrap();
         hold.recv()
     }));
-    let begun = tokio::time::timeout(DEADLINE, begun).await;
+    let begun = in_time(DEADLINE, begun).await;
     begun.expect("the worker is at work").unwrap();
     if pauses {
         take_ready(body.as_mut(), &mut taken);
@@ -299,7 +300,7 @@ async fn end_of_a_slow_stream(coding: Coding, layer: &CompressionLayer, fails: b
     let polled = poll(body.as_mut());
     assert!(polled.is_pending(), "{coding:?} {fails} {pauses}");
     drop(release);
-    while taken.take(tokio::time::timeout(DEADLINE, body.frame()).await.unwrap()) {}
+    while taken.take(in_time(DEADLINE, body.frame()).await.unwrap()) {}
     assert_eq!(taken.error.is_some(), fails);
     let decoded = decode(coding, &taken.wire).await;
     assert_eq!(decoded, (text.to_vec(), !fails), "{coding:?}");
@@ -331,8 +332,8 @@ async fn what_is_encoded_slowly_is_decodable_before_the_next_too() {
             sender.send(event.clone()).unwrap();
             told.extend_from_slice(event);
             while decode(coding, &taken.wire).await.0 != told {
-                let frame = tokio::time::timeout(DEADLINE, body.frame()).await;
-                taken.take(frame.unwrap_or_else(|_| {
+                let frame = in_time(DEADLINE, body.frame()).await;
+                taken.take(frame.unwrap_or_else(|| {
                     panic!("{coding:?} holds an event back: {} {:?}", told.len(), taken)
                 }));
             }

@@ -16,6 +16,7 @@ use super::{
     stream,
     streams::random,
 };
+use crate::waits::in_time;
 
 #[test]
 fn a_stream_left_half_way_spoils_no_other_at_any_level() {
@@ -63,7 +64,7 @@ async fn a_stream_counts_as_parked_while_it_waits_and_not_while_threads_work_for
             told.extend_from_slice(&text);
             sender.send(Bytes::from(text)).unwrap();
             while gunzip_prefix(&taken.wire) != told {
-                let frame = tokio::time::timeout(DEADLINE, body.frame()).await;
+                let frame = in_time(DEADLINE, body.frame()).await;
                 taken.take(frame.expect("a frame"));
                 if gunzip_prefix(&taken.wire) != told {
                     assert_eq!(layer.stats().parked, 0, "at work");

@@ -29,6 +29,7 @@ use super::{
     whole,
 };
 use crate::scope::{Failure, FailureKind};
+use crate::waits::in_time;
 
 /// Enough ready text to be encoded by a worker.
 fn sustained() -> Vec<Step> {
@@ -224,7 +225,7 @@ fn streams_go_on_when_the_blocking_pool_has_no_thread() {
                 taken
             });
             let all = futures_util::future::join_all(streams);
-            tokio::time::timeout(DEADLINE, all).await
+            in_time(DEADLINE, all).await
         });
         for taken in streams.expect("nobody waits for the pool") {
             assert!(taken.error.is_none());
@@ -241,8 +242,8 @@ fn whole_bodies_do_not_wait_for_the_blocking_pool() {
     let text = events(800).concat();
     assert!((33 << 10..64 << 10).contains(&text.len()));
     let answer = whole(&layer, text.clone());
-    let response = runtime.block_on(async { tokio::time::timeout(DEADLINE, answer).await });
-    let Ok(Ok(response)) = response else {
+    let response = runtime.block_on(async { in_time(DEADLINE, answer).await });
+    let Some(Ok(response)) = response else {
         panic!("the head is held back");
     };
     assert!(gunzip(&drain(response.into_body()).wire) == text);
