@@ -151,14 +151,10 @@ async fn is_given_at_once(make: impl FnOnce(std::sync::mpsc::Receiver<u8>) -> Sy
     let (ask, asked) = std::sync::mpsc::channel();
     let mut body = make(asked);
     for n in 0..20 {
-        {
-            // The reader waits before there is anything.
-            let mut frame = std::pin::pin!(body.frame());
-            assert!(futures_util::poll!(&mut frame).is_pending());
-            ask.send(n).unwrap();
-            let given = within(frame).await.unwrap().unwrap();
-            assert_eq!(given.into_data().unwrap(), [n].as_slice());
-        }
+        // In this order: the reader waits before there is anything.
+        let asking = async { ask.send(n).unwrap() };
+        let (given, ()) = futures_util::future::join(next(&mut body), asking).await;
+        assert_eq!(given.unwrap().unwrap(), [n].as_slice());
     }
     drop(ask);
     let (rest, end) = drain(body).await;

@@ -5,5 +5,3 @@ mod support;
 mod ticket_36863;
 mod ticket_36916;
 mod ticket_37066;
-#[path = "../support/waits.rs"]
-mod waits;

@@ -35,7 +35,7 @@ use tokio::{
 };
 use tower::ServiceExt as _;
 
-use crate::waits::in_time;
+use crate::support::in_time;
 
 type Here = (ThreadId, Id);
 type Seen = Arc<Mutex<Vec<(&'static str, Here)>>>;

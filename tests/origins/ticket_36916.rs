@@ -30,7 +30,7 @@ use tokio::{
 };
 use tower::ServiceExt;
 
-use crate::waits::in_time;
+use crate::support::in_time;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
