@@ -550,6 +550,27 @@ async fn a_dropped_call_interrupts_the_wait_of_its_code() {
 }
 
 #[tokio::test]
+async fn a_nested_call_that_is_over_leaves_its_caller_able_to_see_that() {
+    let context = Context::new(Pool::new());
+    let bridge = context.bridge();
+    let (waiting, is_waiting) = oneshot::channel();
+    let (told, was_told) = oneshot::channel();
+    let inner = bridge.clone();
+    let mut call = Box::pin(bridge.call(move |cx| {
+        let nested = cx.block_on(inner.call(|_| 5)).unwrap().unwrap();
+        let result = cx.block_on(async {
+            waiting.send(nested).unwrap();
+            std::future::pending::<()>().await
+        });
+        told.send(result).unwrap();
+    }));
+    assert!(futures_util::poll!(&mut call).is_pending());
+    assert_eq!(within(is_waiting).await.unwrap(), 5);
+    drop(call);
+    assert_eq!(kind(within(was_told).await.unwrap()), Kind::Cancelled);
+}
+
+#[tokio::test]
 async fn a_dropped_run_is_cancelled_and_a_dropped_task_is_not() {
     let context = Context::new(Pool::new());
     let bridge = context.bridge();
@@ -660,6 +681,66 @@ async fn sync_code_that_does_not_come_back_is_named() {
     within(call).await.unwrap().unwrap();
     eventually(|| pool.idle() == 1).await;
     assert!(pool.stuck().is_empty());
+}
+
+/// Keeps its code on the thread until it is told to go on.
+async fn does_not_come_back(context: Context) -> (mpsc::Sender<()>, impl Future<Output = ()>) {
+    let (release, released) = mpsc::channel::<()>();
+    let (running, is_running) = oneshot::channel();
+    let call = background(context.bridge().call(move |_| {
+        running.send(()).unwrap();
+        released.recv().unwrap();
+    }));
+    within(is_running).await.unwrap();
+    within(context.close()).await;
+    (release, async { within(call).await.unwrap().unwrap() })
+}
+
+#[tokio::test]
+async fn it_is_named_on_a_thread_that_was_idle_or_had_a_line_too() {
+    let pool = Pool::builder()
+        .max_threads(1)
+        .close_limit(Duration::from_millis(20))
+        .build();
+    let first = Context::new(pool.clone());
+    within(first.bridge().call(|_| ())).await.unwrap();
+    within(first.close()).await;
+    eventually(|| pool.idle() == 1).await;
+    let (release, back) = does_not_come_back(Context::new(pool.clone())).await;
+    assert_eq!(pool.stuck().len(), 1);
+
+    let in_line = background(does_not_come_back(Context::new(pool.clone())));
+    eventually(|| pool.waiting() == 1).await;
+    release.send(()).unwrap();
+    back.await;
+    let (release, back) = within(in_line).await.unwrap();
+    assert_eq!((pool.stuck().len(), pool.threads()), (1, 1));
+    release.send(()).unwrap();
+    back.await;
+    eventually(|| pool.stuck().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_blocking_task_of_the_loop_holds_up_neither_its_close_nor_its_thread() {
+    let pool = small(1);
+    let context = Context::new(pool.clone());
+    let (release, released) = mpsc::channel::<()>();
+    let (ended, has_ended) = oneshot::channel();
+    within(context.bridge().call(move |_| {
+        drop(tokio::task::spawn_blocking(move || {
+            released.recv().unwrap();
+            ended.send(()).unwrap();
+        }));
+    }))
+    .await
+    .unwrap();
+    let report = within(context.close()).await;
+    assert!(report.stuck().is_none());
+    let next = Context::new(pool.clone());
+    assert_eq!(within(next.bridge().call(|_| 7)).await.unwrap(), 7);
+    // It goes on to its end.
+    release.send(()).unwrap();
+    within(has_ended).await.unwrap();
 }
 
 #[tokio::test]
