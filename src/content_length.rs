@@ -1,10 +1,43 @@
 //! What a `Content-Length` promises.
 
-use http::{HeaderMap, Version, header};
+use http::{HeaderMap, HeaderValue, Version, header};
 
-/// The length a head promises; none if the header is not one plain number (RFC 9110, 8.6).
+/// What a head says of its body's length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Framing {
+    /// What the header promises; none if it is not one plain number (RFC 9110, 8.6).
+    pub(crate) length: Option<u64>,
+    /// HTTP/1.1 sends it in chunks by the wish of its head, which has no length: whatever size it hints at, it is
+    /// asked on behind its last byte, and may have trailers (RFC 9112, 7.1).
+    pub(crate) chunked: bool,
+}
+
+impl Framing {
+    /// One look through the headers: most heads are short, and two searches by hash cost more.
+    pub(crate) fn of(version: Version, headers: &HeaderMap) -> Self {
+        let (mut length, mut encoded) = (None, false);
+        for (name, value) in headers {
+            if *name == header::CONTENT_LENGTH {
+                length.get_or_insert(value);
+            } else if *name == header::TRANSFER_ENCODING {
+                encoded = true;
+            }
+        }
+        let length = length.and_then(number);
+        Self {
+            length,
+            chunked: encoded && length.is_none() && version == Version::HTTP_11,
+        }
+    }
+}
+
+/// The length a head promises.
 pub(crate) fn of(headers: &HeaderMap) -> Option<u64> {
-    match headers.get(header::CONTENT_LENGTH)?.as_bytes().trim_ascii() {
+    number(headers.get(header::CONTENT_LENGTH)?)
+}
+
+fn number(value: &HeaderValue) -> Option<u64> {
+    match value.as_bytes().trim_ascii() {
         [] => None,
         digits => digits.iter().try_fold(0_u64, |length, byte| {
             let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
@@ -13,18 +46,8 @@ pub(crate) fn of(headers: &HeaderMap) -> Option<u64> {
     }
 }
 
-/// Whether HTTP/1.1 sends a body in chunks by the wish of its head, which has no `length`: whatever size it hints at, it is
-/// asked on behind its last byte, and may have trailers (RFC 9112, 7.1).
-pub(crate) fn is_chunked(version: Version, length: Option<u64>, headers: &HeaderMap) -> bool {
-    version == Version::HTTP_11
-        && length.is_none()
-        && headers.contains_key(header::TRANSFER_ENCODING)
-}
-
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn read(text: &[u8]) -> Option<u64> {
@@ -55,6 +78,43 @@ mod tests {
         ];
         for text in texts {
             assert_eq!(read(text), None, "{text:?}");
+        }
+    }
+
+    fn framing(version: Version, head: &[(&'static str, &'static str)]) -> Framing {
+        let head = head.iter().map(|&(name, value)| {
+            let name = http::HeaderName::from_static(name);
+            (name, HeaderValue::from_static(value))
+        });
+        let mut headers = HeaderMap::new();
+        head.for_each(|(name, value)| {
+            headers.append(name, value);
+        });
+        Framing::of(version, &headers)
+    }
+
+    #[test]
+    fn the_first_length_counts_and_wins_over_chunks() {
+        let plain = ("x-other", "1");
+        let (five, six) = (("content-length", "5"), ("content-length", "6"));
+        let (bad, chunks) = (("content-length", "x"), ("transfer-encoding", "chunked"));
+        let cases: [(&[_], _, _); 7] = [
+            (&[], None, false),
+            (&[plain], None, false),
+            (&[plain, five, six], Some(5), false),
+            (&[chunks, five], Some(5), false),
+            (&[plain, chunks], None, true),
+            (&[bad, chunks], None, true),
+            (&[bad, five], None, false),
+        ];
+        for (head, length, chunked) in cases {
+            let seen = framing(Version::HTTP_11, head);
+            assert_eq!(seen, Framing { length, chunked }, "{head:?}");
+            for version in [Version::HTTP_10, Version::HTTP_2] {
+                let seen = framing(version, head);
+                let chunked = false;
+                assert_eq!(seen, Framing { length, chunked }, "{head:?}");
+            }
         }
     }
 }

@@ -21,7 +21,8 @@ use super::{
     whole::{self, Collected, Whole},
 };
 use crate::{
-    BoxError, content_length,
+    BoxError,
+    content_length::{self, Framing},
     scope::{Connection, is_encoded_outside},
 };
 
@@ -139,9 +140,14 @@ where
         let mut this = self.project();
         if let StateProjection::Inner(future) = this.state.as_mut().project() {
             let mut response = ready!(future.poll(cx))?;
-            let treated = match this.call.agree(response.extensions_mut()) {
-                Ok(()) => this.call.treat(response, cx),
-                Err(NotAcceptable) => Ok(not_acceptable(mem::take(response.extensions_mut()))),
+            let treated = match this.call.regard(&mut response) {
+                // At once: to move a response costs more than all the rest of this.
+                Regard::LeaveAlone => {
+                    this.state.set(State::Done);
+                    return Poll::Ready(Ok(response.map(CompressionBody::plain)));
+                }
+                Regard::Treat(plan) => this.call.treat(response, plan, cx),
+                Regard::Refuse => Ok(not_acceptable(mem::take(response.extensions_mut()))),
             };
             match treated {
                 Ok(response) => {
@@ -183,10 +189,38 @@ impl Call {
         }
     }
 
+    /// What is to be done with a response, as far as that takes no look at most of its headers.
+    fn regard(&mut self, response: &mut Response<impl Body>) -> Regard {
+        let extensions = response.extensions_mut();
+        if let Err(NotAcceptable) = self.agree(extensions) {
+            return Regard::Refuse;
+        }
+        let wish = match self.inside {
+            true => extensions.get().copied(),
+            false => extensions.remove::<Compress>(),
+        };
+        let options = &self.core.options;
+        let form = match self.choice() {
+            Choice::Encode(coding) => Some(Form::new(coding, &self.method)),
+            Choice::Identity | Choice::Nothing => None,
+        };
+        let size = self.size(response);
+        let nothing_on_offer = options.codings.is_empty();
+        let only_encoded = form.is_some() && self.accepted.refuses_identity();
+        if nothing_on_offer
+            || headers::is_too_small(response.status(), size, wish, only_encoded, options)
+        {
+            return Regard::LeaveAlone;
+        }
+        Regard::Treat(Plan { form, wish, size })
+    }
+
     /// What the client gets; `Err` while a whole body is being compressed.
+    #[inline(never)]
     fn treat<B>(
         &self,
-        mut response: Response<B>,
+        response: Response<B>,
+        Plan { form, wish, size }: Plan,
         cx: &mut Context<'_>,
     ) -> Result<Response<CompressionBody<B>>, Box<Whole>>
     where
@@ -194,26 +228,8 @@ impl Call {
         B::Data: 'static,
         B::Error: Into<BoxError>,
     {
-        let options = &self.core.options;
-        let form = match self.choice() {
-            Choice::Encode(coding) => Some(Form::new(coding, &self.method)),
-            Choice::Identity | Choice::Nothing => None,
-        };
-        let extensions = response.extensions_mut();
-        let wish = match self.inside {
-            true => extensions.get().copied(),
-            false => extensions.remove::<Compress>(),
-        };
-        let size = self.size(&response);
-        let nothing_on_offer = options.codings.is_empty();
-        let only_encoded = form.is_some() && self.accepted.refuses_identity();
-        if nothing_on_offer
-            || headers::is_too_small(response.status(), size, wish, only_encoded, options)
-        {
-            return Ok(response.map(CompressionBody::plain));
-        }
         let (mut parts, body) = response.into_parts();
-        let treatment = headers::judge(&self.method, &parts, wish, options);
+        let treatment = headers::judge(&self.method, &parts, wish, &self.core.options);
         if treatment != Treatment::LeaveAlone {
             headers::add_vary(&mut parts.headers);
         }
@@ -249,8 +265,7 @@ impl Call {
             form.encode_head(&mut parts.headers, None);
             return Ok(Response::from_parts(parts, CompressionBody::head()));
         }
-        let length = content_length::of(&parts.headers);
-        let chunked = content_length::is_chunked(self.version, length, &parts.headers);
+        let Framing { chunked, .. } = Framing::of(self.version, &parts.headers);
         let source = Source::new(Account {
             promised: size,
             ends_at_length: self.version < Version::HTTP_2 && !chunked,
@@ -311,6 +326,24 @@ impl Call {
             false => body.size_hint().exact(),
         }
     }
+}
+
+/// What is to be done with a response.
+enum Regard {
+    /// It passes as it is, and nothing is said of it.
+    LeaveAlone,
+    /// Its head decides.
+    Treat(Plan),
+    /// A strict layer has nothing on offer that the client accepts.
+    Refuse,
+}
+
+/// What is known of a response before its head is read.
+struct Plan {
+    /// What it may be encoded as.
+    form: Option<Form>,
+    wish: Option<Compress>,
+    size: Option<u64>,
 }
 
 /// A strict layer has nothing on offer that the client accepts.

@@ -6,7 +6,10 @@
 use http::{HeaderMap, Method, StatusCode, Version};
 use http_body::SizeHint;
 
-use crate::{content_length, outcome::Outcome};
+use crate::{
+    content_length::{self, Framing},
+    outcome::Outcome,
+};
 
 /// What to do with a response at its head.
 #[derive(Debug)]
@@ -49,9 +52,8 @@ impl Detector {
         if !body_is_due(method, status) {
             return Head::Ended(Outcome::Complete);
         }
-        let length = content_length::of(headers);
+        let Framing { length, chunked } = Framing::of(version, headers);
         let promised = length.or_else(|| hint.exact());
-        let chunked = content_length::is_chunked(version, length, headers);
         let stops = stops_at_length(version) && !chunked;
         // HTTP/1 does not poll a body of no bytes; HTTP/2 does, and may find trailers.
         let never_polled = end_hint || (hint.exact() == Some(0) && stops);

@@ -134,10 +134,18 @@ impl Default for Finisher {
 }
 
 impl Drop for Finisher {
+    #[inline]
     fn drop(&mut self) {
-        let Some(scope) = self.scope.take() else {
-            return;
-        };
+        if let Some(scope) = self.scope.take() {
+            self.tear_down(scope);
+        }
+    }
+}
+
+impl Finisher {
+    /// Leaves what is not torn down yet to a task.
+    #[inline(never)]
+    fn tear_down(&mut self, scope: Arc<Scope>) {
         scope.note_drop();
         match self.running.take() {
             Some(running) => {

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use http::{
@@ -22,6 +22,7 @@ use super::{
     failure::{Failure, FailureKind, contained},
     finisher::Finisher,
     head::AtHead,
+    inner::{Unasked, askable},
     judge::{End, Held, Judged, Next},
     machine::Parting,
     owner::{Owner, Runs},
@@ -36,7 +37,7 @@ use crate::{
 ///
 /// **On drop**: the end starts (`Dropped`, or `Panicked`), the handler is dropped, and the teardown
 /// moves to a task on the runtime that was current at the call.
-#[pin_project]
+#[pin_project(project = Projected)]
 #[must_use = "futures do nothing unless polled"]
 pub struct ScopeFuture<F, E> {
     // Field order is drop order: signals, handler, teardown.
@@ -90,93 +91,144 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let last = match this.last.take() {
-            Some(last) => *last,
-            None => {
-                let result = ready!(poll_handler(this.owner, this.inner.as_mut(), cx));
-                this.owner.marked(Runs::Handler, || this.inner.set(None));
-                match result {
-                    None => {
-                        let end = End {
-                            outcome: Outcome::Cancelled,
-                            error: None,
-                            held: Held::default(),
-                        };
-                        let mut extensions = Extensions::new();
-                        if let Some(scope) = this.owner.scope() {
-                            scope.lead_here(&mut extensions);
-                        }
-                        end_before_head(this.owner, this.finisher, end, ());
-                        Last::Interrupted(extensions)
+        if let Some(last) = this.last.take() {
+            return this.conclude(*last, cx);
+        }
+        let polled = match askable(this.owner, this.inner.as_mut()) {
+            Ok(handler) => this.owner.marked(Runs::Handler, || handler.poll(cx)),
+            Err(Unasked::Interrupted) => {
+                let last = this.interrupted();
+                return this.conclude(last, cx);
+            }
+            // Polled again after it was ready, or after its panic was caught: futures are not to be.
+            Err(Unasked::Gone | Unasked::Panicked) => return Poll::Pending,
+        };
+        let last = match polled {
+            Poll::Ready(Ok(mut response)) => {
+                this.let_go();
+                // A response is moved as seldom as can be: that costs more than all the rest of this.
+                match at_head(&mut response, this.owner, this.finisher) {
+                    Follows::Stream => {
+                        let (owner, finisher) = (mem::take(this.owner), mem::take(this.finisher));
+                        let streams = |body| ScopeBody::streaming(owner, body, finisher);
+                        return Poll::Ready(Ok(response.map(streams)));
                     }
-                    Some(Err(error)) => {
-                        let cause = Cause::from(Failure::new(FailureKind::Service));
-                        // What is answered to the error is not ours to say.
-                        if let Parting::Leave(_) =
-                            this.owner.end(Outcome::Failed, Some(cause.into()), None)
-                        {
-                            this.finisher.leave_to_holds();
-                        }
-                        Last::Error(error)
+                    Follows::Passing => return Poll::Ready(Ok(response.map(ScopeBody::passing))),
+                    Follows::Nothing(hint) => {
+                        let over = |_| ScopeBody::over(Held::default(), hint);
+                        return Poll::Ready(Ok(response.map(over)));
                     }
-                    Some(Ok(response)) => match at_head(response, this.owner, this.finisher, cx) {
-                        Ok(response) => return Poll::Ready(Ok(response)),
-                        Err(over) => Last::Respond(over),
-                    },
+                    Follows::End { outcome, hint } => this.ends(response, outcome, hint),
+                    Follows::MaybeAll => {
+                        match poll_ahead(response, this.owner, this.finisher, cx) {
+                            Ok(response) => return Poll::Ready(Ok(response)),
+                            Err(over) => Last::Respond(over),
+                        }
+                    }
                 }
             }
+            Poll::Ready(Err(error)) => {
+                this.let_go();
+                this.failed(error)
+            }
+            Poll::Pending if this.owner.watch(cx) => this.interrupted(),
+            Poll::Pending => return Poll::Pending,
         };
-        match this.finisher.poll_before_head(cx) {
-            Poll::Ready(verdict) => Poll::Ready(conclude(last, verdict)),
+        this.conclude(last, cx)
+    }
+}
+
+impl<F, E> Projected<'_, F, E> {
+    /// The handler goes as soon as it is done.
+    fn let_go(&mut self) {
+        self.owner.marked(Runs::Handler, || self.inner.set(None));
+    }
+
+    /// No body will be polled.
+    fn ends<B>(
+        &mut self,
+        response: Response<B>,
+        outcome: Outcome,
+        hint: Option<SizeHint>,
+    ) -> Last<E> {
+        let (parts, body) = response.into_parts();
+        let end = match outcome {
+            Outcome::Complete => End::complete(None, None),
+            _ => End::nothing_of(Detector::promised_by(&parts.headers)),
+        };
+        Last::Respond(end_with(end, body, parts, hint, self.owner, self.finisher))
+    }
+
+    /// The service has failed. What is answered to the error is not ours to say.
+    fn failed(&mut self, error: E) -> Last<E> {
+        let cause = Cause::from(Failure::new(FailureKind::Service));
+        let parting = self.owner.end(Outcome::Failed, Some(cause.into()), None);
+        if let Parting::Leave(_) = parting {
+            self.finisher.leave_to_holds();
+        }
+        Last::Error(error)
+    }
+
+    /// Someone else started the end.
+    fn interrupted(&mut self) -> Last<E> {
+        self.let_go();
+        let end = End {
+            outcome: Outcome::Cancelled,
+            error: None,
+            held: Held::default(),
+        };
+        let mut extensions = Extensions::new();
+        if let Some(scope) = self.owner.scope() {
+            scope.lead_here(&mut extensions);
+        }
+        end_before_head(self.owner, self.finisher, end, ());
+        Last::Interrupted(extensions)
+    }
+
+    /// Finishes the teardown, then gives what is to be given.
+    fn conclude<B>(
+        self,
+        last: Last<E>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<ScopeBody<B>>, E>> {
+        match self.finisher.poll_before_head(cx) {
+            Poll::Ready(verdict) => Poll::Ready(answer(last, verdict)),
             Poll::Pending => {
-                *this.last = Some(Box::new(last));
+                *self.last = Some(Box::new(last));
                 Poll::Pending
             }
         }
     }
 }
 
-/// Polls the handler under the mark; `None` if someone else started the end.
-fn poll_handler<F: Future>(
-    owner: &mut Owner,
-    inner: Pin<&mut Option<F>>,
-    cx: &mut Context<'_>,
-) -> Poll<Option<F::Output>> {
-    let Some(handler) = inner.as_pin_mut() else {
-        // Polled again after it was ready, against the contract of futures.
-        return Poll::Pending;
-    };
-    if owner.is_interrupted() {
-        return Poll::Ready(None);
-    }
-    if owner.has_panicked() {
-        // Polled again after its panic was caught: futures are not to be.
-        return Poll::Pending;
-    }
-    match owner.marked(Runs::Handler, || handler.poll(cx)) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending if owner.watch(cx) => Poll::Ready(None),
-        Poll::Pending => Poll::Pending,
-    }
+/// What follows a head.
+enum Follows {
+    /// A body of another layer's.
+    Passing,
+    /// A body under its owner.
+    Stream,
+    /// The same, and the whole of it may be at hand.
+    MaybeAll,
+    /// Nothing, and nobody hears of the end.
+    Nothing(Option<SizeHint>),
+    /// Nothing: the teardown comes before the head.
+    End {
+        outcome: Outcome,
+        hint: Option<SizeHint>,
+    },
 }
 
-/// Reads the head. `Err` if the body is over already, so that the teardown comes first.
-fn at_head<B>(
-    mut response: Response<B>,
+/// Reads the head.
+fn at_head<B: Body>(
+    response: &mut Response<B>,
     owner: &mut Owner,
     finisher: &mut Finisher,
-    cx: &mut Context<'_>,
-) -> Result<Response<ScopeBody<B>>, Over>
-where
-    B: Body,
-    B::Data: 'static,
-    B::Error: Into<BoxError>,
-{
+) -> Follows {
     let Some(scope) = owner.scope() else {
         owner.release();
-        return Ok(response.map(ScopeBody::passing));
+        return Follows::Passing;
     };
-    let head = scope.at_head(&mut response);
+    let head = scope.at_head(response);
     if head != AtHead::Unreached {
         scope.note_rpc_status(response.headers());
     }
@@ -195,7 +247,7 @@ where
         Head::Streams(_) => None,
     };
     if scope.method == Method::HEAD {
-        write_length(&mut response, kept.as_ref());
+        write_length(response, kept.as_ref());
     }
     if head == AtHead::Unreached && !matches!(seen, Head::Ended(Outcome::Truncated)) {
         owner.leave_unreached();
@@ -203,25 +255,35 @@ where
     }
     let detector = match seen {
         Head::Streams(detector) => detector,
-        Head::Ended(_) if owner.is_unreached() => {
-            return Ok(response.map(|_| ScopeBody::over(Held::default(), kept)));
-        }
+        Head::Ended(_) if owner.is_unreached() => return Follows::Nothing(kept),
         Head::Ended(outcome) => {
-            let (parts, body) = response.into_parts();
-            let end = match outcome {
-                Outcome::Complete => End::complete(None, None),
-                _ => End::nothing_of(Detector::promised_by(&parts.headers)),
+            return Follows::End {
+                outcome,
+                hint: kept,
             };
-            return Err(end_with(end, body, parts, kept, owner, finisher));
         }
     };
     owner.streams(detector);
-    if head != AtHead::Used || detector.promised().is_none() {
-        let (owner, finisher) = (mem::take(owner), mem::take(finisher));
-        return Ok(response.map(|body| ScopeBody::streaming(owner, body, finisher)));
+    // Something may fail in the teardown: it is seen whether it can come before the head.
+    match head == AtHead::Used && detector.promised().is_some() {
+        true => Follows::MaybeAll,
+        false => Follows::Stream,
     }
+}
+
+/// Polls a body before its head is given. `Err` if that is all of it, so that the teardown comes first.
+fn poll_ahead<B>(
+    response: Response<B>,
+    owner: &mut Owner,
+    finisher: &mut Finisher,
+    cx: &mut Context<'_>,
+) -> Result<Response<ScopeBody<B>>, Over>
+where
+    B: Body,
+    B::Data: 'static,
+    B::Error: Into<BoxError>,
+{
     let (parts, body) = response.into_parts();
-    // Something may fail in the teardown, and the whole body may be at hand: see if it is.
     let mut body = Box::pin(body);
     let mut waiting = None;
     loop {
@@ -317,7 +379,7 @@ fn end_before_head<B>(
 }
 
 /// The teardown is finished: the response as it was, or an error in its place.
-fn conclude<B, E>(last: Last<E>, verdict: Option<Verdict>) -> Result<Response<ScopeBody<B>>, E> {
+fn answer<B, E>(last: Last<E>, verdict: Option<Verdict>) -> Result<Response<ScopeBody<B>>, E> {
     let failed = verdict
         .map(|verdict| verdict.outcome)
         .filter(|outcome| !outcome.is_complete());

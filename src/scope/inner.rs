@@ -52,12 +52,12 @@ pub(super) fn end_hint<B: Body>(inner: Pin<&Option<Inner<B>>>) -> bool {
     inner.get_ref().as_ref().is_none_or(Inner::end_hint)
 }
 
-/// The inner body, if it is to be asked for its next frame; else what that means.
+/// The inner future or body, if it is to be polled; else what that means.
 #[inline]
-pub(super) fn askable<'a, B>(
+pub(super) fn askable<'a, T>(
     owner: &Owner,
-    inner: Pin<&'a mut Option<Inner<B>>>,
-) -> Result<Pin<&'a mut Inner<B>>, Unasked> {
+    inner: Pin<&'a mut Option<T>>,
+) -> Result<Pin<&'a mut T>, Unasked> {
     if owner.is_interrupted() {
         return Err(Unasked::Interrupted);
     }
@@ -67,7 +67,7 @@ pub(super) fn askable<'a, B>(
     inner.as_pin_mut().ok_or(Unasked::Gone)
 }
 
-/// Why an inner body is not asked.
+/// Why what is inner is not polled.
 pub(super) enum Unasked {
     Interrupted,
     Panicked,

@@ -89,7 +89,8 @@ impl Scope {
         let supervisor = supervisor.unwrap_or(&options.supervisor);
         let span = Span::current();
         let scope = supervisor.register(|registration| {
-            Arc::new(Scope {
+            // Not `new`, which would copy it to where it stays: it is large.
+            Arc::new_cyclic(|_| Scope {
                 method: opening.method.clone(),
                 uri: opening.uri.clone(),
                 version: opening.version,

@@ -210,7 +210,18 @@ impl Default for Owner {
 }
 
 impl Drop for Owner {
+    #[inline]
     fn drop(&mut self) {
+        // Most have told their end by now, or have none to tell.
+        if let Role::Root(_) | Role::Joined(_) = self.role {
+            self.end_dropped();
+        }
+    }
+}
+
+impl Owner {
+    #[inline(never)]
+    fn end_dropped(&mut self) {
         match mem::replace(&mut self.role, Role::Free) {
             Role::Root(scope) => {
                 scope.lock().dropping = (!thread::panicking()).then(|| self.inner_name());
@@ -226,9 +237,7 @@ impl Drop for Owner {
             Role::Unreached(_) | Role::Free => {}
         }
     }
-}
 
-impl Owner {
     /// What a drop before the end means.
     fn dropped(&self, scope: &Scope) -> (Outcome, Option<Cause>) {
         if self.has_panicked() {
