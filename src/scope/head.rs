@@ -35,7 +35,9 @@ impl Scope {
             if self.cloned.load(Ordering::Acquire) {
                 self.hear_of_answer(&child);
             }
-            self.adopt(child.clone()) || child.lock().used
+            let used = self.adopt(child.clone()) || child.lock().used;
+            self.hold_with(&child);
+            used
         });
         // A movable child tells its parent that this is the answer.
         let has_parent = self.parent.get().is_some();

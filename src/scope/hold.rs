@@ -1,8 +1,8 @@
 //! Keeping a scope open past its body: for upgrades, and for work the response does not wait for.
 
 use std::{
-    fmt,
-    sync::{Arc, MutexGuard},
+    fmt, mem,
+    sync::{Arc, MutexGuard, Weak, atomic::Ordering},
 };
 
 use super::{
@@ -65,13 +65,47 @@ impl fmt::Debug for Hold {
 impl Scope {
     /// Keeps the scope open past its body; false if it has ended.
     pub(crate) fn hold(&self) -> bool {
-        let mut state = self.lock();
-        let live = state.phase == Phase::Live;
-        if live {
-            state.used = true;
-            state.work().holds += 1;
+        let live = {
+            let mut state = self.lock();
+            let live = state.phase == Phase::Live;
+            if live {
+                state.used = true;
+                state.work().holds += 1;
+            }
+            live
+        };
+        if live && self.answers.load(Ordering::Acquire) {
+            if let Some(parent) = self.parent.get().and_then(Weak::upgrade) {
+                parent.hold_with(self);
+            }
         }
         live
+    }
+
+    /// What keeps a child open whose response is ours keeps us open, too: all its holds together are one of ours.
+    pub(super) fn hold_with(&self, child: &Scope) {
+        let parent = child.parent.get().and_then(Weak::upgrade);
+        if !parent.is_some_and(|parent| std::ptr::eq(&*parent, self)) {
+            return;
+        }
+        let further_out = {
+            let mut state = self.lock();
+            let mut theirs = child.lock();
+            let held = theirs.phase == Phase::Live && theirs.work.is_some();
+            let new = held && theirs.work().holds > 0 && !theirs.work().holds_parent;
+            if !new || state.phase != Phase::Live {
+                return;
+            }
+            theirs.work().holds_parent = true;
+            state.used = true;
+            state.work().holds += 1;
+            self.answers.load(Ordering::Acquire)
+        };
+        if further_out {
+            if let Some(parent) = self.parent.get().and_then(Weak::upgrade) {
+                parent.hold_with(self);
+            }
+        }
     }
 
     /// A hold goes, with what it makes of the outcome. The end starts under the same lock: no hold can be
@@ -84,18 +118,26 @@ impl Scope {
         if work.held.is_complete() {
             work.held = outcome;
         }
-        if !live || work.holds > 0 {
+        if work.holds > 0 {
             return;
         }
         let held = work.held;
+        let parent = mem::take(&mut work.holds_parent)
+            .then(|| self.parent.get().and_then(Weak::upgrade))
+            .flatten();
         match work.body_end.as_ref().map(|&(first, _)| first) {
+            _ if !live => drop(state),
             // The body ended badly before: the first cause wins, and is known.
             Some(first) if !first.is_complete() => self.end_held(state, first),
             _ if !held.is_complete() => {
                 self.interrupt_under(state, held, BodyError::from(ended(held)));
             }
             Some(first) => self.end_held(state, first),
-            None => {}
+            None => drop(state),
+        }
+        // Behind the start of our end, for which it waits.
+        if let Some(parent) = parent {
+            parent.release_hold(held);
         }
     }
 

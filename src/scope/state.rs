@@ -106,6 +106,8 @@ pub(super) struct Work {
     /// How the body ended while holds were out.
     pub(super) body_end: Option<(Outcome, Option<Cause>)>,
     pub(super) holds: usize,
+    /// They are one of our parent's.
+    pub(super) holds_parent: bool,
     /// What the holds made of it: the first that was not `Complete`. Counts once the last goes.
     pub(super) held: Outcome,
     pub(super) shut_by: ShutBy,
@@ -234,6 +236,7 @@ impl State {
             Box::new(Work {
                 body_end: None,
                 holds: 0,
+                holds_parent: false,
                 held: Outcome::Complete,
                 shut_by: ShutBy::Nobody,
                 last_frame: None,
