@@ -33,6 +33,10 @@ enum Under {
 }
 
 /// A handler that holds its scope and has a closer that fails, under middleware with a closer of its own.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "held work is nobody's task: that is what the hold is for"
+)]
 async fn held(under: Under, status: u16, word: Outcome) {
     let supervisor = Supervisor::new();
     let (report, mut reports) = mpsc::unbounded_channel::<EndReport>();
